@@ -1,0 +1,200 @@
+"""Every exception that nbqueue raises.
+
+The ground floor of all floors: imports nothing of ours. All of these survive a pickle round trip.
+
+::
+
+    NbqueueError
+    ├── BadOption (ValueError)          an option that cannot be meant: workers=0, timeout=-1
+    ├── NotSendable (TypeError)         a function or an argument that cannot be pickled
+    ├── ServerError (ConnectionError)
+    │   ├── ServerNotFound              no redis-server or valkey-server on this machine
+    │   ├── ServerUnreachable           nothing answers at this address
+    │   ├── ServerRefused               wrong password, or a user who may not
+    │   ├── ServerTooOld                older than Redis 6.2
+    │   └── ServerUnsafe                evicts keys, or would be talked to in the clear
+    ├── PoolError                       the process pool could not be started or kept
+    ├── ForkedQueue                     a forked child used its parent's queue
+    ├── UnsupportedKernel               an ipykernel with a known fault
+    ├── TaskError                       how a task ended, other than with its own exception
+    │   ├── WorkerDied                  its process was killed, crashed or left
+    │   ├── TaskTimeout                 it ran longer than its own limit
+    │   ├── ResultNotSendable           what it returned cannot be pickled
+    │   ├── BadMessage                  a message whose signature is wrong
+    │   └── RemoteError                 its exception could not be rebuilt here
+    ├── InputNotAvailable (EOFError)    a task called input()
+    └── TaskCancelled (concurrent.futures.CancelledError)
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from typing import Any
+
+__all__ = [
+    "BadMessage",
+    "BadOption",
+    "ForkedQueue",
+    "InputNotAvailable",
+    "NbqueueError",
+    "NotSendable",
+    "PoolError",
+    "RemoteError",
+    "ResultNotSendable",
+    "ServerError",
+    "ServerNotFound",
+    "ServerRefused",
+    "ServerTooOld",
+    "ServerUnreachable",
+    "ServerUnsafe",
+    "TaskCancelled",
+    "TaskError",
+    "TaskTimeout",
+    "UnsupportedKernel",
+    "WorkerDied",
+]
+
+
+class NbqueueError(Exception):
+    """Base of everything that nbqueue raises on its own account."""
+
+
+class BadOption(NbqueueError, ValueError):
+    """An option whose value cannot be meant; the message names the option and what it may be."""
+
+
+class NotSendable(NbqueueError, TypeError):
+    """A function or one of its arguments cannot be pickled; raised where the call is made."""
+
+
+class ServerError(NbqueueError, ConnectionError):
+    """Base of everything that is wrong with the Redis server."""
+
+
+class ServerNotFound(ServerError):
+    """No redis-server or valkey-server (6.2 or later) was found to start."""
+
+
+class ServerUnreachable(ServerError):
+    """Nothing that speaks Redis answers at the given address."""
+
+
+class ServerRefused(ServerError):
+    """The server answers, but refuses this user: a wrong password or a missing permission."""
+
+
+class ServerTooOld(ServerError):
+    """The server is older than Redis 6.2, the oldest with all stream commands that are needed."""
+
+
+class ServerUnsafe(ServerError):
+    """The server may delete our keys (eviction), or would be spoken to unencrypted from afar."""
+
+
+class PoolError(NbqueueError):
+    """The pool of worker processes could not be started or kept alive."""
+
+
+class ForkedQueue(NbqueueError):
+    """A forked child of the process that made a queue tried to use it."""
+
+
+class UnsupportedKernel(NbqueueError):
+    """The running ipykernel has a fault that nbqueue cannot work around."""
+
+
+class TaskError(NbqueueError):
+    """How a task ended, where that was not by an exception of its own."""
+
+
+class WorkerDied(TaskError):
+    """The process that ran the task died, and the task had no further attempt left.
+
+    Attributes
+    ----------
+    signal : int or None
+        Number of the signal that ended the process, None where it left by itself.
+    exitcode : int or None
+        Exit code where the process left by itself (``os._exit(3)`` gives 3).
+    attempts : int
+        How often the task was started.
+    peak_rss_bytes : int or None
+        The largest resident memory that the last process had, in bytes.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        signal: int | None = None,
+        exitcode: int | None = None,
+        attempts: int = 1,
+        peak_rss_bytes: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.signal = signal
+        self.exitcode = exitcode
+        self.attempts = attempts
+        self.peak_rss_bytes = peak_rss_bytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.args[0], self.__dict__.copy()))
+
+
+class TaskTimeout(TaskError):
+    """The task ran longer than its own ``timeout=``; not the TimeoutError of waiting for it.
+
+    Attributes
+    ----------
+    timeout_s : float or None
+        The limit in seconds.
+    """
+
+    def __init__(self, message: str, *, timeout_s: float | None = None) -> None:
+        super().__init__(message)
+        self.timeout_s = timeout_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.args[0], self.__dict__.copy()))
+
+
+class ResultNotSendable(TaskError):
+    """The task ran to its end, but what it returned cannot be pickled."""
+
+
+class BadMessage(TaskError):
+    """A message came with a wrong signature or shape. It was not unpickled."""
+
+
+class RemoteError(TaskError):
+    """The task raised an exception that could not be rebuilt here.
+
+    Attributes
+    ----------
+    type_name : str
+        Qualified name of the original exception's type.
+    traceback_text : str
+        The original traceback, as text.
+    """
+
+    def __init__(self, message: str, *, type_name: str = "", traceback_text: str = "") -> None:
+        super().__init__(message)
+        self.type_name = type_name
+        self.traceback_text = traceback_text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.args[0], self.__dict__.copy()))
+
+
+class InputNotAvailable(NbqueueError, EOFError):
+    """A task asked for keyboard input; workers have none."""
+
+
+class TaskCancelled(NbqueueError, concurrent.futures.CancelledError):
+    """The task was cancelled. A ``concurrent.futures.CancelledError``, not asyncio's."""
+
+
+def _rebuild(cls: type[NbqueueError], message: str, state: dict[str, Any]) -> NbqueueError:
+    error = cls(message)
+    error.__dict__.update(state)
+    return error

@@ -1,0 +1,1 @@
+"""Ground floor: all that knows Redis, and nothing that pickles."""

@@ -1,0 +1,382 @@
+"""A client, a URL or a socket path → connections with settings that suit a broker.
+
+redis-py's own defaults bite here (a socket timeout shorter than a blocking read, silent re-sending of
+commands, RESP3), so an `Address` takes over *where* a given client connects and *as whom*, and nothing else.
+A `Wire` is one connection: several commands leave in one write, replies are read in order. It never
+re-sends: whoever asks decides whether a step is safe to repeat.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+import hiredis
+import redis.connection
+import redis.exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from nbqueue.errors import (
+    BadOption,
+    ServerError,
+    ServerRefused,
+    ServerTooOld,
+    ServerUnreachable,
+    ServerUnsafe,
+)
+
+__all__ = ["MINIMUM_VERSION", "Address", "CommandError", "Wire", "check_server"]
+
+MINIMUM_VERSION = (6, 2)
+CONNECT_TIMEOUT_S = 5.0
+
+CommandError = redis.exceptions.ResponseError
+
+_TLS_OPTIONS = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a Redis server is and as whom to speak to it. Its repr hides the password.
+
+    >>> Address.from_url("redis://:secret@localhost:6380/2")
+    Address(host='localhost', port=6380, path='', db=2, username=None, tls=None)
+    """
+
+    host: str = "localhost"
+    port: int = 6379
+    path: str = ""
+    db: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: Mapping[str, Any] | None = None
+
+    @classmethod
+    def from_url(cls, url: str) -> Address:
+        """Read ``redis://``, ``rediss://`` (TLS) and ``unix://`` URLs, as redis-py does.
+
+        Raises
+        ------
+        BadOption
+            If the URL has another scheme or cannot be read.
+        """
+        try:
+            kwargs = dict(redis.connection.parse_url(url))
+        except (ValueError, AttributeError) as error:
+            raise BadOption(
+                f"{_without_password(url)!r} is not a Redis URL. Write redis://[user:password@]host:port/db, "
+                "rediss://… for TLS, or unix:///path/to/redis.sock."
+            ) from error
+        kind = cast(type, kwargs.pop("connection_class", redis.connection.Connection))
+        return cls._from_kwargs(kind, kwargs)
+
+    @classmethod
+    def from_client(cls, client: Any) -> Address:
+        """Take over where a ``redis.Redis`` connects; its timeouts, retries and decoding are left behind.
+
+        Raises
+        ------
+        BadOption
+            If it is no ``redis.Redis``, or one whose settings cannot be handed to worker processes.
+        """
+        pool = getattr(client, "connection_pool", None)
+        kind = getattr(pool, "connection_class", None)
+        if pool is None or not isinstance(kind, type) or "asyncio" in kind.__module__:
+            raise BadOption(
+                f"client must be None (a private server), a Redis URL or a redis.Redis, not {type(client).__name__}."
+            )
+        return cls._from_kwargs(kind, dict(pool.connection_kwargs))
+
+    @classmethod
+    def _from_kwargs(cls, kind: type, kwargs: dict[str, Any]) -> Address:
+        if kwargs.get("credential_provider") is not None:
+            raise BadOption("A credential_provider cannot be handed to worker processes; give username and password.")
+        common = {
+            "db": int(kwargs.get("db") or 0),
+            "username": kwargs.get("username"),
+            "password": kwargs.get("password"),
+        }
+        if issubclass(kind, redis.connection.UnixDomainSocketConnection):
+            return cls(path=str(kwargs["path"]), **common)
+        tls = None
+        if issubclass(kind, redis.connection.SSLConnection):
+            tls = {name: kwargs[name] for name in _TLS_OPTIONS if kwargs.get(name) is not None}
+        elif kind is not redis.connection.Connection:
+            raise BadOption(
+                f"Connections of the kind {kind.__name__} (Sentinel, Cluster or a kind of your own) are not "
+                "supported yet; give the URL of one server."
+            )
+        return cls(host=str(kwargs.get("host", "localhost")), port=int(kwargs.get("port", 6379)), tls=tls, **common)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Address:
+        return cls(**data)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def is_local(self) -> bool:
+        """True where no byte leaves this host."""
+        if self.path or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix://{self.path}"
+        return f"redis{'s' if self.tls is not None else ''}://{self.host}:{self.port}/{self.db}"
+
+    def require_safe(self, *, insecure: bool) -> None:
+        """Refuse to speak in the clear to another host.
+
+        Whoever can write to the server can keep work from being done, and payloads are readable on the way.
+
+        Raises
+        ------
+        ServerUnsafe
+            If the server is not on this host and lacks TLS or a password, unless `insecure` is true.
+        """
+        if insecure or self.is_local or (self.tls is not None and self.password):
+            return
+        lacking = " and ".join(
+            word for word, there in (("TLS", self.tls is not None), ("a password", self.password)) if not there
+        )
+        raise ServerUnsafe(
+            f"{self} is on another host and would be used without {lacking}. Use rediss://user:password@host:port, "
+            "or pass insecure=True if the network itself is private."
+        )
+
+
+class Wire:
+    """One connection to a server: many commands in one write, replies in order, nothing re-sent.
+
+    Not safe for threads. After any error it is closed, and the next `connect` starts afresh.
+
+    Parameters
+    ----------
+    address : Address
+    timeout_s : float
+        The longest wait for one reply. Must be longer than any BLOCK that is sent.
+    """
+
+    def __init__(self, address: Address, *, timeout_s: float) -> None:
+        self.address = address
+        self._timeout_s = timeout_s
+        self._connection: Any = None
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None
+
+    def connect(self) -> None:
+        """Open the connection and log in.
+
+        Raises
+        ------
+        ServerUnreachable, ServerRefused
+            With the address, the cause and what to do.
+        """
+        self.close()
+        a = self.address
+        kwargs: dict[str, Any] = {
+            "db": a.db,
+            "username": a.username,
+            "password": a.password,
+            "socket_timeout": self._timeout_s,
+            "retry": Retry(NoBackoff(), 0),
+            "protocol": 2,
+            "decode_responses": False,
+            "health_check_interval": 0,
+            "lib_name": None,
+            "lib_version": None,
+        }
+        connection: Any
+        if a.path:
+            connection = redis.connection.UnixDomainSocketConnection(path=a.path, **kwargs)
+        else:
+            kwargs |= {"host": a.host, "port": a.port, "socket_connect_timeout": CONNECT_TIMEOUT_S}
+            kwargs |= {"socket_keepalive": True}
+            if a.tls is None:
+                connection = redis.connection.Connection(**kwargs)
+            else:
+                connection = redis.connection.SSLConnection(**kwargs, **a.tls)
+        with self._explained():
+            connection.connect()
+        self._connection = connection
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.disconnect()
+
+    def abandon(self) -> None:
+        """Forget the connection without a word to the server: it belongs to the parent of this fork."""
+        self._connection = None
+
+    def fileno(self) -> int:
+        return int(self._open._sock.fileno())
+
+    def send(self, *commands: Sequence[Any]) -> None:
+        """Write one or more commands at once; read each one's reply with `receive`."""
+        packed = b"".join([hiredis.pack_command(tuple(command)) for command in commands])
+        with self._explained():
+            self._open.send_packed_command([packed], check_health=False)
+
+    def receive(self) -> Any:
+        """The next reply. An error reply is raised as `CommandError`; the connection stays usable."""
+        with self._explained():
+            return self._open.read_response(disconnect_on_error=True)
+
+    def call(self, *command: Any) -> Any:
+        self.send(command)
+        return self.receive()
+
+    def ready(self, timeout_s: float = 0.0) -> bool:
+        """True if a reply has begun to arrive, or the connection has ended (then `receive` says so)."""
+        try:
+            return bool(self._open.can_read(timeout_s))
+        except (redis.exceptions.ConnectionError, OSError):
+            return True
+
+    @property
+    def _open(self) -> Any:
+        if self._connection is None:
+            raise ServerUnreachable(f"Not connected to {self.address}.")
+        return self._connection
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except redis.exceptions.ResponseError as error:
+            if not _is_refusal(error):
+                raise
+            self.close()
+            raise self._refused(error) from error
+        except redis.exceptions.AuthenticationError as error:
+            self.close()
+            raise self._refused(error) from error
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as error:
+            self.close()
+            if _is_refusal(error):
+                raise self._refused(error) from error
+            raise ServerUnreachable(
+                f"No Redis server answers at {self.address}: {_short(error)}. Start one there, correct the "
+                "address, or call TaskQueue() without a client for a private server."
+            ) from error
+        except BaseException:
+            # Interrupted between a command and its reply: what comes next would be mistaken for it.
+            self.close()
+            raise
+
+    def _refused(self, error: Exception) -> ServerRefused:
+        return ServerRefused(
+            f"The Redis server at {self.address} refused this user: {_short(error)}. Check the user name and "
+            "password in the URL, and the user's permissions (ACL)."
+        )
+
+
+def check_server(wire: Wire) -> list[str]:
+    """Check once, at the first connection, that a server can be trusted with a queue.
+
+    Returns
+    -------
+    list of str
+        Warnings to show.
+
+    Raises
+    ------
+    ServerTooOld, ServerUnsafe
+    """
+    try:
+        info = _info(wire.call("INFO", "server")) | _info(wire.call("INFO", "memory"))
+    except ServerRefused:
+        wire.connect()
+        return [f"{wire.address} forbids INFO: version and eviction policy could not be checked."]
+    version = info.get("redis_version", "0")
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < MINIMUM_VERSION:
+        raise ServerTooOld(
+            f"The server at {wire.address} is Redis {version}; nbqueue needs 6.2 or later (or Valkey)."
+        )
+    policy = info.get("maxmemory_policy", "noeviction")
+    limit = int(info.get("maxmemory", "0"))
+    if policy.startswith("allkeys-") and limit:
+        raise ServerUnsafe(
+            f"The server at {wire.address} deletes any key when its memory is full (maxmemory-policy {policy}), "
+            "which loses tasks. Set it to noeviction."
+        )
+    if policy.startswith("allkeys-") or (policy.startswith("volatile-") and limit):
+        return [
+            f"The server at {wire.address} has maxmemory-policy {policy}: when its memory is full it deletes keys. "
+            "Set it to noeviction."
+        ]
+    return []
+
+
+def wait_until_ready(address: Address, timeout_s: float) -> None:
+    """Wait until the server answers PING with PONG (not LOADING).
+
+    Raises
+    ------
+    ServerUnreachable
+        If it does not within `timeout_s`.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        wire = Wire(address, timeout_s=2.0)
+        try:
+            wire.connect()
+            if wire.call("PING") == b"PONG":
+                return
+        except ServerUnreachable:
+            if time.monotonic() > deadline:
+                raise
+        except CommandError:
+            if time.monotonic() > deadline:
+                raise ServerUnreachable(f"{address} did not become ready in {timeout_s:g} s.") from None
+        finally:
+            wire.close()
+        time.sleep(0.005)
+
+
+def _info(reply: Any) -> dict[str, str]:
+    lines = bytes(reply).decode("utf-8", "replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    text = str(error)
+    if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.NoPermissionError):
+        return True
+    return text.startswith(("NOAUTH", "WRONGPASS", "NOPERM", "ERR invalid password", "ERR AUTH"))
+
+
+def _short(error: BaseException) -> str:
+    cause = error.__cause__ or error.__context__
+    text = str(error) or type(error).__name__
+    if isinstance(cause, socket.gaierror):
+        return f"unknown host ({cause.strerror})"
+    if isinstance(cause, OSError) and cause.strerror and cause.strerror not in text:
+        return f"{text} ({cause.strerror})"
+    return text.rstrip(".")
+
+
+def _without_password(url: object) -> str:
+    text = str(url)
+    head, at, tail = text.rpartition("@")
+    return f"…@{tail}" if at and head else text
+
+
+def is_server_error(error: BaseException) -> bool:
+    """True for what a reconnect may mend."""
+    return isinstance(error, ServerError) and not isinstance(error, ServerRefused | ServerTooOld | ServerUnsafe)

@@ -1,0 +1,101 @@
+"""Every key of a queue: its type, who writes it, when it dies.
+
+All keys of one queue share one prefix with one hash tag, so they live on one slot of a Redis Cluster,
+and one ACL pattern (``~nbq:{...}:*``) covers them. The prefix holds the fingerprint of the signing secret,
+so two users of one Redis who chose the same queue name cannot fail each other's calls.
+
+=============  ======  ==========================================  =======================================
+key            type    what                                        dies
+=============  ======  ==========================================  =======================================
+``s:0``        stream  calls that go first: retried, given back    7 days after it was last empty and seen
+``s:1``        stream  calls in order of submission                7 days after it was last empty and seen
+``o:<client>`` hash    open call → ``entry|items done``            with its last open call
+``c:<client>`` hash    ``epoch`` and ``mark`` (highest call taken) 7 days after its last open call
+``r:<client>`` stream  replies and events, trimmed by the client   7 days after the last reply
+``f:<digest>`` hash    a blob: ``b`` bytes, ``refs`` open calls    1 hour after its last open call
+``z``, ``zp``  zset,   delayed retries: due time; parked content   with the last delayed retry
+               hash
+``hb``         hash    host → heartbeat counter                    7 days after the last beat
+``hw``         hash    host → number of its workers                7 days after the last beat
+``pool``       hash    host → its PoolState as JSON                7 days after the last beat
+``h:<host>``   stream  inbox of a host's supervisor                1 minute after the last message
+``n``          hash    counters: done, failed, cancelled, retried  7 days after the last change
+=============  ======  ==========================================  =======================================
+
+Nothing that an open call needs has a lifetime: a laptop may sleep for a night.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from nbqueue.errors import BadOption
+
+__all__ = ["GROUP", "Keys"]
+
+GROUP = "w"
+_NAME = re.compile(r"[^\s{}]{1,200}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The names of one queue's keys.
+
+    >>> keys = Keys.of("tasks", "1a2b3c4d")
+    >>> keys.prefix, keys.replies("c1")
+    ('nbq:{tasks:1a2b3c4d}:', 'nbq:{tasks:1a2b3c4d}:r:c1')
+    """
+
+    prefix: str
+
+    @classmethod
+    def of(cls, name: str, fingerprint: str) -> Keys:
+        """Keys of the queue `name` for the holders of the secret with this `fingerprint`.
+
+        Raises
+        ------
+        BadOption
+            If the name is empty, longer than 200 characters or holds white space or braces.
+        """
+        if not isinstance(name, str) or not _NAME.match(name):
+            raise BadOption(
+                f"stream_key={name!r}: a queue's name is 1 to 200 characters without spaces or braces."
+            )
+        return cls(f"nbq:{{{name}:{fingerprint}}}:")
+
+    @property
+    def first(self) -> str:
+        return self.prefix + "s:0"
+
+    @property
+    def normal(self) -> str:
+        return self.prefix + "s:1"
+
+    def replies(self, client: str) -> str:
+        return f"{self.prefix}r:{client}"
+
+    def open_calls(self, client: str) -> str:
+        return f"{self.prefix}o:{client}"
+
+    def blob(self, digest: str) -> str:
+        return f"{self.prefix}f:{digest}"
+
+    def inbox(self, host: str) -> str:
+        return f"{self.prefix}h:{host}"
+
+    @property
+    def pool(self) -> str:
+        return self.prefix + "pool"
+
+    @property
+    def host_workers(self) -> str:
+        return self.prefix + "hw"
+
+    @property
+    def counts(self) -> str:
+        return self.prefix + "n"
+
+    @property
+    def delayed(self) -> str:
+        return self.prefix + "z"

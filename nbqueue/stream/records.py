@@ -1,0 +1,139 @@
+"""Records that travel between kernel and workers. Frozen; only what JSON or a stream entry can carry.
+
+A *call* is what a client submits: one or more items for one function. An *entry* is where a call lies in a
+stream, written ``<stream>/<id>``. A *report* is a worker's word on finished items of a call.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+__all__ = ["Call", "Fetched", "HostState", "Incoming", "QueueCounts", "Report", "RunningTask", "WorkerState"]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call on its way out. `digests` name the blobs that it needs: its function first."""
+
+    n: int
+    digests: tuple[str, ...]
+    items: int
+    payload: bytes
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A call as a worker receives it.
+
+    `attempt` counts from 1. `first` is the first item that still has to run. `charged` is the item that was
+    running when an earlier worker died, or -1; `crashes` is how often, or -1 if that item has ended.
+    """
+
+    entry: str
+    client: str
+    n: str
+    digests: tuple[str, ...]
+    items: int
+    attempt: int
+    crashes: int
+    first: int
+    charged: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Items ``first … first + items - 1`` of a fetched call are finished; `reply` is the sealed message.
+
+    With `retry_delay_s`, the last of them is to run again; `retry_payload` is its own sealed message when
+    the call has several items.
+    """
+
+    call: Fetched
+    first: int
+    items: int
+    failed: int
+    reply: bytes
+    retry_delay_s: float | None = None
+    retry_payload: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """One message of a client's reply stream; `kind` is ``r`` (a reply) or ``e`` (an event)."""
+
+    id: bytes
+    n: str
+    kind: str
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RunningTask:
+    """What a worker runs right now: `item` of the call `client:n`, since `seconds`."""
+
+    name: str
+    client: str
+    n: str
+    item: int
+    attempt: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One worker process: ``idle``, ``busy``, ``waiting`` (for a task that it called) or ``starting``."""
+
+    slot: int
+    pid: int
+    state: str
+    task: RunningTask | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostState:
+    """A host as its supervisor publishes it with every heartbeat."""
+
+    host: str
+    hostname: str
+    pid: int
+    workers: tuple[WorkerState, ...] = field(default_factory=tuple)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> HostState:
+        data = json.loads(text)
+        workers = []
+        for worker in data["workers"]:
+            task = worker["task"]
+            worker["task"] = _known(RunningTask, task) if task else None
+            workers.append(_known(WorkerState, worker))
+        return cls(data["host"], data["hostname"], data["pid"], tuple(workers))
+
+
+def _known(cls: type[_T], data: dict[str, object]) -> _T:
+    # A newer host may publish more than this version knows.
+    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    return cls(**{k: v for k, v in data.items() if k in names})
+
+
+@dataclass(frozen=True, slots=True)
+class QueueCounts:
+    """What the streams and counters say: `queued` not yet fetched, `fetched` not yet finished."""
+
+    queued: int
+    fetched: int
+    delayed: int
+    done: int
+    failed: int
+    cancelled: int
+    retried: int
+    hosts: Sequence[HostState] = ()

@@ -1,0 +1,67 @@
+-- Report finished items. The first success wins from any attempt; a failure or a retry counts only from
+-- the current one. Ack, result and counters are one step, the ack first (see pass_memory_limit).
+-- ARGV, 11 for each report: entry, client, n, digests, first item, number of items, items in the call,
+--   failed items, reply, retry delay in ms or '', payload of the retried item or ''.
+-- With a delay, the last item of the report is to run again: a call with one item is parked as it is; an
+-- item of a chunk becomes the call "<n>.<item>" with the payload given.
+-- Returns for each report 'OK' or 'STALE' (drop it, and whatever else is left of that entry).
+pass_memory_limit()
+local out = {}
+local now = nil
+for at = 1, #ARGV, 11 do
+  local entry, client, n, digests = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  local first, items, total = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
+  local failed, reply = tonumber(ARGV[at + 7]), ARGV[at + 8]
+  local delay, payload = ARGV[at + 9], ARGV[at + 10]
+  local retry = delay ~= ''
+  local current, done = standing(client, n)
+  local upto = first + items
+  if not current then
+    drop(client, n, entry)
+    out[#out + 1] = 'STALE'
+  elseif first > done or upto <= done or (current ~= entry and (failed > 0 or retry)) then
+    -- Already reported (a reply was lost), or an old attempt that has no say.
+    if current ~= entry then drop(client, n, entry) end
+    out[#out + 1] = (current == entry and upto <= done) and 'OK' or 'STALE'
+  else
+    local parked = nil
+    if retry then
+      parked = read(entry)
+      now = now or redis.call('TIME')
+      parked.due = now[1] * 1000 + math.floor(now[2] / 1000) + tonumber(delay)
+    end
+    if upto >= total then
+      drop(client, n, entry)
+      if current ~= entry then drop(client, n, current) end
+    end
+    if retry then
+      local attempt = string.match(parked.s, '^%d+') + 1
+      local name = n
+      if total > 1 then
+        name = n .. '.' .. (upto - 1)
+        parked.n, parked.i, parked.p = name, '1', payload
+        -- The item's own attempts are counted from here; the chunk's were for losing its worker.
+        attempt = 2
+        hold(digests)
+      end
+      parked.s = attempt .. ' 0 0 -1'
+      local member = client .. ' ' .. name
+      redis.call('ZADD', P .. 'z', parked.due, member)
+      redis.call('HSET', P .. 'zp', member,
+        cmsgpack.pack({parked.c, parked.n, parked.d, parked.i, parked.s, parked.p}))
+      stand(client, name, 'z/' .. attempt, 0)
+      count('retried', 1)
+    end
+    if upto < total then
+      stand(client, n, current, upto)
+    elseif not (retry and total == 1) then
+      close(client, n, digests)
+    end
+    tell(client, n, 'r', reply)
+    count('done', items - failed - (retry and 1 or 0))
+    count('failed', failed)
+    out[#out + 1] = 'OK'
+  end
+end
+lifetimes()
+return out

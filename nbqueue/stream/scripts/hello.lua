@@ -1,0 +1,10 @@
+-- A client (re)connects: make its record if the server has none; say where it stands.
+-- ARGV: client, a random epoch to use if the record is new. Returns epoch, mark, workers.
+local client, fresh = ARGV[1], ARGV[2]
+local key = P .. 'c:' .. client
+ready()
+if redis.call('HSETNX', key, 'epoch', fresh) == 1 then redis.call('HSET', key, 'mark', 0) end
+if redis.call('EXISTS', P .. 'o:' .. client) == 0 then redis.call('EXPIRE', key, IDLE_S) end
+lifetimes()
+local record = redis.call('HMGET', key, 'epoch', 'mark')
+return {record[1], tonumber(record[2]), workers()}

@@ -1,0 +1,45 @@
+-- Take calls, each once: a call at or below the client's mark was taken before, and may have ended since.
+-- ARGV: client, epoch,
+--       number of blobs, then (digest, bytes) each,
+--       number of needed digests, then each,
+--       number of calls, then (n, digests, items, first item, payload) each, n rising.
+-- Returns {'OK', mark, workers}, {'EPOCH'} (the server lost this client's record: say hello first) or
+-- {'NEED', digest...} (blobs that the server no longer has; nothing was taken).
+local client, epoch = ARGV[1], ARGV[2]
+local key = P .. 'c:' .. client
+local record = redis.call('HMGET', key, 'epoch', 'mark')
+if record[1] ~= epoch then return {'EPOCH'} end
+ready()
+local at = 3
+local function take()
+  local value = ARGV[at]
+  at = at + 1
+  return value
+end
+for _ = 1, tonumber(take()) do
+  local digest, bytes = take(), take()
+  if redis.call('HSETNX', P .. 'f:' .. digest, 'b', bytes) == 1 then
+    redis.call('EXPIRE', P .. 'f:' .. digest, BLOB_IDLE_S)
+  end
+end
+local missing = {'NEED'}
+for _ = 1, tonumber(take()) do
+  local digest = take()
+  if redis.call('HEXISTS', P .. 'f:' .. digest, 'b') == 0 then missing[#missing + 1] = digest end
+end
+if #missing > 1 then return missing end
+local mark = tonumber(record[2])
+for _ = 1, tonumber(take()) do
+  local n, digests, items, first, payload = take(), take(), take(), take(), take()
+  if tonumber(n) > mark then
+    mark = tonumber(n)
+    local e = {c = client, n = n, d = digests, i = items, s = '1 0 ' .. first .. ' -1', p = payload}
+    stand(client, n, add(1, e), first)
+    hold(digests)
+  end
+end
+redis.call('HSET', key, 'mark', mark)
+redis.call('PERSIST', key)
+if redis.call('EXISTS', P .. 'o:' .. client) == 0 then redis.call('EXPIRE', key, IDLE_S) end
+redis.call('PERSIST', NORMAL)
+return {'OK', mark, workers()}
