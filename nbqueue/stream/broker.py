@@ -13,17 +13,20 @@ from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
+from redis.exceptions import NoScriptError
+
 from nbqueue.stream.connect import CommandError, Wire
 from nbqueue.stream.keys import GROUP, Keys
 from nbqueue.stream.records import Call, Fetched, HostState, Incoming, QueueCounts, Report
 
-__all__ = ["BLOCK_MS", "Broker", "Hello", "NeedBlobs", "OtherEpoch", "Taken"]
+__all__ = ["BLOCK_MS", "Beat", "Broker", "Forgot", "Hello", "NeedBlobs", "OtherEpoch", "Taken"]
 
 # A blocked read under FLUSHALL sleeps on in Redis 6.2, so it must end by itself soon; a reconnect would
 # notice nothing either.
 BLOCK_MS = 2000
 
 _SCRIPTS = (
+    "prepare",
     "hello",
     "submit",
     "finish",
@@ -61,6 +64,17 @@ class NeedBlobs(NamedTuple):
     digests: tuple[str, ...]
 
 
+class Beat(NamedTuple):
+    """Seconds until the next delayed retry (None: there is none), and every host's counter."""
+
+    due_s: float | None
+    counters: dict[str, int]
+
+
+class Forgot(NamedTuple):
+    """The server has lost its data since this host registered: register again."""
+
+
 @cache
 def script(name: str) -> bytes:
     """The full text of a step, with the common part before it."""
@@ -94,13 +108,8 @@ class Broker:
         self.ensure_group()
 
     def ensure_group(self) -> None:
-        """Make both streams and their group if they are missing."""
-        for key in (self.keys.first, self.keys.normal):
-            try:
-                self.wire.call("XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM")
-            except CommandError as error:
-                if "BUSYGROUP" not in str(error):
-                    raise
+        """Make both streams and their group if they are missing, also when memory is full."""
+        self.step("prepare")
 
     def command(self, name: str, *args: Any) -> tuple[Any, ...]:
         return ("EVALSHA", _sha(name), "1", self.keys.prefix, *args)
@@ -109,10 +118,25 @@ class Broker:
         """Run one step. A server that was restarted has forgotten its scripts: the text is sent again."""
         try:
             return self.wire.call(*self.command(name, *args))
-        except CommandError as error:
-            if "NOSCRIPT" not in str(error):
-                raise
+        except NoScriptError:
+            # By type: redis-py cuts the word NOSCRIPT off the message.
+            pass
         return self.wire.call("EVAL", script(name), "1", self.keys.prefix, *args)
+
+    def _read_all(self, *commands: Sequence[Any]) -> list[Any]:
+        """Send commands in one write. An error is raised only when every reply has been read: one left
+        behind would be taken for the answer to the next command."""
+        self.wire.send(*commands)
+        answers: list[Any] = []
+        refused: CommandError | None = None
+        for _ in commands:
+            try:
+                answers.append(self.wire.receive())
+            except CommandError as error:
+                refused = refused or error
+        if refused is not None:
+            raise refused
+        return answers
 
     # Client
 
@@ -169,7 +193,7 @@ class Broker:
         """What the streams say now. Several reads, not one step."""
         self.ensure_group()
         keys = self.keys
-        self.wire.send(
+        first, normal, pending0, pending1, delayed, counts, pool = self._read_all(
             ("XLEN", keys.first),
             ("XLEN", keys.normal),
             ("XPENDING", keys.first, GROUP),
@@ -178,7 +202,6 @@ class Broker:
             ("HGETALL", keys.counts),
             ("HGETALL", keys.pool),
         )
-        first, normal, pending0, pending1, delayed, counts, pool = [self.wire.receive() for _ in range(7)]
         fetched = pending0[0] + pending1[0]
         n = {k.decode(): int(v) for k, v in zip(counts[::2], counts[1::2], strict=True)}
         return QueueCounts(
@@ -276,21 +299,25 @@ class Broker:
 
     # Supervisor
 
-    def register(self, host: str, workers: int, state: HostState) -> None:
-        self.step("register", host, str(workers), state.to_json())
+    def register(self, host: str, workers: int, state: HostState, fresh_epoch: str = "0") -> str:
+        """Join as `host`. Returns the epoch of the server's memory, to be given with every beat."""
+        epoch: bytes = self.step("register", host, str(workers), state.to_json(), fresh_epoch)
+        return epoch.decode()
 
     def beat(
-        self, host: str, workers: int, state: HostState, living: Iterable[str]
-    ) -> tuple[float | None, dict[str, int]] | None:
-        """Seconds until the next delayed retry (None: there is none) and every host's counter.
+        self, host: str, workers: int, state: HostState, living: Iterable[str], epoch: str = ""
+    ) -> Beat | Forgot | None:
+        """One heartbeat. None when this host is fenced: others have declared it dead.
 
-        None when this host is fenced: others have declared it dead.
+        With `epoch`, `Forgot` when the server has lost its data since.
         """
-        answer = self.step("beat", host, str(workers), state.to_json(), *living)
+        answer = self.step("beat", host, str(workers), state.to_json(), epoch, *living)
         if answer[0] == b"FENCED":
             return None
+        if answer[0] == b"FORGOT":
+            return Forgot()
         due = None if int(answer[1]) < 0 else int(answer[1]) / 1000
-        return due, {k.decode(): int(v) for k, v in zip(answer[2::2], answer[3::2], strict=True)}
+        return Beat(due, {k.decode(): int(v) for k, v in zip(answer[2::2], answer[3::2], strict=True)})
 
     def reap(self, host: str, counter: int) -> bool:
         return bool(self.step("reap", host, str(counter)))
@@ -321,9 +348,7 @@ class Broker:
     def poke(self, host: str) -> None:
         """Ask a host's supervisor to publish its state now."""
         inbox = self.keys.inbox(host)
-        self.wire.send(("XADD", inbox, "MAXLEN", "~", "1000", "*", "op", "beat"), ("EXPIRE", inbox, "60"))
-        self.wire.receive()
-        self.wire.receive()
+        self._read_all(("XADD", inbox, "MAXLEN", "~", "1000", "*", "op", "beat"), ("EXPIRE", inbox, "60"))
 
     def unblock(self, redis_id: int) -> None:
         """End another connection's blocking read."""

@@ -16,6 +16,7 @@ key            type    what                                        dies
 ``z``, ``zp``  zset,   delayed retries: due time; parked content   with the last delayed retry
                hash
 ``hb``         hash    host → heartbeat counter                    7 days after the last beat
+``e``          string  epoch of the server's memory of this queue  7 days after the last beat
 ``hw``         hash    host → number of its workers                7 days after the last beat
 ``pool``       hash    host → its PoolState as JSON                7 days after the last beat
 ``h:<host>``   stream  inbox of a host's supervisor                1 minute after the last message

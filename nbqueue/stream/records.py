@@ -13,7 +13,7 @@ from typing import TypeVar
 
 _T = TypeVar("_T")
 
-__all__ = ["Call", "Fetched", "HostState", "Incoming", "QueueCounts", "Report", "RunningTask", "WorkerState"]
+__all__ = ["Call", "Fetched", "HostState", "Incoming", "QueueCounts", "Report", "RunningTask", "Setting", "WorkerState"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,3 +137,21 @@ class QueueCounts:
     cancelled: int
     retried: int
     hosts: Sequence[HostState] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What of a kernel's surroundings its tasks run in: working directory, import path, and the environment
+    variables that were changed since the queue's first process was started (None: removed)."""
+
+    cwd: str
+    path: tuple[str, ...]
+    environ: tuple[tuple[str, str | None], ...]
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self), separators=(",", ":")).encode("utf-8", "surrogateescape")
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Setting:
+        d = json.loads(data.decode("utf-8", "surrogateescape"))
+        return cls(d["cwd"], tuple(d["path"]), tuple((name, value) for name, value in d["environ"]))

@@ -1,19 +1,20 @@
 -- One heartbeat of a host: raise its counter, publish its state, give back what dead consumers hold, move
 -- due retries into the stream.
--- ARGV: host, workers, state, then its living consumers.
--- Returns {'FENCED'} when others have declared this host dead (kill the workers, register under a new
+-- ARGV: host, workers, state, epoch as register gave it or '' to skip the check, then its living consumers.
+-- Returns {'FORGOT'} when the server has lost its data (register again, nothing is stranded), {'FENCED'} when others have declared this host dead (kill the workers, register under a new
 -- name), else {'OK', ms until the next delayed retry or -1, host, counter, host, counter, ...}.
 local host = ARGV[1]
+if ARGV[4] ~= '' and redis.call('GET', P .. 'e') ~= ARGV[4] then return {'FORGOT'} end
 if redis.call('HEXISTS', P .. 'hb', host) == 0 then return {'FENCED'} end
 pass_memory_limit()
 ready()
 redis.call('HINCRBY', P .. 'hb', host, 1)
 redis.call('HSET', P .. 'hw', host, ARGV[2])
 redis.call('HSET', P .. 'pool', host, ARGV[3])
-for _, name in ipairs({'hb', 'hw', 'pool'}) do redis.call('EXPIRE', P .. name, IDLE_S) end
+for _, name in ipairs({'hb', 'hw', 'pool', 'e'}) do redis.call('EXPIRE', P .. name, IDLE_S) end
 
 local living = {}
-for at = 4, #ARGV do living[ARGV[at]] = true end
+for at = 5, #ARGV do living[ARGV[at]] = true end
 local dead = {}
 for _, key in ipairs({FIRST, NORMAL}) do
   for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', key, GROUP)) do

@@ -35,16 +35,17 @@ for at = 1, #ARGV, 11 do
       if current ~= entry then drop(client, n, current) end
     end
     if retry then
-      local attempt = string.match(parked.s, '^%d+') + 1
+      local attempt, crashes, _, charged = string.match(parked.s, '^(%d+) (-?%d+) (%d+) (-?%d+)$')
+      attempt = attempt + 1
       local name = n
       if total > 1 then
         name = n .. '.' .. (upto - 1)
         parked.n, parked.i, parked.p = name, '1', payload
         -- The item's own attempts are counted from here; the chunk's were for losing its worker.
-        attempt = 2
+        attempt, crashes, charged = 2, 0, -1
         hold(digests)
       end
-      parked.s = attempt .. ' 0 0 -1'
+      parked.s = attempt .. ' ' .. crashes .. ' 0 ' .. charged
       local member = client .. ' ' .. name
       redis.call('ZADD', P .. 'z', parked.due, member)
       redis.call('HSET', P .. 'zp', member,

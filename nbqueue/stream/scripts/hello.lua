@@ -2,6 +2,8 @@
 -- ARGV: client, a random epoch to use if the record is new. Returns epoch, mark, workers.
 local client, fresh = ARGV[1], ARGV[2]
 local key = P .. 'c:' .. client
+-- A client must be able to come back to a full server: reading its replies is what makes room.
+pass_memory_limit()
 ready()
 if redis.call('HSETNX', key, 'epoch', fresh) == 1 then redis.call('HSET', key, 'mark', 0) end
 if redis.call('EXISTS', P .. 'o:' .. client) == 0 then redis.call('EXPIRE', key, IDLE_S) end

@@ -41,5 +41,5 @@ end
 redis.call('HSET', key, 'mark', mark)
 redis.call('PERSIST', key)
 if redis.call('EXISTS', P .. 'o:' .. client) == 0 then redis.call('EXPIRE', key, IDLE_S) end
-redis.call('PERSIST', NORMAL)
+lifetimes()
 return {'OK', mark, workers()}

@@ -1,0 +1,85 @@
+"""Run a notebook's functions in parallel, over a Redis stream.
+
+>>> from nbqueue import TaskQueue
+>>> queue = TaskQueue()
+>>> @queue.task
+... def double(x):
+...     return 2 * x
+>>> double.map(range(3)).results()
+[0, 2, 4]
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nbqueue.client.batch import Batch
+    from nbqueue.client.future import TaskFuture, as_completed, gather, wait
+    from nbqueue.client.queue import QueueStatus, TaskQueue
+    from nbqueue.client.task import Task
+    from nbqueue.errors import (
+        NbqueueError,
+        NotSendable,
+        RemoteError,
+        ServerError,
+        TaskCancelled,
+        TaskError,
+        TaskTimeout,
+        WorkerDied,
+    )
+
+__version__ = "0.1.0"
+
+# Loaded when first asked for: importing nbqueue must cost a notebook nothing.
+_HOMES = {
+    "Batch": "client.batch",
+    "NbqueueError": "errors",
+    "NotSendable": "errors",
+    "QueueStatus": "client.queue",
+    "RemoteError": "errors",
+    "ServerError": "errors",
+    "Task": "client.task",
+    "TaskCancelled": "errors",
+    "TaskError": "errors",
+    "TaskFuture": "client.future",
+    "TaskQueue": "client.queue",
+    "TaskTimeout": "errors",
+    "WorkerDied": "errors",
+    "as_completed": "client.future",
+    "gather": "client.future",
+    "wait": "client.future",
+}
+
+__all__ = [
+    "Batch",
+    "NbqueueError",
+    "NotSendable",
+    "QueueStatus",
+    "RemoteError",
+    "ServerError",
+    "Task",
+    "TaskCancelled",
+    "TaskError",
+    "TaskFuture",
+    "TaskQueue",
+    "TaskTimeout",
+    "WorkerDied",
+    "as_completed",
+    "gather",
+    "wait",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'nbqueue' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"nbqueue.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,652 @@
+"""`Batch`: the results of a map, still arriving.
+
+::
+
+    your iterable ─▶ feeder: chunks of items, a bounded number in flight ─▶ listener ─▶ stream
+    batch[i] ◀─ outcomes ◀─ listener (as they arrive)            tally ─▶ progress bar
+
+Results are kept in two flat arrays; futures are made only for the items that somebody asks for. The input is
+consumed as results come back, so it may be longer than memory or have no end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, Generic, TypeVar, cast, overload
+
+from nbqueue.client.chunking import Chunker
+from nbqueue.client.future import Outcome, TaskFuture, _call_soon, tick, wait_until
+from nbqueue.client.listener import Link, OpenCall
+from nbqueue.client.task import Options
+from nbqueue.codec.functions import dump_arguments, dumps, is_plain
+from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, CallBody, ReplyBody, dump_call
+from nbqueue.errors import NbqueueError, NotSendable, TaskCancelled
+from nbqueue.progress.tally import Snapshot, Tally
+from nbqueue.progress.views import Handle, open_view
+
+__all__ = ["Batch", "Recipe"]
+
+R = TypeVar("R")
+
+_OPEN, _CANCELLED = 0, ord("c")
+# Bytes of arguments that travel together at most.
+CHUNK_BYTES = 1_000_000
+
+
+class Recipe:
+    """What all calls of a batch have in common. `make` pickles the function as it is now."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        options: Options,
+        kwargs: dict[str, Any],
+        make: Callable[[], tuple[str, str, dict[str, bytes]]],
+    ) -> None:
+        self.fn = fn
+        self.options = options
+        self.kwargs = kwargs
+        self._make = make
+        self.renew()
+
+    def renew(self) -> None:
+        """Pickle the function and take note of the surroundings again."""
+        self.function, self.setting, self.blobs = self._make()
+        # Refused here with the name of the argument, then made as a packed call wants it.
+        dump_arguments((), self.kwargs, self.options.name, self.fn)
+        self.keywords = dumps(self.kwargs) if self.kwargs else b""
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        return tuple(self.blobs)
+
+    def body(self, packed: bytes = b"", frames: tuple[bytes, ...] = ()) -> bytes:
+        o = self.options
+        common = self.keywords if packed else b""
+        return dump_call(
+            CallBody(o.name, self.function, self.setting, o.timeout, o.retries, packed, frames, common)
+        )
+
+
+class Batch(Generic[R]):
+    """Results of a map, in order, as they arrive.
+
+    Iterating and indexing wait for the item in question; ``len`` is the number of items (for a generator,
+    once it has been consumed). An item that failed raises its exception where it is asked for, and only there.
+
+    Attributes
+    ----------
+    futures : sequence of TaskFuture
+        One for each item, made when asked for.
+    progress : Snapshot
+        Counts, rate and remaining time now.
+
+    Examples
+    --------
+    >>> batch = simulate.map(range(1_000))   # doctest: +SKIP
+    >>> batch.results()                      # doctest: +SKIP
+    >>> for future in batch.as_completed():  # doctest: +SKIP
+    ...     print(future.result())
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        recipe: Recipe,
+        items: Iterable[tuple[Any, ...]],
+        total: int | None,
+        show: bool,
+    ) -> None:
+        self._link = link
+        self._recipe = recipe
+        self._name = recipe.options.name
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._kinds = bytearray()
+        self._values: list[Any] = []
+        self._arguments: dict[int, bytes] = {}  # of failed items, to run them again
+        self._settled = 0
+        self._total = total
+        self._exhausted = False
+        self._input_error: BaseException | None = None
+        self._cancelled = False
+        self._futures: dict[int, TaskFuture[R]] = {}
+        self._finished: deque[int] | None = None  # in order of completion, once somebody wants to know
+        self._running: set[int] = set()
+        self._calls: dict[int, OpenCall] = {}
+        self._callbacks: list[Callable[[], object]] = []
+        self._chunker = Chunker(total, recipe.options.chunksize)
+        self._source = iter(items)
+        self._feeding = threading.Lock()
+        self._feeder: threading.Thread | None = None
+        self.tally = Tally(self._name, total)
+        self._check_first()
+        self._view: Handle | None = open_view(self.tally, self.cancel) if show else None
+        self._feed()
+
+    def __repr__(self) -> str:
+        s = self.progress
+        total = "?" if s.total is None else s.total
+        more = f", {s.failed} failed" if s.failed else ""
+        return f"<Batch {self._name} {s.done}/{total} done{more}>"
+
+    # Asking
+
+    def __len__(self) -> int:
+        """Raises TypeError while the length of a generator is not known yet."""
+        if self._total is None:
+            raise TypeError("The length of this batch is not known until its input has been consumed.")
+        return self._total
+
+    def __iter__(self) -> Iterator[R]:
+        index = 0
+        while self._wait_for(index, None):
+            yield self._get(index)
+            index += 1
+
+    @overload
+    def __getitem__(self, index: int) -> R: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[R]: ...
+    def __getitem__(self, index: int | slice) -> R | list[R]:
+        __tracebackhide__ = True
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if index < 0:
+            index += len(self)
+        if index < 0 or not self._wait_for(index, None):
+            raise IndexError(f"This batch has no item {index}.")
+        return self._get(index)
+
+    def results(self, *, return_exceptions: bool = False, timeout: float | None = None) -> list[Any]:
+        """All values, in order; waits for them. Interrupting the wait cancels the batch.
+
+        Parameters
+        ----------
+        return_exceptions : bool
+            Put exceptions into the list instead of raising the first.
+        timeout : float, optional
+            Seconds to wait for all of them.
+
+        Raises
+        ------
+        TimeoutError
+            If they have not all arrived in time; the batch goes on.
+        Exception
+            What the first failed item raised. The others' results stay: ask again with
+            ``return_exceptions=True``.
+        """
+        __tracebackhide__ = True
+        if not self.wait(timeout):
+            raise TimeoutError(f"{self!r} has not ended within {timeout:g} s; it goes on.")
+        if return_exceptions:
+            return [value if error is None else error for value, error in map(self._look, range(len(self._kinds)))]
+        values = [self._get(i) for i in range(len(self._kinds))]
+        if self._input_error is not None:
+            raise self._input_error
+        return values
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until every item has ended. False if they have not within `timeout` seconds."""
+        self._link.check_process()
+        ended = wait_until(self._changed, lambda: self.done, timeout, self._link, self.cancel)
+        if ended:
+            self._close_view()
+        return ended
+
+    @property
+    def done(self) -> bool:
+        """True when every item has ended."""
+        return self._exhausted and self._settled >= len(self._kinds)
+
+    @property
+    def progress(self) -> Snapshot:
+        return self.tally.snapshot()
+
+    @property
+    def futures(self) -> Sequence[TaskFuture[R]]:
+        return _Futures(self)
+
+    def as_completed(self, timeout: float | None = None) -> Iterator[TaskFuture[R]]:
+        """Futures of the items in the order in which they end; works for inputs without an end.
+
+        Raises
+        ------
+        TimeoutError
+            If no further item ends within `timeout` seconds of being asked for.
+        """
+        with self._lock:
+            if self._finished is None:
+                self._finished = deque(i for i, kind in enumerate(self._kinds) if kind != _OPEN)
+            finished = self._finished
+        seen = 0
+        while True:
+            if not wait_until(
+                self._changed, lambda: len(finished) > seen or self.done, timeout, self._link, self.cancel
+            ):
+                raise TimeoutError(f"No item of {self!r} has ended within {timeout:g} s.")
+            if seen >= len(finished):
+                self._close_view()
+                if self._input_error is not None:
+                    raise self._input_error
+                return
+            yield self.future(finished[seen])
+            seen += 1
+
+    @property
+    def failed(self) -> list[TaskFuture[R]]:
+        """Futures of the items that ended with an exception so far, in order."""
+        with self._lock:
+            failed = [i for i, kind in enumerate(self._kinds) if kind in (EXCEPTION, ERROR)]
+        return [self.future(i) for i in failed]
+
+    def future(self, index: int) -> TaskFuture[R]:
+        """The future of one item; the same one every time."""
+        with self._lock:
+            future = self._futures.get(index)
+            if future is None:
+                future = TaskFuture(f"{self._name}[{index}]", self._link, lambda: self._cancel_items([index]))
+                self._futures[index] = future
+            kind = self._kinds[index] if index < len(self._kinds) else _OPEN
+        if kind == _CANCELLED:
+            future.cancel()
+        elif kind != _OPEN:
+            future._arrive(self._values[index] if isinstance(self._values[index], Outcome) else self._outcome(index), None)
+        return future
+
+    def cancel(self) -> None:
+        """End every item that has not ended, queued and running alike. What has arrived stays."""
+        with self._changed:
+            self._cancelled = True
+            self._exhausted = True
+            open_items = [i for i, kind in enumerate(self._kinds) if kind == _OPEN]
+            calls = list(self._calls.values())
+            self._calls.clear()
+        self._link.cancel(calls)
+        self._cancel_items(open_items)
+        self._finish_if_done()
+
+    def retry_failed(self) -> Batch[R]:
+        """Run the failed items again, with the function as it is now. Their futures are made anew.
+
+        Returns
+        -------
+        Batch
+            This batch.
+        """
+        with self._lock:
+            again = [
+                i for i, kind in enumerate(self._kinds) if kind in (EXCEPTION, ERROR) and i in self._arguments
+            ]
+        if not again:
+            return self
+        self._recipe.renew()
+        with self._lock:
+            frames = [self._arguments.pop(i) for i in again]
+            for i in again:
+                self._kinds[i] = _OPEN
+                self._values[i] = None
+                self._futures.pop(i, None)
+            if self._finished is not None:
+                dropped = set(again)
+                self._finished = deque(i for i in self._finished if i not in dropped)
+            self._settled -= len(again)
+        self.tally.reopen(len(again))
+        if self._view is not None:
+            self._view = open_view(self.tally, self.cancel)
+        for i, frame in zip(again, frames, strict=True):
+            self._send([i], self._recipe.body(frames=(frame,)))
+        return self
+
+    def __await__(self) -> Generator[Any, None, list[R]]:
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> list[R]:
+        __tracebackhide__ = True
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        with self._lock:
+            if not self.done:
+                self._callbacks.append(lambda: _call_soon(loop, ended.set))
+            else:
+                ended.set()
+        await tick(ended, self.cancel)
+        return self.results()
+
+    def _wait_for(self, index: int, timeout: float | None) -> bool:
+        """True when the item has ended, False when there is none."""
+        if not (index < len(self._kinds) and self._kinds[index] != _OPEN):
+            self._link.check_process()
+
+            def ready() -> bool:
+                if index < len(self._kinds):
+                    return self._kinds[index] != _OPEN
+                return self._exhausted
+
+            wait_until(self._changed, ready, timeout, self._link, self.cancel)
+        if self.done:
+            self._close_view()
+        if index < len(self._kinds):
+            return True
+        if self._input_error is not None:
+            raise self._input_error
+        return False
+
+    def _get(self, index: int) -> R:
+        __tracebackhide__ = True
+        value, error = self._look(index)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+        return cast(R, value)
+
+    def _look(self, index: int) -> tuple[Any, BaseException | None]:
+        kind, value = self._kinds[index], self._values[index]
+        if kind == _CANCELLED:
+            return None, TaskCancelled(f"`{self._name}[{index}]` was cancelled.")
+        return value.get() if isinstance(value, Outcome) else (value, None)
+
+    def _outcome(self, index: int) -> Outcome:
+        return Outcome(self._kinds[index], self._values[index], True)
+
+    def _close_view(self) -> None:
+        if self._view is not None and threading.current_thread() is threading.main_thread():
+            # Now, so that the settled card belongs to the cell that waited.
+            self._view.close()
+
+    # Feeding
+
+    def _check_first(self) -> None:
+        """Pickle the first item at once: what cannot be sent at all is refused where it is made."""
+        first = next(self._source, None)
+        if first is None:
+            self._input_ended()
+            return
+        dump_arguments(first, self._recipe.kwargs, self._name, self._recipe.fn)
+        rest = self._source
+
+        def with_first() -> Iterator[tuple[Any, ...]]:
+            yield first
+            yield from rest
+
+        self._source = with_first()
+
+    def _feed(self) -> None:
+        """Fill what may be in flight. Later the feeder thread goes on, if more is left."""
+        while self._room():
+            if not self._send_chunk():
+                return
+        self._feeder = threading.Thread(target=self._keep_feeding, name="nbqueue-feeder", daemon=True)
+        self._feeder.start()
+
+    def _keep_feeding(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._exhausted or self._room())
+                if self._exhausted:
+                    return
+            if not self._send_chunk():
+                return
+
+    def _room(self) -> bool:
+        return len(self._calls) < self._chunker.in_flight(self._link.workers or self._link.expected_workers)
+
+    def _send_chunk(self) -> bool:
+        """Take items from the input and send them together. False when there are no more."""
+        size = self._chunker.next_size(self._link.workers or self._link.expected_workers)
+        items: list[tuple[Any, ...]] = []
+        try:
+            while len(items) < size:
+                items.append(next(self._source))
+        except StopIteration:
+            self._source = iter(())
+        except BaseException as error:  # noqa: BLE001 - the input is the user's code; its error is the batch's
+            self._input_error = error
+            self._source = iter(())
+        if items and not self._cancelled:
+            self._chunker.took(len(items))
+            with self._lock:
+                start = len(self._kinds)
+                self._kinds.extend(bytes(len(items)))
+                self._values.extend([None] * len(items))
+            if self._total is None:
+                self.tally.expect(len(self._kinds))
+            self._send_items(start, items)
+        if len(items) < size:
+            self._input_ended()
+            return False
+        if self._total is not None and len(self._kinds) >= self._total and self._at_end():
+            self._input_ended()
+            return False
+        return True
+
+    def _at_end(self) -> bool:
+        # A sized input that has given all its items: do not leave the last wake-up to a thread.
+        item = next(self._source, None)
+        if item is None:
+            return True
+        rest = self._source
+
+        def with_item() -> Iterator[tuple[Any, ...]]:
+            yield item
+            yield from rest
+
+        self._source = with_item()
+        return False
+
+    def _input_ended(self) -> None:
+        with self._changed:
+            self._exhausted = True
+            self._total = len(self._kinds)
+            self._changed.notify_all()
+        self.tally.expect(self._total)
+        self._finish_if_done()
+
+    def _send_items(self, start: int, items: list[tuple[Any, ...]]) -> None:
+        recipe = self._recipe
+        if all(is_plain(value) and not _is_long(value) for args in items for value in args):
+            self._send(range(start, start + len(items)), recipe.body(packed=pickle.dumps(items, protocol=5)))
+            return
+        frames: list[bytes] = []
+        places: list[int] = []
+        size = 0
+        for place, args in enumerate(items, start):
+            try:
+                frame = dump_arguments(args, recipe.kwargs, self._name, recipe.fn)
+            except NotSendable as error:
+                self._settle_one(place, Outcome(ERROR, error, True), failed=True)
+                continue
+            if places and (size + len(frame) > CHUNK_BYTES or places[-1] != place - 1):
+                self._send(places, recipe.body(frames=tuple(frames)))
+                frames, places, size = [], [], 0
+            frames.append(frame)
+            places.append(place)
+            size += len(frame)
+        if places:
+            self._send(places, recipe.body(frames=tuple(frames)))
+
+    def _send(self, places: Sequence[int], body: bytes) -> None:
+        # The lock is held until the call is noted, so that its reply cannot come first.
+        with self._lock:
+            if self._cancelled:
+                return
+            call = self._link.submit(
+                body,
+                self._recipe.digests,
+                self._recipe.blobs,
+                self,
+                items=len(places),
+                base=places[0],
+                splits=self._recipe.options.retries > 0,
+            )
+            self._calls[call.call.n] = call
+
+    # Arriving (the listener's thread)
+
+    def on_reply(self, call: OpenCall, item: int, body: ReplyBody) -> bool:
+        start = call.base + item
+        retried = 0
+        arrived: list[int] = []
+        failed = 0
+        with self._changed:
+            if body.packed and not body.kinds and not any(self._kinds[start : start + body.items]):
+                self._values[start : start + body.items] = pickle.loads(body.packed)
+                self._kinds[start : start + body.items] = bytes([VALUE]) * body.items
+                arrived.extend(range(start, start + body.items))
+            else:
+                kinds = body.kinds or bytes([VALUE]) * body.items
+                plain = pickle.loads(body.packed) if body.packed else None
+                for offset, kind in enumerate(kinds):
+                    place = start + offset
+                    if kind == RETRYING:
+                        retried += 1
+                    elif kind != SKIPPED and self._kinds[place] == _OPEN:
+                        if plain is not None:
+                            self._values[place] = plain[offset]
+                        else:
+                            self._values[place] = Outcome(kind, body.frames[offset], False)
+                        self._kinds[place] = kind
+                        arrived.append(place)
+                        if kind != VALUE:
+                            failed += 1
+                            self._keep_arguments(call, place)
+            self._settled += len(arrived)
+            was_running = len(self._running.intersection(range(start, start + body.items)))
+            self._running.difference_update(range(start, start + body.items))
+            if self._finished is not None:
+                self._finished.extend(arrived)
+            self._chunker.observe(body.items, body.seconds)
+            # A call is over when none of its items is open: one that is being retried still is.
+            ended = not self._kinds.count(_OPEN, call.base, call.base + call.call.items)
+            if ended:
+                self._calls.pop(call.call.n, None)
+            futures = [(self._futures[i], i) for i in arrived if i in self._futures] if self._futures else []
+            self._changed.notify_all()
+        if retried:
+            self.tally.retry(retried, was_running=min(was_running, retried))
+            was_running = max(0, was_running - retried)
+        self.tally.settle(done=len(arrived) - failed, failed=failed, was_running=was_running)
+        for future, place in futures:
+            value = self._values[place]
+            future._arrive(value if isinstance(value, Outcome) else self._outcome(place), body)
+        self._finish_if_done()
+        return ended
+
+    def _keep_arguments(self, call: OpenCall, place: int) -> None:
+        # Opened again from the call's own bytes, past version and signature.
+        from nbqueue.codec.messages import item_arguments, load_call
+
+        body = load_call(call.call.payload[33:])
+        offset = place - call.base
+        if body.frames:
+            self._arguments[place] = body.frames[offset]
+        else:
+            args, kwargs = item_arguments(body, pickle.loads(body.packed), offset)
+            self._arguments[place] = dumps((args, kwargs))
+
+    def on_started(self, call: OpenCall, item: int, worker: str, attempt: int) -> None:
+        place = call.base + item
+        with self._lock:
+            if self._kinds[place] != _OPEN:
+                return
+            # A worker runs one item at a time: whatever else of this call was running has ended.
+            others = {p for p in self._running if call.base <= p < call.base + call.call.items}
+            self._running -= others
+            self._running.add(place)
+            future = self._futures.get(place)
+        if not others:
+            self.tally.start()
+        if future is not None:
+            future.on_started(call, item, worker, attempt)
+
+    def on_broken(self, call: OpenCall, item: int, error: NbqueueError) -> bool:
+        for place in range(call.base, call.base + call.call.items):
+            self._settle_one(place, Outcome(ERROR, error, True), failed=True)
+        with self._changed:
+            self._calls.pop(call.call.n, None)
+            self._changed.notify_all()
+        return True
+
+    def first_open(self, call: OpenCall) -> int:
+        place = self._kinds.find(_OPEN, call.base, call.base + call.call.items)
+        return max(0, place - call.base)
+
+    def _settle_one(self, place: int, outcome: Outcome | None, *, failed: bool) -> None:
+        with self._changed:
+            if self._kinds[place] != _OPEN:
+                return
+            self._kinds[place] = outcome.kind if outcome is not None else _CANCELLED
+            self._values[place] = outcome
+            self._settled += 1
+            was_running = place in self._running
+            self._running.discard(place)
+            if self._finished is not None:
+                self._finished.append(place)
+            future = self._futures.get(place)
+            self._changed.notify_all()
+        self.tally.settle(failed=int(failed), cancelled=int(not failed), was_running=int(was_running))
+        if future is not None and outcome is not None:
+            future._arrive(outcome, None)
+        elif future is not None:
+            future.cancel()
+        self._finish_if_done()
+
+    def _cancel_items(self, places: Iterable[int]) -> None:
+        for place in places:
+            if place < len(self._kinds):
+                self._settle_one(place, None, failed=False)
+        with self._changed:
+            over = [
+                call
+                for call in self._calls.values()
+                if not self._kinds.count(_OPEN, call.base, call.base + call.call.items)
+            ]
+            for call in over:
+                del self._calls[call.call.n]
+            self._changed.notify_all()
+        if over:
+            self._link.cancel(over)
+
+    def _finish_if_done(self) -> None:
+        with self._changed:
+            if not self.done:
+                return
+            callbacks, self._callbacks = self._callbacks, []
+            self._changed.notify_all()
+        self.tally.finish()
+        for callback in callbacks:
+            callback()
+
+
+def _is_long(value: object) -> bool:
+    # Long strings go as frames, whose sizes are added up.
+    return isinstance(value, str | bytes) and len(value) > 10_000
+
+
+class _Futures(Sequence[TaskFuture[R]], Generic[R]):
+    """A batch's futures, made on access."""
+
+    def __init__(self, batch: Batch[R]) -> None:
+        self._batch = batch
+
+    def __len__(self) -> int:
+        return len(self._batch)
+
+    @overload
+    def __getitem__(self, index: int) -> TaskFuture[R]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TaskFuture[R]]: ...
+    def __getitem__(self, index: int | slice) -> TaskFuture[R] | list[TaskFuture[R]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(f"This batch has no item {index}.")
+        return self._batch.future(index)

@@ -1,0 +1,408 @@
+"""What a call returns at once: a `TaskFuture`. And ways to wait for several.
+
+Values arrive as bytes and are decoded where they are asked for, in the asking thread: unpickling runs users'
+code, and a value that cannot be unpickled must cost only the one who wants it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import pickle
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures._base import (
+    CANCELLED,
+    CANCELLED_AND_NOTIFIED,
+    FINISHED,
+    RUNNING,
+)
+from typing import Any, Generic, TypeVar, cast
+
+from nbqueue import context
+from nbqueue.client.listener import Link, OpenCall
+from nbqueue.codec.messages import ERROR, RETRYING, SKIPPED, VALUE, ReplyBody
+from nbqueue.codec.tracebacks import load_exception
+from nbqueue.errors import NbqueueError, RemoteError, TaskCancelled
+
+__all__ = ["Outcome", "TaskFuture", "as_completed", "gather", "wait"]
+
+R = TypeVar("R")
+
+_DONE = (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED)
+# Ticks of an awaiting cell: an interrupt is felt only when the loop wakes.
+TICK_S = 0.05
+HINT_S = 1.5
+
+
+class Outcome:
+    """How one item ended, decoded at the first look.
+
+    Parameters
+    ----------
+    kind : int
+        One of `codec.messages`' kinds.
+    data : object
+        The value itself if `decoded`, else its bytes.
+    """
+
+    __slots__ = ("_data", "_decoded", "_lock", "kind")
+
+    def __init__(self, kind: int, data: Any, decoded: bool) -> None:
+        self.kind = kind
+        self._data = data
+        self._decoded = decoded
+        self._lock = threading.Lock()
+
+    def get(self) -> tuple[Any, BaseException | None]:
+        """``(value, None)`` or ``(None, exception)``."""
+        with self._lock:
+            if not self._decoded:
+                try:
+                    self._data = self._decode()
+                except Exception as error:  # noqa: BLE001 - unpickling runs the value's own code
+                    self.kind = ERROR
+                    self._data = RemoteError(
+                        f"The result arrived, but cannot be unpickled here: {type(error).__name__}: {error}"
+                    )
+                    self._data.__cause__ = error
+                self._decoded = True
+        return (self._data, None) if self.kind == VALUE else (None, self._data)
+
+    def _decode(self) -> Any:
+        if self.kind in (VALUE, ERROR):
+            return pickle.loads(self._data)
+        return load_exception(self._data)
+
+
+class TaskFuture(concurrent.futures.Future[R], Generic[R]):
+    """The result of one call that runs in a worker process. A real ``concurrent.futures.Future``.
+
+    Calling it waits for the result, as does ``result()``; awaiting it works in cells. Interrupting any of
+    these cancels the call.
+
+    Attributes
+    ----------
+    name : str
+        The task's name.
+    attempts : int
+        How often the call was started, as far as is known here.
+    worker : str or None
+        The worker that ran it, ``host:slot:serial``.
+    seconds : float or None
+        How long its last attempt ran.
+    """
+
+    def __init__(self, name: str, link: Link | None, on_cancel: Callable[[], None] | None = None) -> None:
+        super().__init__()
+        self.name = name
+        self.attempts = 0
+        self.worker: str | None = None
+        self.seconds: float | None = None
+        self._link = link
+        self._call: OpenCall | None = None
+        self._on_cancel = on_cancel
+        self._outcome: Outcome | None = None
+
+    def __repr__(self) -> str:
+        with self._condition:
+            state = "cancelled" if self._state in _DONE[:2] else self._state.lower()
+            if self._outcome is not None:
+                state = "done" if self._outcome.kind == VALUE else "failed"
+        return f"<TaskFuture {self.name} {state}>"
+
+    # Asking
+
+    def result(self, timeout: float | None = None) -> R:
+        """The task's value; waits for it.
+
+        Raises
+        ------
+        TimeoutError
+            If it has not ended within `timeout` seconds.
+        TaskCancelled
+            If it was cancelled.
+        Exception
+            Whatever the task raised, with a traceback into its own code.
+        WorkerDied, TaskTimeout, ResultNotSendable, RemoteError
+            See `nbqueue.errors`.
+        """
+        __tracebackhide__ = True
+        error = self.exception(timeout)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # Break the circle frame → exception → traceback → frame.
+                del error
+        return cast(R, self._decoded()[0])
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The exception with which the task ended, None if it returned. Waits, and raises as `result` does."""
+        __tracebackhide__ = True
+        self._wait(timeout)
+        if self.cancelled():
+            raise TaskCancelled(f"`{self.name}` was cancelled.")
+        return self._decoded()[1]
+
+    def __call__(self, block: bool = True, timeout: float | None = None) -> R | None:
+        """The result as in the article that this grew from: waits if `block`, else None if not ready yet."""
+        __tracebackhide__ = True
+        if not self.done():
+            if not block:
+                return None
+            try:
+                self._wait(timeout)
+            except TimeoutError:
+                return None
+        return self.result()
+
+    def __await__(self) -> Generator[Any, None, R]:
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> R:
+        __tracebackhide__ = True
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+        self.add_done_callback(lambda _: _call_soon(loop, done.set))
+        await tick(done, self.cancel)
+        return self.result()
+
+    def cancel(self) -> bool:
+        """End the call as cancelled, also when it is running. False if it has ended before."""
+        with self._condition:
+            if self._state in _DONE:
+                return self._state != FINISHED
+            self._state = CANCELLED_AND_NOTIFIED
+            for waiter in self._waiters:
+                waiter.add_cancelled(self)
+            self._condition.notify_all()
+        if self._on_cancel is not None:
+            self._on_cancel()
+        elif self._link is not None and self._call is not None:
+            self._link.cancel([self._call])
+        self._invoke_callbacks()
+        return True
+
+    def _decoded(self) -> tuple[Any, BaseException | None]:
+        assert self._outcome is not None
+        return self._outcome.get()
+
+    def _wait(self, timeout: float | None) -> None:
+        if self._state in _DONE:
+            return
+        if self._link is not None:
+            self._link.check_process()
+        if not wait_until(self._condition, lambda: self._state in _DONE, timeout, self._link, self.cancel):
+            raise TimeoutError(f"`{self.name}` has not ended within {timeout:g} s; it goes on.")
+
+    # Arriving
+
+    def _arrive(self, outcome: Outcome, body: ReplyBody | None) -> None:
+        if body is not None:
+            self.attempts, self.worker = max(self.attempts, body.attempt), body.worker
+            self.seconds = body.seconds / body.items
+        with self._condition:
+            if self._state in _DONE:
+                return
+            self._outcome = outcome
+            self._state = FINISHED
+            for waiter in self._waiters:
+                if outcome.kind == VALUE:
+                    waiter.add_result(self)
+                else:
+                    waiter.add_exception(self)
+            self._condition.notify_all()
+        self._invoke_callbacks()
+
+    def on_reply(self, call: OpenCall, item: int, body: ReplyBody) -> bool:
+        kind = body.kinds[0] if body.kinds else VALUE
+        if kind == RETRYING:
+            self.attempts = max(self.attempts, body.attempt + 1)
+            return False
+        if kind != SKIPPED:
+            self._arrive(first_outcome(kind, body), body)
+        return True
+
+    def on_started(self, call: OpenCall, item: int, worker: str, attempt: int) -> None:
+        self.attempts, self.worker = max(self.attempts, attempt), worker
+        with self._condition:
+            if self._state not in _DONE:
+                self._state = RUNNING
+
+    def on_broken(self, call: OpenCall, item: int, error: NbqueueError) -> bool:
+        self._arrive(Outcome(ERROR, error, True), None)
+        return True
+
+    def first_open(self, call: OpenCall) -> int:
+        return 0
+
+
+def first_outcome(kind: int, body: ReplyBody) -> Outcome:
+    """The outcome of the first item of a reply."""
+    if body.packed:
+        return Outcome(kind, pickle.loads(body.packed)[0], True)
+    return Outcome(kind, body.frames[0], False)
+
+
+def wait_until(
+    condition: threading.Condition,
+    ready: Callable[[], bool],
+    timeout: float | None,
+    link: Link | None,
+    cancel: Callable[[], object],
+) -> bool:
+    """Wait for `ready()` under `condition`; False at the timeout. An interrupt cancels what is waited for.
+
+    Says so once on stderr if nobody is there to do the work. Inside a task, the waiting does not count
+    against the pool.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    hint_at = time.monotonic() + HINT_S
+    try:
+        with context.waiting(), condition:
+            while not ready():
+                now = time.monotonic()
+                if deadline is not None and now >= deadline:
+                    return False
+                until = hint_at if deadline is None else min(deadline, hint_at)
+                # In slices: where a platform's wait cannot be interrupted, an interrupt is still felt.
+                condition.wait(max(0.0, until - now))
+                if time.monotonic() >= hint_at and link is not None and not ready():
+                    hint(link)
+                    hint_at = time.monotonic() + HINT_S
+    except KeyboardInterrupt:
+        cancel()
+        raise
+    return True
+
+
+_hinted: dict[str, str] = {}
+
+
+def hint(link: Link) -> None:
+    """Tell the waiting user, once per cause, why nothing may be coming."""
+    if link.failure is not None:
+        text = f"still waiting: {link.failure}"
+    elif link.workers == 0 and link.open_calls and not link.starting:
+        text = (
+            f"waiting, but no worker serves the queue {link.queue!r}. Start some with queue.run(), or elsewhere with "
+            "`nbqueue worker URL`."
+        )
+    else:
+        _hinted.pop(link.client, None)
+        return
+    if _hinted.get(link.client) != text:
+        _hinted[link.client] = text
+        sys.stderr.write(f"nbqueue: {text}\n")
+
+
+async def tick(done: asyncio.Event, cancel: Callable[[], object]) -> None:
+    """Wait for an event in short ticks, so that an interrupted cell notices; then `cancel`."""
+    try:
+        while not done.is_set():
+            try:
+                await asyncio.wait_for(done.wait(), TICK_S)
+            except TimeoutError:
+                continue
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        cancel()
+        raise
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
+    try:
+        loop.call_soon_threadsafe(callback)
+    except RuntimeError:
+        # The loop that waited is closed.
+        pass
+
+
+def as_completed(
+    futures: Iterable[concurrent.futures.Future[R]], timeout: float | None = None
+) -> Iterator[concurrent.futures.Future[R]]:
+    """Futures in the order in which they end. Interrupting the loop cancels those that have not.
+
+    Raises
+    ------
+    TimeoutError
+        If they have not all ended within `timeout` seconds.
+
+    Examples
+    --------
+    >>> from nbqueue import as_completed
+    >>> for future in as_completed([simulate(seed) for seed in range(8)]):  # doctest: +SKIP
+    ...     print(future.result())
+    """
+    waited_for = list(futures)
+    try:
+        with context.waiting():
+            yield from concurrent.futures.as_completed(waited_for, timeout)
+    except KeyboardInterrupt:
+        for future in waited_for:
+            future.cancel()
+        raise
+
+
+def gather(
+    futures: Iterable[concurrent.futures.Future[R]],
+    *,
+    return_exceptions: bool = False,
+    timeout: float | None = None,
+) -> list[Any]:
+    """Results of several futures, in their order.
+
+    Parameters
+    ----------
+    futures : iterable of Future
+    return_exceptions : bool
+        Put exceptions into the list instead of raising the first.
+    timeout : float, optional
+        Seconds to wait for all of them together.
+
+    Raises
+    ------
+    TimeoutError
+    Exception
+        What the first failed future raised; the others go on.
+    """
+    __tracebackhide__ = True
+    waited_for = list(futures)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    results: list[Any] = []
+    try:
+        for future in waited_for:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                results.append(future.result(left))
+            except TimeoutError:
+                if not future.done() or not return_exceptions:
+                    raise
+                results.append(future.exception())
+            except Exception as error:
+                if not return_exceptions:
+                    raise
+                results.append(error)
+    except KeyboardInterrupt:
+        for future in waited_for:
+            future.cancel()
+        raise
+    return results
+
+
+def wait(
+    futures: Iterable[concurrent.futures.Future[Any]],
+    timeout: float | None = None,
+    return_when: str = concurrent.futures.ALL_COMPLETED,
+) -> Any:
+    """``concurrent.futures.wait``: ``(done, not_done)``. Interrupting it cancels what has not ended."""
+    waited_for = list(futures)
+    try:
+        with context.waiting():
+            return concurrent.futures.wait(waited_for, timeout, return_when)
+    except KeyboardInterrupt:
+        for future in waited_for:
+            future.cancel()
+        raise

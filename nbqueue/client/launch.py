@@ -1,0 +1,240 @@
+"""Start worker processes: the `Launcher` protocol, and the local launcher.
+
+There is one local supervisor per kernel, shared by all its queues. It lives as long as the kernel, so results
+stay readable after a pool was shut down. If it is killed, another takes its place with the same pools, and
+what the dead one could not clean up is cleaned up from here.
+"""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import nbqueue
+from nbqueue import errors
+from nbqueue.errors import ForkedQueue, NbqueueError, PoolError
+from nbqueue.stream.connect import Address
+
+__all__ = ["Launcher", "LocalLauncher", "PoolOrder", "local_launcher"]
+
+ANSWER_TIMEOUT_S = 60.0
+# A supervisor that keeps dying is not started for ever.
+MOST_RESTARTS, RESTART_WINDOW_S = 5, 60.0
+
+
+class PoolOrder(Protocol):
+    """What a launcher must know of a queue to start workers for it."""
+
+    id: str
+    queue: str
+    prefix: str
+    secret: bytes
+
+    def address(self) -> Address: ...
+
+
+class Launcher(Protocol):
+    """Places workers somewhere: here, or by a cluster's scheduler."""
+
+    def start(self, order: PoolOrder, workers: int | None) -> int:
+        """Start a pool or change its size (None: as many as cores). Returns the number of workers."""
+
+    def stop(self, order: PoolOrder) -> None:
+        """Let running calls finish and end the pool. Returns when it has ended."""
+
+
+class LocalLauncher:
+    """Talks to the supervisor process of this kernel, and starts it when it is first needed."""
+
+    def __init__(self) -> None:
+        self.failure: PoolError | None = None
+        self._pid = os.getpid()
+        self._serving = threading.Lock()  # held while the private server is being started
+        self._lock = threading.Lock()  # guards the process and who waits for its answers; never held for long
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._waiting: dict[tuple[str, str | None], list[concurrent.futures.Future[dict[str, Any]]]] = {}
+        self._pools: dict[str, tuple[PoolOrder, int | None]] = {}
+        self._executable: str | None = None
+        self._server: Address | None = None
+        self._restarts: list[float] = []
+        self._closing = False
+        atexit.register(self.close)
+
+    def serve(self, executable: str) -> Address:
+        """The address of this kernel's private server; it is started at the first call.
+
+        Raises
+        ------
+        ServerUnreachable
+            If it does not start; with the end of its log.
+        """
+        self._check()
+        with self._serving:
+            if self._server is None:
+                self._executable = executable
+                answer = self._ask({"op": "server", "id": None, "executable": executable})
+                self._server = Address(path=answer["path"])
+            return self._server
+
+    def start(self, order: PoolOrder, workers: int | None) -> int:
+        self._check()
+        answer = self._ask(
+            {
+                "op": "pool",
+                "id": order.id,
+                "queue": order.queue,
+                "prefix": order.prefix,
+                "address": order.address().to_dict(),
+                "secret": order.secret.hex(),
+                "size": workers,
+            }
+        )
+        self._pools[order.id] = (order, workers)
+        return int(answer["size"])
+
+    def stop(self, order: PoolOrder) -> None:
+        self._check()
+        if self._pools.pop(order.id, None) is None:
+            return
+        # However long the running calls take.
+        self._ask({"op": "stop", "id": order.id}, timeout_s=None)
+
+    def close(self) -> None:
+        """End the supervisor and all that it started. Called when the kernel ends."""
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            self._closing = True
+            process, control = self._process, self._socket
+            self._process = self._socket = None
+        if control is not None:
+            control.close()
+        if process is not None:
+            try:
+                process.wait(10.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._remove_left_over()
+
+    def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedQueue("This process is a fork of the one that made the queue; make a new TaskQueue here.")
+        if self.failure is not None:
+            raise self.failure
+        if self._closing:
+            raise PoolError("This Python process is ending; no workers can be started any more.")
+
+    def _launch(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        here = str(Path(nbqueue.__path__[0]).parent)
+        # Appended: where nbqueue is installed it is found there, and nothing beside a notebook is found first.
+        code = f"import sys; sys.path.append({here!r}); from nbqueue.worker.supervisor import main; main({theirs.fileno()})"
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", code],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    # Jupyter interrupts and kills a kernel's whole process group.
+                    start_new_session=True,
+                )
+        except OSError as error:
+            ours.close()
+            raise PoolError(f"The supervisor process could not be started: {error}") from error
+        self._socket = ours
+        threading.Thread(
+            target=self._read, args=(ours, self._process), name="nbqueue-launcher", daemon=True
+        ).start()
+        return ours
+
+    def _ask(self, message: dict[str, Any], timeout_s: float | None = ANSWER_TIMEOUT_S) -> dict[str, Any]:
+        future: concurrent.futures.Future[dict[str, Any]] = concurrent.futures.Future()
+        with self._lock:
+            control = self._socket if self._socket is not None else self._launch()
+            self._waiting.setdefault((message["op"], message["id"]), []).append(future)
+            try:
+                control.sendall(json.dumps(message).encode() + b"\n")
+            except OSError as error:
+                raise PoolError("The supervisor process has died; try again.") from error
+        try:
+            answer = future.result(timeout_s)
+        except TimeoutError:
+            raise PoolError(f"The supervisor process did not answer within {timeout_s:g} s.") from None
+        if "error" in answer:
+            kind = getattr(errors, answer.get("kind", ""), PoolError)
+            raise (kind if issubclass(kind, NbqueueError) else PoolError)(answer["error"])
+        return answer
+
+    def _read(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
+        with control, control.makefile("rb") as lines:
+            try:
+                for line in lines:
+                    message = json.loads(line)
+                    if message["op"] == "server-lost":
+                        sys.stderr.write(f"nbqueue: {message['error']}\n")
+                        continue
+                    futures = self._waiting.get((message["op"], message["id"]))
+                    if futures:
+                        futures.pop(0).set_result(message)
+            except OSError:
+                # Closed from here.
+                pass
+        process.wait()
+        with self._lock:
+            if self._process is not process or self._closing:
+                return
+            self._process = self._socket = None
+            self._remove_left_over()
+            waiting, self._waiting = self._waiting, {}
+        stopped = [f for (op, _), futures in waiting.items() if op == "stop" for f in futures]
+        for future in (f for futures in waiting.values() for f in futures):
+            future.set_result({} if future in stopped else {"error": "The supervisor process has died."})
+        self._replace()
+
+    def _replace(self) -> None:
+        """The supervisor died without being told to: start another one with the same pools."""
+        now = time.monotonic()
+        self._restarts = [at for at in self._restarts if now - at < RESTART_WINDOW_S] + [now]
+        try:
+            if len(self._restarts) > MOST_RESTARTS:
+                raise PoolError("The supervisor process keeps dying; its workers cannot be kept. Restart the kernel.")
+            # Asked for by name, since the answers are read by another thread than this one.
+            with self._lock:
+                server, self._server = self._server, None
+                pools = list(self._pools.values())
+            if server is not None and self._executable is not None:
+                self.serve(self._executable)
+            for order, workers in pools:
+                self.start(order, workers)
+        except NbqueueError as error:
+            self.failure = error if isinstance(error, PoolError) else PoolError(str(error))
+            sys.stderr.write(f"nbqueue: {self.failure}\n")
+
+    def _remove_left_over(self) -> None:
+        if self._server is not None:
+            shutil.rmtree(Path(self._server.path).parent, ignore_errors=True)
+
+
+_local: LocalLauncher | None = None
+_local_lock = threading.Lock()
+
+
+def local_launcher() -> LocalLauncher:
+    """The launcher of this process; a forked child gets one of its own."""
+    global _local
+    with _local_lock:
+        if _local is None or _local._pid != os.getpid():
+            _local = LocalLauncher()
+        return _local

@@ -1,0 +1,426 @@
+"""The one thread that talks to Redis for a queue: sends calls, reads replies.
+
+::
+
+    any thread   submit ─▶ outbox ─┐            ┌─▶ sink: a future or a batch
+                                   ▼            │
+    listener           SUBMIT (many at once)   replies (many at once)
+
+Always true here: a call's bytes are kept until its last item has ended, so a server that lost its data can
+be told everything again; calls are numbered and sent in rising order, and the server takes each number once;
+on every (re)connect, and every two seconds while calls are open, epoch and mark are compared. The listener
+never waits for a view, and never runs a user's code except the callbacks of futures.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import sys
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from nbqueue.codec import messages
+from nbqueue.codec.messages import ReplyBody, call_id
+from nbqueue.codec.seal import Seal
+from nbqueue.errors import BadMessage, ForkedQueue, NbqueueError, ServerError, ServerRefused
+from nbqueue.stream.broker import BLOCK_MS, Broker, Hello, NeedBlobs, OtherEpoch
+from nbqueue.stream.connect import Address, CommandError, Wire
+from nbqueue.stream.keys import Keys
+from nbqueue.stream.records import Call, Incoming, QueueCounts
+
+__all__ = ["Link", "OpenCall", "Sink"]
+
+STEP_TIMEOUT_S = 30.0
+HELLO_S = 2.0
+# One SUBMIT: as many calls as a script does in a few milliseconds, as many bytes as pass quickly.
+MOST_CALLS = 500
+MOST_BYTES = 8_000_000
+TRIM_EVERY = 200
+# Sealed blobs kept for calls to come, if they are small.
+BLOBS_KEPT = 64
+SMALL_BLOB_BYTES = 1_000_000
+
+
+class Sink(Protocol):
+    """Takes what comes back for a call. Called by the listener; must not block."""
+
+    def on_reply(self, call: OpenCall, item: int, body: ReplyBody) -> bool:
+        """Items of the call from `item` on have ended. True when all items of the call have."""
+
+    def on_started(self, call: OpenCall, item: int, worker: str, attempt: int) -> None:
+        """An item has been running for a while."""
+
+    def on_broken(self, call: OpenCall, item: int, error: NbqueueError) -> bool:
+        """A reply came that cannot be trusted. True when all items of the call have ended."""
+
+    def first_open(self, call: OpenCall) -> int:
+        """The first item of the call that has not ended."""
+
+
+@dataclass(slots=True)
+class OpenCall:
+    """A call between its submission and the end of its last item. `base` is its first item's place in a batch."""
+
+    call: Call
+    blobs: Mapping[str, bytes]
+    sink: Sink
+    base: int = 0
+    splits: bool = False  # items may be retried on their own
+
+
+class Link:
+    """This process's connection to one queue.
+
+    Parameters
+    ----------
+    address : callable
+        Where the server is now; asked at each (re)connect, since a private server may move.
+    keys, seal
+        The queue's names and signatures.
+    """
+
+    def __init__(self, queue: str, address: Callable[[], Address], keys: Keys, seal: Seal) -> None:
+        self.queue = queue
+        self.client = secrets.token_hex(8)
+        self.workers = 0  # registered on all hosts, as last heard
+        self.expected_workers = 2  # to plan with, while none are
+        self.starting = False  # workers are on their way
+        self.failure: NbqueueError | None = None  # why the server cannot be used now
+        self._address = address
+        self._keys = keys
+        self._seal = seal
+        self._pid = os.getpid()
+        self._lock = threading.Lock()  # guards _last, _outbox, _open, _cancels, _awake, _blobs
+        self._changed = threading.Condition(self._lock)
+        self._last = 0
+        self._outbox: deque[int] = deque()
+        self._open: dict[int, OpenCall] = {}
+        self._cancels: list[str] = []
+        self._blobs: OrderedDict[str, bytes] = OrderedDict()
+        self._wake_r, self._wake_w = os.pipe()
+        os.set_blocking(self._wake_r, False)
+        os.set_blocking(self._wake_w, False)
+        self._awake = False
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        # Below: the listener's own.
+        self._epoch = ""
+        self._mark = 0
+        self._cursor = b"0"
+        self._untrimmed = 0
+        self._sent_blobs: set[str] = set()
+        self._steps: Broker | None = None
+        self._replies: Broker | None = None
+        self._said_hello = 0.0
+
+    # Any thread
+
+    def check_process(self) -> None:
+        """Raises ForkedQueue in a forked child of the process that made this link."""
+        if os.getpid() != self._pid:
+            raise ForkedQueue(
+                "This process is a fork of the one that made the queue and must not use its connections. Call tasks "
+                "in the notebook's own process, or make a new TaskQueue here."
+            )
+
+    def seal_blob(self, digest: str, data: bytes) -> bytes:
+        with self._lock:
+            sealed = self._blobs.get(digest)
+            if sealed is None:
+                sealed = self._seal.close("blob", digest, data)
+                if len(sealed) < SMALL_BLOB_BYTES:
+                    self._blobs[digest] = sealed
+                    if len(self._blobs) > BLOBS_KEPT:
+                        self._blobs.popitem(last=False)
+            return sealed
+
+    def submit(
+        self,
+        body: bytes,
+        digests: tuple[str, ...],
+        blobs: Mapping[str, bytes],
+        sink: Sink,
+        *,
+        items: int = 1,
+        base: int = 0,
+        splits: bool = False,
+    ) -> OpenCall:
+        """Put a call on its way; returns at once.
+
+        Raises
+        ------
+        ForkedQueue
+        """
+        self.check_process()
+        with self._lock:
+            self._last = n = self._last + 1
+            payload = self._seal.close("call", call_id(self.client, n), body)
+            opened = OpenCall(Call(n, digests, items, payload), blobs, sink, base, splits)
+            self._open[n] = opened
+            self._outbox.append(n)
+            self._wake()
+            if self._thread is None:
+                self._start()
+        return opened
+
+    def cancel(self, calls: Iterable[OpenCall]) -> None:
+        """Forget calls, and have the server forget them: queued, delayed and running alike."""
+        with self._lock:
+            for opened in calls:
+                if self._open.pop(opened.call.n, None) is not None:
+                    self._cancels += self._names(opened)
+            self._changed.notify_all()
+            self._wake()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until the server has taken everything submitted so far. False if it has not in time."""
+        with self._changed:
+            last = self._last
+            return self._changed.wait_for(
+                lambda: not self._cancels and (self._mark >= last or not any(n <= last for n in self._outbox)), timeout_s
+            )
+
+    @property
+    def open_calls(self) -> int:
+        return len(self._open)
+
+    def sinks(self) -> list[Sink]:
+        """Whoever still waits for something, each once."""
+        with self._lock:
+            return list({id(opened.sink): opened.sink for opened in self._open.values()}.values())
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Wait until no call is open."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._open, timeout_s)
+
+    def counts(self) -> QueueCounts:
+        """Ask the server, on a connection of its own."""
+        self.check_process()
+        broker = Broker(Wire(self._address(), timeout_s=STEP_TIMEOUT_S), self._keys)
+        broker.wire.connect()
+        try:
+            hosts = broker.counts().hosts
+            for host in hosts:
+                broker.poke(host.host)
+            if hosts:
+                # Supervisors answer in a few milliseconds; a host that is gone never does.
+                time.sleep(0.05)
+            return broker.counts()
+        finally:
+            broker.wire.close()
+
+    def close(self) -> None:
+        """Stop listening. Calls that are open stay so on the server."""
+        with self._lock:
+            self._closing = True
+            self._wake()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(5.0)
+
+    def _wake(self) -> None:
+        # The lock is held.
+        if not self._awake:
+            self._awake = True
+            try:
+                os.write(self._wake_w, b"!")
+            except BlockingIOError:
+                # Full: it wakes anyway.
+                pass
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="nbqueue-listener", daemon=True)
+        self._thread.start()
+
+    @staticmethod
+    def _names(opened: OpenCall) -> list[str]:
+        n = opened.call.n
+        names = [str(n)]
+        if opened.splits:
+            names += [f"{n}.{item}" for item in range(opened.call.items)]
+        return names
+
+    # The listener
+
+    def _run(self) -> None:
+        pause = 0.01
+        since: float | None = None
+        while not self._closing:
+            try:
+                self._connect()
+                pause, since, self.failure = 0.01, None, None
+                self._serve()
+            except (NbqueueError, CommandError) as error:
+                self._disconnect()
+                now = time.monotonic()
+                since = since or now
+                if not isinstance(error, ServerError | CommandError) or isinstance(error, ServerRefused) or now - since > 3.0:
+                    self.failure = error if isinstance(error, NbqueueError) else ServerError(str(error))
+                time.sleep(pause)
+                pause = min(1.0, pause * 2)
+        self._disconnect()
+
+    def _connect(self) -> None:
+        address = self._address()
+        self._steps = Broker(Wire(address, timeout_s=STEP_TIMEOUT_S), self._keys)
+        self._replies = Broker(Wire(address, timeout_s=BLOCK_MS / 1000 + 10), self._keys)
+        self._steps.connect()
+        self._replies.wire.connect()
+        self._sent_blobs.clear()
+        self._say_hello(self._steps)
+
+    def _disconnect(self) -> None:
+        for broker in (self._steps, self._replies):
+            if broker is not None:
+                broker.wire.close()
+
+    def _say_hello(self, steps: Broker) -> None:
+        """Compare epoch and mark with the server's, and send again what it does not know."""
+        hello: Hello = steps.hello(self.client, secrets.token_hex(8))
+        self._said_hello = time.monotonic()
+        self.workers = hello.workers
+        if hello.epoch != self._epoch:
+            # A server that knows nothing of us: new, restarted or emptied. Its ids may even be older.
+            self._epoch = hello.epoch
+            self._cursor = b"0"
+            self._sent_blobs.clear()
+        elif hello.mark >= self._mark:
+            self._mark = hello.mark
+            return
+        while arrived := steps.read_replies(self.client, self._cursor):
+            self._dispatch(arrived)
+        with self._changed:
+            self._mark = hello.mark
+            self._outbox = deque(sorted(n for n in self._open if n > hello.mark))
+            self._wake()
+
+    def _serve(self) -> None:
+        steps, replies = self._steps, self._replies
+        assert steps is not None
+        assert replies is not None
+        poller = select.poll()
+        poller.register(self._wake_r, select.POLLIN)
+        poller.register(replies.wire.fileno(), select.POLLIN)
+        self._listen(replies)
+        while not self._closing:
+            ready = {fd for fd, _ in poller.poll(BLOCK_MS)}
+            if self._wake_r in ready:
+                with self._lock:
+                    os.read(self._wake_r, 64)
+                    self._awake = False
+            if replies.wire.fileno() in ready or replies.wire.ready():
+                self._dispatch(replies.parse_replies(replies.wire.receive()))
+                self._listen(replies)
+            self._send_calls(steps)
+            self._send_cancels(steps)
+            if time.monotonic() - self._said_hello > HELLO_S:
+                self._say_hello(steps)
+
+    def _listen(self, replies: Broker) -> None:
+        commands = [replies.read_replies_command(self.client, self._cursor, block_ms=BLOCK_MS)]
+        if self._untrimmed >= TRIM_EVERY or (self._untrimmed and not self._open):
+            commands.insert(0, replies.trim_replies_command(self.client, self._cursor))
+            self._untrimmed = 0
+            replies.wire.send(*commands)
+            replies.wire.receive()
+        else:
+            replies.wire.send(*commands)
+
+    def _send_calls(self, steps: Broker) -> None:
+        while self._outbox:
+            calls: list[Call] = []
+            blobs: dict[str, bytes] = {}
+            size = 0
+            with self._lock:
+                taken = 0
+                for n in self._outbox:
+                    if taken >= MOST_CALLS or size > MOST_BYTES:
+                        break
+                    taken += 1
+                    opened = self._open.get(n)
+                    if opened is None:
+                        # Cancelled, or ended, before it left.
+                        continue
+                    first = opened.sink.first_open(opened)
+                    calls.append(opened.call if not first else replace(opened.call, first=first))
+                    size += len(opened.call.payload)
+                    for digest, data in opened.blobs.items():
+                        if digest not in self._sent_blobs and digest not in blobs:
+                            blobs[digest] = data
+                            size += len(data)
+                numbers = [self._outbox[i] for i in range(taken)]
+            if calls:
+                answer = steps.submit(self.client, self._epoch, calls, blobs)
+                if isinstance(answer, OtherEpoch):
+                    self._say_hello(steps)
+                    return
+                if isinstance(answer, NeedBlobs):
+                    self._sent_blobs -= set(answer.digests)
+                    continue
+                self._sent_blobs |= blobs.keys()
+                if len(self._sent_blobs) > 10_000:
+                    self._sent_blobs.clear()
+                self.workers = answer.workers
+            with self._changed:
+                for _ in numbers:
+                    self._outbox.popleft()
+                self._mark = max(self._mark, numbers[-1])
+                self._changed.notify_all()
+
+    def _send_cancels(self, steps: Broker) -> None:
+        with self._lock:
+            names = self._cancels[:5000]
+        if names:
+            steps.cancel(self.client, names)
+            with self._changed:
+                del self._cancels[: len(names)]
+                self._changed.notify_all()
+                if self._cancels:
+                    self._wake()
+
+    # Replies
+
+    def _dispatch(self, arrived: list[Incoming]) -> None:
+        for incoming in arrived:
+            self._cursor = incoming.id
+            self._untrimmed += 1
+            number, _, split = incoming.n.partition(".")
+            with self._lock:
+                opened = self._open.get(int(number))
+            if opened is None:
+                # Cancelled, or a late second answer.
+                continue
+            shift = int(split) if split else 0
+            id = call_id(self.client, incoming.n)
+            if incoming.kind == "e":
+                self._event(opened, shift, id, incoming.message)
+                continue
+            try:
+                body = messages.load_reply(self._seal.open("reply", id, incoming.message))
+                ended = opened.sink.on_reply(opened, body.first + shift, body)
+            except BadMessage as error:
+                ended = opened.sink.on_broken(opened, shift, error)
+            except Exception as error:  # noqa: BLE001 - one bad reply must not stop all others
+                sys.excepthook(*sys.exc_info())
+                ended = opened.sink.on_broken(opened, shift, BadMessage(f"A reply could not be read: {error!r}"))
+            if ended:
+                with self._changed:
+                    self._open.pop(opened.call.n, None)
+                    if not self._open:
+                        self._changed.notify_all()
+
+    def _event(self, opened: OpenCall, shift: int, id: str, message: bytes) -> None:
+        try:
+            event = messages.load_event(self._seal.open("event", id, message))
+        except BadMessage:
+            # News only; the reply itself will be checked.
+            return
+        if event.get("kind") == "started":
+            opened.sink.on_started(opened, event["item"] + shift, event["worker"], event["attempt"])

@@ -1,0 +1,49 @@
+"""What of this kernel's surroundings its tasks shall run in: cwd, import path, environment.
+
+Asked at every call, so it must be cheap while nothing has changed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+from nbqueue.codec.functions import digest
+from nbqueue.stream.records import Setting
+
+__all__ = ["SettingWatch"]
+
+
+class SettingWatch:
+    """Notices changes since `baseline`, the environment that the workers were born with."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._baseline = dict(os.environ)
+        self._seen: tuple[str, list[str], object] | None = None
+        self._blob = ("", b"")
+
+    def current(self) -> tuple[str, bytes]:
+        """Digest and bytes of the present `Setting`."""
+        # The mapping below os.environ: comparing it costs 2 µs, comparing os.environ itself 30.
+        environ = getattr(os.environ, "_data", None) or dict(os.environ)
+        try:
+            cwd = os.getcwd()
+        except FileNotFoundError:
+            cwd = ""
+        with self._lock:
+            if self._seen is None or self._seen != (cwd, sys.path, environ):
+                self._seen = (cwd, list(sys.path), dict(environ))
+                data = self._make(cwd).to_bytes()
+                self._blob = (digest(data), data)
+            return self._blob
+
+    def _make(self, cwd: str) -> Setting:
+        now = dict(os.environ)
+        changed: list[tuple[str, str | None]] = [
+            (name, value) for name, value in sorted(now.items()) if self._baseline.get(name) != value
+        ]
+        changed += [(name, None) for name in sorted(self._baseline) if name not in now]
+        path = [os.path.join(cwd, entry) if entry else cwd for entry in sys.path if isinstance(entry, str)]
+        return Setting(cwd, tuple(path), tuple(changed))

@@ -1,0 +1,220 @@
+"""`Task`: a function whose calls run elsewhere. It is handed what submits, and knows no queue."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
+
+from nbqueue import context
+from nbqueue.errors import BadOption
+
+if TYPE_CHECKING:
+    from nbqueue.client.batch import Batch
+    from nbqueue.client.future import TaskFuture
+
+__all__ = ["Options", "Submitter", "Task"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How calls of a task are treated.
+
+    Attributes
+    ----------
+    name : str
+        Shown in progress bars and messages.
+    retries : int
+        How often a call that raised an exception is run again, with growing pauses.
+    timeout : float or None
+        Seconds that one item may run before it is stopped.
+    chunksize : int or None
+        Items that travel together in a map; None to have it measured.
+    progress : bool or None
+        Show a progress bar for a map; None where it can be seen.
+    """
+
+    name: str = ""
+    retries: int = 0
+    timeout: float | None = None
+    chunksize: int | None = None
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        _whole("retries", self.retries, at_least=0)
+        if self.chunksize is not None:
+            _whole("chunksize", self.chunksize, at_least=1)
+        if self.timeout is not None and (
+            isinstance(self.timeout, bool)
+            or not isinstance(self.timeout, int | float)
+            or not 0 < self.timeout < math.inf
+        ):
+            raise BadOption(f"timeout={self.timeout!r}: give seconds greater than 0, or None for no limit.")
+        if not isinstance(self.name, str):
+            raise BadOption(f"name={self.name!r}: give a string.")
+
+    def with_(self, **changes: Any) -> Options:
+        """A copy with `changes`. Raises BadOption for an option that does not exist."""
+        unknown = changes.keys() - {field.name for field in dataclasses.fields(self)}
+        if unknown:
+            known = ", ".join(field.name for field in dataclasses.fields(self))
+            raise BadOption(f"There is no option {sorted(unknown)[0]!r}; the options are {known}.")
+        return dataclasses.replace(self, **changes)
+
+
+def _whole(name: str, value: object, *, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise BadOption(f"{name}={value!r}: give a whole number, {at_least} or more.")
+
+
+class Submitter(Protocol):
+    """What a task is handed by its queue."""
+
+    def submit_call(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
+    ) -> TaskFuture[Any]: ...
+
+    def submit_items(
+        self,
+        fn: Callable[..., Any],
+        items: Iterable[tuple[Any, ...]],
+        total: int | None,
+        kwargs: dict[str, Any],
+        options: Options,
+    ) -> Batch[Any]: ...
+
+
+class Task(Generic[P, R]):
+    """A function whose calls run in worker processes. Made by ``@queue.task``.
+
+    Calling it returns a `TaskFuture` at once. Inside a task, calling it runs the function there and returns
+    its value, so recursion and helpers that happen to be tasks work; `submit` and `map` send work from there
+    too.
+
+    Examples
+    --------
+    >>> @queue.task(retries=2, timeout=60)          # doctest: +SKIP
+    ... def simulate(seed, steps=1_000): ...
+    >>> simulate(1).result()                        # doctest: +SKIP
+    >>> simulate.map(range(100), steps=10).results()  # doctest: +SKIP
+    """
+
+    def __init__(self, fn: Callable[P, R], submitter: Submitter, options: Options) -> None:
+        self._fn = fn
+        self._submitter = submitter
+        self._options = options
+        self._bound: tuple[Any, ...] = ()
+        functools.update_wrapper(self, fn)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
+        if context.in_task():
+            return cast("TaskFuture[R]", self.local(*args, **kwargs))
+        return self.submit(*args, **kwargs)
+
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
+        """Send one call, also from inside a task."""
+        return cast(
+            "TaskFuture[R]", self._submitter.submit_call(self._fn, (*self._bound, *args), dict(kwargs), self._options)
+        )
+
+    def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the undecorated function here and now."""
+        return self._fn(*self._bound, *args, **kwargs)
+
+    def map(self, *iterables: Iterable[Any], **kwargs: Any) -> Batch[R]:
+        """Call the task with the first items of all `iterables`, then the second, …; all keywords go to it.
+
+        Raises
+        ------
+        TypeError
+            If one of them is not iterable.
+
+        Returns
+        -------
+        Batch
+            Results that are still arriving, in order.
+        """
+        return self._map(zip_arguments(iterables, self._bound), length_of(iterables), kwargs)
+
+    def starmap(self, arguments: Iterable[Iterable[Any]], **kwargs: Any) -> Batch[R]:
+        """Call the task with ``*a`` for each `a` of `arguments`."""
+        items = (
+            (*self._bound, *require_iterable(a, f"item {i} of starmap")) for i, a in enumerate(require_iterable(arguments))
+        )
+        return self._map(items, length_of((arguments,)), kwargs)
+
+    def _map(self, items: Iterable[tuple[Any, ...]], total: int | None, kwargs: dict[str, Any]) -> Batch[R]:
+        return cast("Batch[R]", self._submitter.submit_items(self._fn, items, total, kwargs, self._options))
+
+    def options(self, **changes: Any) -> Task[P, R]:
+        """The same task with other options: name, retries, timeout, chunksize, progress.
+
+        Raises
+        ------
+        BadOption
+        """
+        return self._copy(options=self._options.with_(**changes))
+
+    def _copy(self, *, options: Options | None = None, bound: tuple[Any, ...] | None = None) -> Task[P, R]:
+        task: Task[P, R] = Task(self._fn, self._submitter, options or self._options)
+        task._bound = self._bound if bound is None else bound
+        return task
+
+    def __get__(self, instance: object, owner: type | None = None) -> Task[..., R]:
+        """A task in a class body is a method: the instance travels as its first argument."""
+        if instance is None:
+            return self
+        return self._copy(bound=(instance,))
+
+    def __repr__(self) -> str:
+        try:
+            signature = str(inspect.signature(self._fn))
+        except (ValueError, TypeError):
+            signature = "(…)"
+        return f"<Task {self._options.name}{signature}>"
+
+    # A task travels as names: its function, its options and its queue's name, never a socket or a secret. In
+    # two steps, because its function may reach the task itself.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _blank, (), self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def _blank() -> Task[..., Any]:
+    return Task.__new__(Task)
+
+
+def require_iterable(value: Any, what: str = "map") -> Iterable[Any]:
+    """Raises TypeError where `value` cannot be iterated over."""
+    try:
+        iter(value)
+    except TypeError:
+        raise TypeError(f"{what} needs something to iterate over, not {type(value).__name__} ({value!r:.80}).") from None
+    return cast("Iterable[Any]", value)
+
+
+def zip_arguments(iterables: tuple[Iterable[Any], ...], bound: tuple[Any, ...] = ()) -> Iterable[tuple[Any, ...]]:
+    """Argument tuples, made as they are asked for. Raises TypeError at once."""
+    if not iterables:
+        raise TypeError("map needs at least one iterable of arguments.")
+    for iterable in iterables:
+        require_iterable(iterable)
+    zipped = zip(*iterables, strict=False)
+    return ((*bound, *items) for items in zipped) if bound else zipped
+
+
+def length_of(iterables: tuple[Iterable[Any], ...]) -> int | None:
+    """How many items a map over `iterables` has, None where that is not known before."""
+    try:
+        return min(len(iterable) for iterable in iterables)  # type: ignore[arg-type]
+    except TypeError:
+        return None

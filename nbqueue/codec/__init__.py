@@ -1,0 +1,1 @@
+"""Values, functions and exceptions to bytes and back; knows nothing of Redis."""

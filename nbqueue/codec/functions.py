@@ -1,0 +1,304 @@
+"""Functions and their arguments → bytes; the only user of cloudpickle.
+
+`client` visits when a call is made, `tracebacks` and `values` for whatever may hold something defined in a
+cell. Always true here: a plain pickle is made only of values that cannot refer to ``__main__``, because no
+worker could import that. Who is to blame is searched only after a pickle has failed, by trying the parts.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import hashlib
+import inspect
+import io
+import pickle
+import types
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+from cloudpickle import cloudpickle as _internals
+
+from nbqueue.errors import NotSendable
+
+__all__ = ["digest", "dump_arguments", "dump_function", "dumps", "is_plain"]
+
+PROTOCOL = 5
+
+_PLAIN = frozenset({int, float, str, bytes, bool, type(None), complex})
+
+# What the fast path looks through. Beyond it, cloudpickle's fixed cost (about 10 µs) no longer shows.
+_LEVELS = 3
+_ELEMENTS = 64
+
+# How far a message follows helpers, containers and attributes down to the part at fault.
+_BLAME_LEVELS = 4
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value is exactly a primitive, no subclass: many of them may share one plain pickle."""
+    return type(value) in _PLAIN
+
+
+def dumps(obj: object, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None) -> bytes:
+    """Pickle anything, also what was defined in a cell. Raises whatever the object's own pickling raises."""
+    with io.BytesIO() as file:
+        _Pickler(file, PROTOCOL, buffer_callback).dump(obj)
+        return file.getvalue()
+
+
+def digest(data: bytes) -> str:
+    """24 hex characters that name these bytes."""
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def dump_function(fn: Callable[..., Any], name: str) -> bytes:
+    """Pickle a function with all that it reaches.
+
+    Raises
+    ------
+    NotSendable
+        It cannot be pickled. The message names the global, closure variable or default at fault.
+    """
+    try:
+        return dumps(fn)
+    except Exception as error:
+        raise NotSendable(f"`{name}` could not be sent: {_blame_function(fn, error)}") from error
+
+
+def dump_arguments(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    name: str,
+    fn: Callable[..., Any] | None = None,
+) -> bytes:
+    """Pickle ``(args, kwargs)`` of one call; `fn` only lends its parameter names to a message.
+
+    Raises
+    ------
+    NotSendable
+        An argument cannot be pickled. The message names it.
+    """
+    call = (args, kwargs)
+    if _all_plain(args, _LEVELS) and (not kwargs or _all_plain_mapping(kwargs, _LEVELS)):
+        return pickle.dumps(call, PROTOCOL)
+    try:
+        return dumps(call)
+    except Exception as error:
+        blame = _blame_arguments(args, kwargs, fn, error)
+        raise NotSendable(f"`{name}` could not be sent: {blame}") from error
+
+
+def _all_plain(values: Iterable[object], levels: int) -> bool:
+    for value in values:
+        kind = type(value)
+        if kind in _PLAIN:
+            continue
+        if levels == 0 or not _shallow_plain(kind, value, levels - 1):
+            return False
+    return True
+
+
+def _shallow_plain(kind: type, value: Any, levels: int) -> bool:
+    if kind is tuple or kind is list:
+        return len(value) <= _ELEMENTS and _all_plain(value, levels)
+    return kind is dict and _all_plain_mapping(value, levels)
+
+
+def _all_plain_mapping(value: Mapping[Any, object], levels: int) -> bool:
+    return len(value) <= _ELEMENTS and _all_plain(value, 0) and _all_plain(value.values(), levels)
+
+
+_native: weakref.WeakSet[type] = weakref.WeakSet()
+_arrived: weakref.WeakSet[type] = weakref.WeakSet()
+_set_class_state: Callable[[type, Any], Any] | None = getattr(_internals, "_class_setstate", None)
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle, except that a class which comes home is left as it is.
+
+    A class of a cell goes to a worker by value, and comes back with each of its instances and exceptions.
+    cloudpickle finds the class that it is, then overwrites its methods with copies whose globals are those
+    of the time of sending: a helper redefined since would stay old, in the kernel itself.
+    """
+
+    def reducer_override(self, obj: object) -> Any:
+        reduced = super().reducer_override(obj)
+        if isinstance(obj, type) and type(reduced) is tuple and reduced[-1] is _set_class_state:
+            if obj not in _arrived:
+                _native.add(obj)
+            return (*reduced[:-1], _update_class)
+        return reduced
+
+
+def _update_class(cls: type, state: Any) -> None:
+    if cls not in _native and _set_class_state is not None:
+        _arrived.add(cls)
+        _set_class_state(cls, state)
+
+
+# Everything below runs only after a pickle has failed.
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Something that a pickle takes along: ``what`` it is to the whole, its ``name`` there, its value."""
+
+    what: str
+    name: str
+    value: Any
+
+
+def _blame_function(fn: object, error: Exception) -> str:
+    found = _search(fn, seen=set(), levels=_BLAME_LEVELS)
+    if found is None:
+        return f"it {_verdict(fn, error)}"
+    trail, part = found
+    subject, verdict = _blame(part)
+    if trail:
+        return f"its helper {' → '.join(trail)} uses the {subject}, which {verdict}"
+    return f"its {subject} {verdict}"
+
+
+def _blame_arguments(
+    args: tuple[Any, ...], kwargs: dict[str, Any], fn: Callable[..., Any] | None, error: Exception
+) -> str:
+    part = next((part for part in _arguments(args, kwargs, fn) if _failure(part.value) is not None), None)
+    return f"its arguments {_verdict(None, error)}" if part is None else " ".join(_blame(part))
+
+
+def _search(fn: object, *, seen: set[int], levels: int) -> tuple[list[str], _Part] | None:
+    """Find what cannot be pickled, and the helpers (functions or classes of a cell) that lead there."""
+    seen.add(id(fn))
+    guilty = [p for p in _parts(fn) if id(p.value) not in seen and _failure(p.value) is not None]
+    for part in guilty:
+        if not _has_code(part.value):
+            return [], part
+    for part in guilty:
+        if levels and (found := _search(part.value, seen=seen, levels=levels - 1)) is not None:
+            return [f"`{part.name}`", *found[0]], found[1]
+    return None
+
+
+def _blame(part: _Part) -> tuple[str, str]:
+    """("argument `conn` (sqlite3.Connection)", "cannot be pickled. Open it inside the task.")"""
+    name, value, error = part.name, part.value, _failure(part.value)
+    for _ in range(_BLAME_LEVELS):
+        if error is None or _too_deep(error):
+            break
+        inner = next(((step, v, e) for step, v in _contents(value) if (e := _failure(v)) is not None), None)
+        if inner is None:
+            break
+        name, value, error = name + inner[0], inner[1], inner[2]
+    return f"{part.what} `{name}` ({_type_name(value)})", _verdict(value, error)
+
+
+def _failure(value: object) -> Exception | None:
+    try:
+        dumps(value)
+    except Exception as error:  # noqa: BLE001 - a __reduce__ written by a user may raise anything
+        return error
+    return None
+
+
+def _has_code(value: object) -> bool:
+    return isinstance(value, types.FunctionType | type)
+
+
+def _contents(value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        yield from ((f"[{key!r}]", item) for key, item in list(value.items()))
+    elif isinstance(value, list | tuple):
+        yield from ((f"[{index}]", item) for index, item in enumerate(value))
+    elif not isinstance(value, types.ModuleType) and not _has_code(value):
+        yield from ((f".{key}", item) for key, item in list(getattr(value, "__dict__", {}).items()))
+
+
+def _parts(fn: object) -> Iterator[_Part]:
+    if isinstance(fn, functools.partial):
+        yield _Part("function", getattr(fn.func, "__name__", "func"), fn.func)
+        yield from _arguments(fn.args, fn.keywords, fn.func)
+    elif isinstance(fn, types.MethodType):
+        yield _Part("object", "self", fn.__self__)
+        yield _Part("method", fn.__name__, fn.__func__)
+    elif isinstance(fn, type):
+        for key, value in list(vars(fn).items()):
+            if key not in {"__dict__", "__weakref__"}:
+                yield _Part("attribute", key, getattr(value, "__func__", value))
+    elif isinstance(fn, types.FunctionType):
+        yield from _parts_of_function(fn)
+
+
+def _parts_of_function(fn: types.FunctionType) -> Iterator[_Part]:
+    for key in _globals_used(fn.__code__):
+        if key in fn.__globals__:
+            yield _Part("global", key, fn.__globals__[key])
+    for key, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+        try:
+            yield _Part("closure variable", key, cell.cell_contents)
+        except ValueError:
+            continue  # a cell that is still empty
+    positional = fn.__code__.co_varnames[: fn.__code__.co_argcount]
+    defaults = fn.__defaults__ or ()
+    for key, value in zip(positional[len(positional) - len(defaults) :], defaults, strict=True):
+        yield _Part("default of parameter", key, value)
+    for key, value in (fn.__kwdefaults__ or {}).items():
+        yield _Part("default of parameter", key, value)
+    for key, value in fn.__dict__.items():
+        yield _Part("attribute", key, value)
+    for key, value in fn.__annotations__.items():
+        yield _Part("annotation of", key, value)
+
+
+def _globals_used(code: types.CodeType) -> dict[str, None]:
+    """Names of globals in order of use, those of nested functions included."""
+    names = {str(step.argval): None for step in dis.get_instructions(code) if step.opname.endswith("_GLOBAL")}
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            names.update(_globals_used(const))
+    return names
+
+
+def _arguments(
+    args: tuple[Any, ...], kwargs: dict[str, Any], fn: Callable[..., Any] | None
+) -> Iterator[_Part]:
+    names = [str(index) for index in range(len(args))]
+    try:
+        bound = inspect.signature(fn).bind_partial(*args) if fn is not None else None
+    except (TypeError, ValueError):
+        bound = None  # a builtin without signature, or arguments that do not fit it
+    if bound is not None:
+        names = []
+        for key, value in bound.arguments.items():
+            spread = bound.signature.parameters[key].kind is inspect.Parameter.VAR_POSITIONAL
+            names += [f"{key}[{index}]" for index in range(len(value))] if spread else [key]
+    for name, value in zip(names, args, strict=True):
+        yield _Part("argument", name, value)
+    for name, value in kwargs.items():
+        yield _Part("argument", name, value)
+
+
+def _verdict(value: object, error: Exception | None) -> str:
+    if error is not None and _too_deep(error):
+        return "is nested too deeply to be pickled. Send it in a flatter form, such as a list."
+    if isinstance(value, types.GeneratorType):
+        return "cannot be pickled. Send a list of what it yields, or call it inside the task."
+    if hasattr(value, "close"):
+        return "cannot be pickled. Open it inside the task."
+    if _has_code(value) or value is None:
+        return f"cannot be pickled ({type(error).__name__}: {error})."
+    return "cannot be pickled. Create it inside the task."
+
+
+def _too_deep(error: BaseException) -> bool:
+    return isinstance(error, RecursionError) or isinstance(error.__cause__, RecursionError)
+
+
+def _type_name(value: object) -> str:
+    kind = type(value)
+    if kind.__module__ in {"builtins", "__main__"}:
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,122 @@
+"""The bodies of sealed messages: what a call carries to a worker, what a reply carries back.
+
+A body is one pickle of builtin types only, so that it can be opened without running a user's code. Users'
+values lie in it as bytes of their own, one frame an item, so that an item that cannot be unpickled costs
+only itself. Items that are all plain (numbers, strings, bytes, None) travel as one pickle of a list, which
+costs a twentieth.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "ERROR",
+    "EXCEPTION",
+    "RETRYING",
+    "SKIPPED",
+    "VALUE",
+    "CallBody",
+    "ReplyBody",
+    "call_id",
+    "dump_call",
+    "dump_event",
+    "dump_reply",
+    "item_arguments",
+    "load_call",
+    "load_event",
+    "load_reply",
+]
+
+VALUE, EXCEPTION, ERROR, RETRYING, SKIPPED = b"vxers"
+"""How an item ended: a value; the task's own exception; one of ours (pickled plainly); not yet, it will run
+again; long ago (its outcome was sent by a supervisor)."""
+
+
+def call_id(client: str, n: str | int) -> str:
+    """What a message about the call `n` of `client` is signed for."""
+    return f"{client}:{n}"
+
+
+@dataclass(frozen=True, slots=True)
+class CallBody:
+    """What a worker needs to run a call.
+
+    Either `packed` (a pickled list of argument tuples) or `frames` (one pickled ``(args, kwargs)`` an item)
+    is given; `common` is a pickled dict of keyword arguments for every packed item, or empty.
+    """
+
+    name: str
+    function: str
+    setting: str
+    timeout_s: float | None
+    retries: int
+    packed: bytes = b""
+    frames: tuple[bytes, ...] = ()
+    common: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyBody:
+    """How items ``first … first + items - 1`` of a call ended.
+
+    `kinds` has one byte an item, or is empty when all are values. Either `packed` (a pickled list of plain
+    values) or `frames` is given. `started` is Unix time; `seconds` is what the items took together.
+    """
+
+    first: int
+    items: int
+    kinds: bytes
+    packed: bytes
+    frames: tuple[bytes, ...]
+    worker: str
+    attempt: int
+    started: float
+    seconds: float
+
+
+def dump_call(body: CallBody) -> bytes:
+    return pickle.dumps(
+        (body.name, body.function, body.setting, body.timeout_s, body.retries, body.packed, body.frames, body.common),
+        protocol=5,
+    )
+
+
+def load_call(data: bytes) -> CallBody:
+    return CallBody(*pickle.loads(data))
+
+
+def dump_reply(body: ReplyBody) -> bytes:
+    return pickle.dumps(
+        (
+            *(body.first, body.items, body.kinds, body.packed, body.frames),
+            *(body.worker, body.attempt, body.started, body.seconds),
+        ),
+        protocol=5,
+    )
+
+
+def load_reply(data: bytes) -> ReplyBody:
+    return ReplyBody(*pickle.loads(data))
+
+
+def dump_event(kind: str, **details: int | str | float) -> bytes:
+    """News about a call that is still open, for whoever watches; nothing depends on its arrival."""
+    return json.dumps({"kind": kind, **details}, separators=(",", ":")).encode()
+
+
+def load_event(data: bytes) -> dict[str, Any]:
+    event: dict[str, Any] = json.loads(data)
+    return event
+
+
+def item_arguments(body: CallBody, plain: Sequence[Any] | None, item: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of one item; `plain` is ``pickle.loads(body.packed)``. Runs users' unpickling code."""
+    if plain is not None:
+        return plain[item], (pickle.loads(body.common) if body.common else {})
+    args, kwargs = pickle.loads(body.frames[item])
+    return args, kwargs

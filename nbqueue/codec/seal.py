@@ -1,0 +1,120 @@
+"""Sign and check: nothing that comes from Redis is unpickled before its signature was found right.
+
+Whoever can write to a Redis could otherwise run code in every worker and, since results are pickles, in
+every kernel. A message is ``version (1 byte) | HMAC-SHA256 (32 bytes) | body``; the signature covers the
+version, the queue, the kind of message and the id that it answers for, so that a message of one queue or
+call is not accepted for another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from pathlib import Path
+
+from nbqueue.errors import BadMessage, BadOption, NbqueueError
+
+__all__ = ["Seal", "fingerprint", "new_secret", "user_secret"]
+
+_VERSION = b"\x01"
+_MAC = 32
+_HEAD = len(_VERSION) + _MAC
+
+
+class Seal:
+    """Signs and checks the messages of one queue.
+
+    >>> seal = Seal(b"k" * 32, "nbq:{tasks:1a2b}:")
+    >>> seal.open("call", "c1:7", seal.close("call", "c1:7", b"body"))
+    b'body'
+    """
+
+    __slots__ = ("_scope", "_secret")
+
+    def __init__(self, secret: bytes, scope: str) -> None:
+        self._secret = secret
+        self._scope = _VERSION + scope.encode() + b"\0"
+
+    def __repr__(self) -> str:
+        return "Seal(…)"
+
+    def close(self, kind: str, id: str, body: bytes) -> bytes:
+        """The sealed message."""
+        return b"".join((_VERSION, self._mac(kind, id, body), body))
+
+    def open(self, kind: str, id: str, message: bytes) -> bytes:
+        """The body of a message.
+
+        Raises
+        ------
+        BadMessage
+            If it was signed with another secret, or for another queue, kind or id, or not at all.
+        """
+        body = message[_HEAD:]
+        if message[:1] != _VERSION or not hmac.compare_digest(message[1:_HEAD], self._mac(kind, id, body)):
+            raise BadMessage(f"A {kind} message for {id} has a wrong signature. It was not unpickled.")
+        return body
+
+    def _mac(self, kind: str, id: str, body: bytes) -> bytes:
+        head = self._scope + kind.encode() + b"\0" + id.encode() + b"\0"
+        return hmac.digest(self._secret, head + body, "sha256")
+
+
+def new_secret() -> bytes:
+    return secrets.token_bytes(32)
+
+
+def fingerprint(secret: bytes) -> str:
+    """Eight hex digits that tell secrets apart and give none away."""
+    return hashlib.sha256(b"nbqueue fingerprint\0" + secret).hexdigest()[:8]
+
+
+def user_secret() -> bytes:
+    """This user's secret for servers that others may share: ``NBQUEUE_SECRET`` (64 hex digits), else a file.
+
+    The file is ``$XDG_CONFIG_HOME/nbqueue/secret`` (by default below ``~/.config``), readable by its owner
+    alone, and made at the first use. Copy it to the other hosts of a queue.
+
+    Raises
+    ------
+    BadOption
+        If ``NBQUEUE_SECRET`` or the file holds anything else.
+    NbqueueError
+        If the file can be neither read nor made.
+    """
+    given = os.environ.get("NBQUEUE_SECRET")
+    if given is not None:
+        return _parse(given, "NBQUEUE_SECRET")
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    path = Path(base, "nbqueue", "secret")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            # Written under another name and linked, so that nobody reads half of it.
+            draft = path.with_name(f"secret.{os.getpid()}.{secrets.token_hex(4)}")
+            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(fd, "w") as file:
+                file.write(new_secret().hex() + "\n")
+            try:
+                os.link(draft, path)
+            finally:
+                draft.unlink()
+        except FileExistsError:
+            pass
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+        return _parse(path.read_text(), str(path))
+    except OSError as error:
+        raise NbqueueError(
+            f"The signing secret {path} cannot be read or made ({error.strerror}). Set NBQUEUE_SECRET to 64 hex "
+            "digits, the same on every host."
+        ) from error
+
+
+def _parse(text: str, where: str) -> bytes:
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text.strip()):
+        raise BadOption(f"{where} must hold 64 hex digits (32 bytes).")
+    return bytes.fromhex(text.strip())

@@ -1,0 +1,446 @@
+"""An exception and its frames → bytes → the same exception.
+
+The worker dumps what a task raised, the kernel loads it and raises it from ``result()``. What arrives keeps
+its type, attributes, notes, causes and a real traceback: the user's frames and a library's, none of ours,
+with the positions that source lines and carets are drawn from. Nothing here fails because an exception is
+badly made: what cannot be rebuilt arrives as a `RemoteError` that tells the same story.
+
+The frames are compiled anew and do not come from tblib, which sets a frame's first line to the line that
+raised and knows no columns: Jupyter then shows other lines of the cell than the ones that ran.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import linecache
+import os
+import pickle
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nbqueue.codec import functions
+from nbqueue.errors import RemoteError
+
+__all__ = ["dump_exception", "load_exception"]
+
+_HOME = f"{Path(__file__).parent.parent}{os.sep}"
+
+# Far more than anyone reads; a failed task group of thousands must not make a reply of megabytes.
+_EXCEPTIONS = 200
+# The ends of a deep recursion tell its story; the middle repeats.
+_FIRST_FRAMES, _LAST_FRAMES = 100, 200
+_TEXT_CHARACTERS = 10_000
+# A generated file this small travels whole, so that context is shown; of others only the lines that ran.
+_WHOLE_SOURCE_CHARACTERS = 20_000
+_LINES_PER_FRAME = 10
+_LENT_FILES = 200
+
+# Sent on their own; and the object of an AttributeError may be anything, of any size.
+_NOT_SENT = {
+    ("BaseException", "args"),
+    ("BaseExceptionGroup", "message"),
+    ("BaseExceptionGroup", "exceptions"),
+    ("AttributeError", "obj"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    filename: str
+    qualname: str
+    first_line: int
+    line: int
+    end_line: int
+    column: int  # -1 where columns are not known, as in the ast module
+    end_column: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """One exception of a chain; ``cause``, ``context`` and ``members`` are indexes into the list of links."""
+
+    type_name: str
+    text: str
+    message: str  # of the RemoteError, where there will be one
+    body: bytes | None = None  # None: only the text travels
+    frames: tuple[_Frame, ...] = ()
+    cause: int | None = None
+    context: int | None = None
+    suppress_context: bool = False
+    members: tuple[int, ...] = ()
+    left_out: int = 0
+
+
+def dump_exception(exc: BaseException) -> bytes:
+    """Bytes of an exception with its traceback, causes and, for a group, members.
+
+    SystemExit, KeyboardInterrupt and their like travel as text only, so that no kernel is ended by them.
+    """
+    sources: dict[str, dict[int, str]] = {}
+    try:
+        links = _links(exc, sources)
+    except Exception as error:  # noqa: BLE001 - what a class can override may raise; the task still ends
+        name = type(exc).__name__
+        links = [_Link(name, "", f"{name} (its traceback is lost: {_text(error)})")]
+    return pickle.dumps((links, sources), protocol=functions.PROTOCOL)
+
+
+def load_exception(data: bytes) -> BaseException:
+    """Rebuild what `dump_exception` made; a `RemoteError` where its type or content cannot be had here.
+
+    Whatever comes is an `Exception`. It may be a StopIteration, which must not be raised inside a generator
+    nor set on an asyncio future.
+    """
+    try:
+        links, sources = pickle.loads(data)
+        for filename, lines in sources.items():
+            _lend_source(filename, lines)
+        return _rebuild_chain(links)
+    except Exception as error:  # noqa: BLE001 - a task's exception must end its future, whatever it holds
+        failure = RemoteError("The task raised an exception that could not be read here.")
+        failure.__cause__ = error
+        return failure
+
+
+# ---- the worker's side
+
+
+def _links(exc: BaseException, sources: dict[str, dict[int, str]]) -> list[_Link]:
+    order = [exc]
+    index = {id(exc): 0}
+    for each in order:  # grows as it goes; a cycle ends because each is entered once
+        for other in (each.__cause__, each.__context__, *_members(each)):
+            if other is not None and id(other) not in index and len(order) < _EXCEPTIONS:
+                index[id(other)] = len(order)
+                order.append(other)
+    raised = {id(exc), *(id(member) for each in order for member in _members(each))}
+    return [_link(each, index, sources, leaves=id(each) in raised and _leaves(each)) for each in order]
+
+
+def _leaves(exc: BaseException) -> bool:
+    """Whether it would end a program that has ``except Exception``. A group is as harmless as its members."""
+    return not isinstance(exc, Exception | BaseExceptionGroup)
+
+
+def _link(
+    exc: BaseException, index: Mapping[int, int], sources: dict[str, dict[int, str]], *, leaves: bool
+) -> _Link:
+    type_name, text = _type_name(type(exc)), _text(exc)
+    members = [index[id(member)] for member in _members(exc) if id(member) in index]
+    return _Link(
+        type_name=type_name,
+        text=text,
+        message=_message_of_leaving(exc, text) if leaves else _summary(type_name, text),
+        body=None if leaves else _body(exc),
+        frames=_frames(exc.__traceback__, sources),
+        cause=index.get(id(exc.__cause__)),
+        context=index.get(id(exc.__context__)),
+        suppress_context=exc.__suppress_context__,
+        members=tuple(members),
+        left_out=len(_members(exc)) - len(members),
+    )
+
+
+def _members(exc: BaseException) -> Sequence[BaseException]:
+    return exc.exceptions if isinstance(exc, BaseExceptionGroup) else ()
+
+
+def _message_of_leaving(exc: BaseException, text: str) -> str:
+    if isinstance(exc, SystemExit):
+        return f"the task called sys.exit({'' if exc.code is None else _repr(exc.code)})"
+    return f"the task raised {_summary(_type_name(type(exc)), text)}"
+
+
+def _body(exc: BaseException) -> bytes | None:
+    """The pickled exception or the parts to make it from, whichever was seen to load again; None: neither."""
+    if not isinstance(exc, BaseExceptionGroup) and _has_own_reduce(type(exc)):
+        try:
+            whole = functions.dumps((exc, list(getattr(exc, "__notes__", ()))))
+            if type(_make(pickle.loads(whole), ())) is type(exc):
+                return whole
+        except Exception:  # noqa: BLE001, S110 - then by its parts
+            pass
+    cls, members = type(exc), _members(exc)
+    args: tuple[Any, ...] = (exc.message,) if isinstance(exc, BaseExceptionGroup) else exc.args
+    state = {**_slots(exc), **exc.__dict__}
+    body = _pack((cls, args, state), members)
+    if body is None:
+        for name in [name for name, value in state.items() if not _travels(value)]:
+            del state[name]
+            note = f"(its attribute `{name}` could not be pickled)"
+            state["__notes__"] = [*state.get("__notes__", ()), note]
+        body = _pack((cls, tuple(arg if _travels(arg) else _repr(arg) for arg in args), state), members)
+    return body
+
+
+def _has_own_reduce(cls: type[BaseException]) -> bool:
+    """Whether a class says how it is pickled. What BaseException says would call ``cls(*args)``, which fails
+    or gives something else where ``__init__`` hands other arguments on to ``super().__init__``."""
+    reduce = cls.__reduce__
+    builtin = isinstance(reduce, types.MethodDescriptorType) and reduce.__objclass__.__module__ == "builtins"
+    return not builtin or cls.__reduce_ex__ is not object.__reduce_ex__
+
+
+def _pack(parts: tuple[Any, ...], members: Sequence[BaseException]) -> bytes | None:
+    try:
+        body = functions.dumps(parts)
+        _make(pickle.loads(body), members)
+    except Exception:  # noqa: BLE001 - runs users' __reduce__ and __setstate__
+        return None
+    return body
+
+
+def _travels(value: object) -> bool:
+    try:
+        pickle.loads(functions.dumps(value))
+    except Exception:  # noqa: BLE001 - runs users' __reduce__ and __setstate__
+        return False
+    return True
+
+
+def _slots(exc: BaseException) -> dict[str, Any]:
+    """Attributes outside ``__dict__``: errno and filename of an OSError, ``__slots__`` of a user's class."""
+    found: dict[str, Any] = {}
+    for cls in reversed(type(exc).__mro__):
+        for name, slot in vars(cls).items():
+            if not isinstance(slot, types.MemberDescriptorType | types.GetSetDescriptorType):
+                continue
+            if name.startswith("__") or (cls.__name__, name) in _NOT_SENT:
+                continue
+            try:
+                value = slot.__get__(exc, cls)
+            except AttributeError:
+                continue  # never set
+            # A strerror that is set to None would change what str() gives.
+            if value is not None:
+                found[name] = value
+    return found
+
+
+def _frames(tb: types.TracebackType | None, sources: dict[str, dict[int, str]]) -> tuple[_Frame, ...]:
+    kept: list[types.TracebackType] = []
+    while tb is not None:
+        if not tb.tb_frame.f_code.co_filename.startswith(_HOME):
+            kept.append(tb)
+        tb = tb.tb_next
+    if len(kept) > _FIRST_FRAMES + _LAST_FRAMES:
+        kept[_FIRST_FRAMES:-_LAST_FRAMES] = []
+    frames = []
+    for each in kept:
+        frame = _frame(each)
+        frames.append(frame)
+        _add_source(frame, each.tb_frame.f_globals, sources)
+    return tuple(frames)
+
+
+def _frame(tb: types.TracebackType) -> _Frame:
+    code = tb.tb_frame.f_code
+    line = tb.tb_lineno or code.co_firstlineno  # some instructions have none
+    unknown = (None, None, None, None)
+    at = next(itertools.islice(code.co_positions(), max(tb.tb_lasti, 0) // 2, None), unknown)
+    start, end_line, column, end_column = at
+    if start != line or end_line is None or column is None or end_column is None:
+        end_line, column, end_column = line, -1, -1
+    if (end_line, end_column) < (line, column):  # generated code may say anything
+        end_line, column, end_column = line, -1, -1
+    return _Frame(code.co_filename, code.co_qualname, code.co_firstlineno, line, end_line, column, end_column)
+
+
+def _add_source(frame: _Frame, module_globals: dict[str, Any], sources: dict[str, dict[int, str]]) -> None:
+    known = sources.setdefault(frame.filename, {})
+    wanted = range(frame.line, min(frame.end_line + 1, frame.line + _LINES_PER_FRAME))
+    if known.keys() >= set(wanted):
+        return
+    linecache.checkcache(frame.filename)
+    lines = linecache.getlines(frame.filename, module_globals)
+    entry = linecache.cache.get(frame.filename)
+    on_disk = entry is not None and len(entry) > 1 and entry[1] is not None
+    if not on_disk and sum(map(len, lines)) <= _WHOLE_SOURCE_CHARACTERS:
+        wanted = range(1, len(lines) + 1)
+    # One line stays one line where it holds a form feed, which str.splitlines would split at.
+    known.update({n: " ".join(lines[n - 1].splitlines()) for n in wanted if 0 < n <= len(lines)})
+
+
+def _type_name(cls: type) -> str:
+    if cls.__module__ in {"builtins", "__main__"}:
+        return cls.__qualname__
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _text(exc: BaseException) -> str:
+    try:
+        return str(exc)[:_TEXT_CHARACTERS]
+    except Exception:  # noqa: BLE001 - a user's __str__
+        return "<its str() failed>"
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)[:_TEXT_CHARACTERS]
+    except Exception:  # noqa: BLE001 - a user's __repr__
+        return f"<{_type_name(type(value))}>"
+
+
+def _summary(type_name: str, text: str) -> str:
+    return f"{type_name}: {text}" if text else type_name
+
+
+# ---- the kernel's side
+
+
+def _rebuild_chain(links: list[_Link]) -> BaseException:
+    made: dict[int, BaseException] = {}
+
+    def make(number: int) -> BaseException:
+        if number not in made:
+            link = links[number]
+            members = [make(member) for member in link.members]
+            if link.left_out:
+                members.append(RemoteError(f"and {link.left_out} more exceptions that were not sent"))
+            made[number] = _make_or_explain(link, members)
+        return made[number]
+
+    for number, link in enumerate(links):
+        exc = make(number)
+        # Past any __setattr__ of the class: a frozen dataclass may be an exception.
+        assign = object.__setattr__
+        assign(exc, "__cause__", None if link.cause is None else make(link.cause))
+        assign(exc, "__context__", None if link.context is None else make(link.context))
+        assign(exc, "__suppress_context__", link.suppress_context)
+        assign(exc, "__traceback__", _traceback(link.frames))
+    return made[0]
+
+
+def _make_or_explain(link: _Link, members: Sequence[BaseException]) -> BaseException:
+    why = ""
+    if link.body is not None:
+        try:
+            return _make(pickle.loads(link.body), members)
+        except Exception as error:  # noqa: BLE001 - a module that is only there, a user's __setstate__
+            why = _summary(type(error).__name__, _text(error))
+    if members:
+        group = BaseExceptionGroup(link.message, members)
+        group.add_note(f"({link.type_name} could not be rebuilt here: {why})")
+        return group
+    explained = RemoteError(
+        link.message, type_name=link.type_name, traceback_text=_traceback_text(link.frames, link)
+    )
+    if why:
+        explained.add_note(f"(its type could not be rebuilt here: {why})")
+    return explained
+
+
+def _make(body: tuple[Any, ...], members: Sequence[BaseException]) -> BaseException:
+    if len(body) == 2:
+        whole: BaseException
+        whole, notes = body
+        if notes:
+            whole.__dict__.setdefault("__notes__", notes)
+        return whole
+    cls, args, state = body
+    exc: BaseException
+    exc = _blank_group(cls, args[0], members) if issubclass(cls, BaseExceptionGroup) else _blank(cls, args)
+    for name, value in state.items():
+        # A class of a cell has its __slots__ in the kernel, not in a worker: cloudpickle leaves them out.
+        if isinstance(getattr(cls, name, None), types.MemberDescriptorType | types.GetSetDescriptorType):
+            try:
+                object.__setattr__(exc, name, value)
+            except AttributeError:
+                continue  # read-only: set from args by its own type
+        else:
+            exc.__dict__[name] = value
+    return exc
+
+
+def _blank(cls: type[BaseException], args: tuple[Any, ...]) -> BaseException:
+    """An instance as the class's builtin base would have made it, without running a user's ``__init__``."""
+    heap_type = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement
+    base: Any = next(each for each in cls.__mro__ if not each.__flags__ & heap_type)
+    exc: BaseException = base.__new__(cls, *args)
+    try:
+        base.__init__(exc, *args)
+    except (TypeError, ValueError):
+        pass  # not what this base takes; the user's own __init__ set args
+    object.__setattr__(exc, "args", args)
+    return exc
+
+
+def _blank_group(cls: type[Any], message: str, members: Sequence[BaseException]) -> BaseException:
+    if not issubclass(cls, Exception) and all(isinstance(member, Exception) for member in members):
+        cls = ExceptionGroup  # what could have ended the kernel is a RemoteError by now
+    group: BaseException = BaseExceptionGroup.__new__(cls, message, members)
+    return group
+
+
+def _traceback(frames: Sequence[_Frame]) -> types.TracebackType | None:
+    tb: types.TracebackType | None = None
+    seen: dict[_Frame, types.TracebackType] = {}
+    for each in reversed(frames):
+        if each not in seen:
+            seen[each] = _stand_in(each)
+        real = seen[each]
+        tb = types.TracebackType(tb, real.tb_frame, real.tb_lasti, real.tb_lineno)
+    return tb
+
+
+def _stand_in(frame: _Frame) -> types.TracebackType:
+    """A frame that failed at the given place, from a function with nothing else in it.
+
+    It is a generator because that alone leaves no ``f_back``, which would keep our callers' locals alive.
+    """
+    tree = ast.parse("def stand_in():\n raise Exception\n yield")
+    function: Any = tree.body[0]
+    nodes: Any = ast.walk(function)
+    for node in nodes:
+        if hasattr(node, "lineno"):
+            node.lineno, node.end_lineno = frame.line, frame.end_line
+            node.col_offset, node.end_col_offset = frame.column, frame.end_column
+    function.lineno = function.end_lineno = frame.first_line
+    function.col_offset = function.end_col_offset = -1
+    consts = compile(tree, frame.filename, "exec").co_consts
+    code = next(const for const in consts if isinstance(const, types.CodeType))
+    code = code.replace(co_name=frame.qualname.rpartition(".")[2], co_qualname=frame.qualname)
+    fail: Callable[[], Any] = types.FunctionType(code, {"__name__": "?", "__file__": frame.filename})
+    try:
+        next(fail())
+    except Exception as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+            return error.__traceback__.tb_next
+        raise
+    raise AssertionError("unreachable: the function does nothing but raise")
+
+
+def _traceback_text(frames: Sequence[_Frame], link: _Link) -> str:
+    lines = ["Traceback (most recent call last):"]
+    for frame in frames:
+        lines.append(f'  File "{frame.filename}", line {frame.line}, in {frame.qualname.rpartition(".")[2]}')
+        if source := linecache.getline(frame.filename, frame.line).strip():
+            lines.append(f"    {source}")
+    return "\n".join([*lines, _summary(link.type_name, link.text)])
+
+
+_lent: dict[str, dict[int, str]] = {}
+
+
+def _lend_source(filename: str, lines: dict[int, str]) -> None:
+    """Let linecache know lines of a file that exists only where the task ran; a file it has keeps its own."""
+    entry = linecache.cache.get(filename)
+    theirs = entry is not None and (filename not in _lent or (len(entry) > 1 and entry[1] is not None))
+    if theirs or not lines:
+        return
+    while len(_lent) >= _LENT_FILES and filename not in _lent:
+        oldest = next(iter(_lent))
+        del _lent[oldest]
+        linecache.cache.pop(oldest, None)
+    known = _lent.setdefault(filename, {})
+    known.update(lines)
+    text = [known.get(n, "") + "\n" for n in range(1, max(known) + 1)]
+    if filename.startswith("<") and filename.endswith(">"):
+        linecache.cache[filename] = (sum(map(len, text)), None, text, filename)
+    else:
+        # A lazy entry: linecache asks for it only if there is no such file.
+        linecache.cache[filename] = (lambda: "".join(text),)

@@ -1,0 +1,47 @@
+"""Values ↔ bytes: what a task returns."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from nbqueue.codec.functions import dumps
+from nbqueue.errors import ResultNotSendable
+
+__all__ = ["LARGEST_BYTES", "dump_value", "load_value"]
+
+# A Redis string holds 512 MB (proto-max-bulk-len); what is left is for the frame around the value.
+LARGEST_BYTES = 500_000_000
+
+
+def dump_value(value: object, name: str) -> bytes:
+    """Pickle what the task `name` returned.
+
+    Raises
+    ------
+    ResultNotSendable
+        If it cannot be pickled, or is larger than 500 MB when it is.
+    """
+    try:
+        data = dumps(value)
+    except Exception as error:
+        raise ResultNotSendable(
+            f"`{name}` ran to its end, but its result ({_type_name(value)}) cannot be pickled: {error}. Return plain "
+            "data from the task."
+        ) from error
+    if len(data) > LARGEST_BYTES:
+        raise ResultNotSendable(
+            f"`{name}` ran to its end, but its result is {len(data) / 1e6:.0f} MB when pickled; the limit is "
+            f"{LARGEST_BYTES / 1e6:.0f} MB. Write it to a file and return the path."
+        )
+    return data
+
+
+def load_value(data: bytes) -> Any:
+    """The value. Runs the unpickling code of its types."""
+    return pickle.loads(data)
+
+
+def _type_name(value: object) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

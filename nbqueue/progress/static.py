@@ -1,0 +1,199 @@
+"""A snapshot as one line of text and as one piece of HTML: what a saved notebook keeps.
+
+Pure functions, also the words and colours of every other view. The HTML lives through a notebook's
+sanitiser (literal colours before theme variables, no `<style>`, no svg), and where a site strips all
+styles (GitHub), its text still reads as a sentence with all numbers.
+"""
+
+from __future__ import annotations
+
+import html as _html
+from typing import NamedTuple
+
+from .tally import Snapshot
+
+__all__ = ["Part", "html", "plain", "words"]
+
+
+class Part(NamedTuple):
+    """One statement about a batch: `kind` chooses its colour, `symbol` goes before its `text`."""
+
+    kind: str
+    symbol: str
+    text: str
+
+
+# Each literal is followed by the theme's own colour. The literals keep at least 3:1 on white and on
+# #111, since a saved notebook cannot know on what it will be shown.
+GREEN = ("#388e3c", "--jp-success-color1")
+RED = ("#e53935", "--jp-error-color1")
+BLUE = ("#1e88e5", "--jp-brand-color1")
+GREY = ("#8a8a8a", "--jp-ui-font-color3")
+GREY_TEXT = ("#808080", "--jp-ui-font-color2")
+TRACK = ("#8a8a8a40", "--jp-border-color2")
+
+# Wide enough to see one per cent; fixed, or the bar would breathe with each digit that the text gains.
+BAR_WIDTH_PX = 240
+
+# Where the total is unknown, a segment of this share goes to and fro in this time.
+SWEEP_PERCENT = 25.0
+SWEEP_S = 3.0
+
+_TEXT_COLOURS = {"failed": RED, "running": BLUE, "cancelled": GREY_TEXT, "time": GREY_TEXT}
+
+
+def plain(snapshot: Snapshot) -> str:
+    """One line: ``nbqueue: simulate 236/240 done · 4 failed · 2 retried · 4.9 s · 49.5/s``."""
+    return f"nbqueue: {_one_line(snapshot.label)} " + " · ".join(part.text for part in words(snapshot))
+
+
+def words(snapshot: Snapshot) -> tuple[Part, ...]:
+    """The statements about a batch, in reading order; counts that are zero say nothing."""
+    parts = [Part("done", _verdict(snapshot), _progress(snapshot))]
+    if snapshot.failed:
+        parts.append(Part("failed", "✗", f"{snapshot.failed:,} failed"))
+    if snapshot.cancelled:
+        parts.append(Part("cancelled", "⊘", f"{snapshot.cancelled:,} cancelled"))
+    if snapshot.finished:
+        missing = (snapshot.total or 0) - snapshot.settled
+        if missing > 0:
+            parts.append(Part("cancelled", "⊘", f"{missing:,} not finished"))
+    elif snapshot.running:
+        parts.append(Part("running", "▸", f"{snapshot.running:,} running"))
+    if snapshot.retried:
+        parts.append(Part("retried", "↻", f"{snapshot.retried:,} retried"))
+    if snapshot.finished:
+        parts.append(Part("time", "", _seconds(snapshot.elapsed_s, fine=True)))
+    elif snapshot.eta_s is None:
+        parts.append(Part("time", "", _seconds(snapshot.elapsed_s)))
+    if snapshot.rate is not None:
+        parts.append(Part("time", "", _rate(snapshot.rate)))
+    if snapshot.eta_s is not None:
+        parts.append(Part("time", "", f"{_seconds(snapshot.eta_s)} left"))
+    return tuple(parts)
+
+
+def html(snapshot: Snapshot) -> str:
+    """The card: name, bar, numbers; live or settled as the snapshot is."""
+    label = _html.escape(_one_line(snapshot.label))
+    state = "settled" if snapshot.finished else "live"
+    return (
+        f'<div class="nbqueue-card" data-state="{state}" style="display:flex;flex-wrap:wrap;'
+        "align-items:center;column-gap:12px;row-gap:2px;max-width:1000px;padding:3px 0;"
+        "font-size:13px;line-height:20px;font-family:var(--jp-ui-font-family,sans-serif);"
+        'font-variant:tabular-nums;font-variant-numeric:tabular-nums">'
+        f'<b class="nbqueue-label" title="{label}" style="min-width:88px;max-width:240px;overflow:hidden;'
+        f'text-overflow:ellipsis;white-space:nowrap">{label}</b> '
+        f"{_bar(snapshot, label)}"
+        # Beside the bar where there is room for half of it, else below.
+        f'<span class="nbqueue-text" style="flex:1 1 280px">{_sentence(snapshot)}</span>'
+        "</div><!--/nbqueue-->"
+    )
+
+
+def _sentence(snapshot: Snapshot) -> str:
+    pieces = []
+    for part in words(snapshot):
+        symbol = f"{part.symbol} " if part.symbol else ""
+        if part.kind == "done" and symbol:
+            symbol = f'<span style="{_colour("color", GREEN)}">{symbol}</span>'
+        # A part stays whole where a narrow cell breaks the line.
+        style = "white-space:nowrap"
+        if part.kind in _TEXT_COLOURS:
+            style += ";" + _colour("color", _TEXT_COLOURS[part.kind])
+        pieces.append(f'<span class="nbqueue-{part.kind}" style="{style}">{symbol}{part.text}</span>')
+    return " · ".join(pieces)
+
+
+def _bar(snapshot: Snapshot, label: str) -> str:
+    """A track with one segment for each way in which items end. Its `label` is escaped already."""
+    total = snapshot.settled if snapshot.total is None and snapshot.finished else snapshot.total
+    values = ""
+    if total is not None:
+        values = f'aria-valuemin="0" aria-valuemax="{total}" aria-valuenow="{snapshot.settled}" '
+    text = ", ".join(part.text for part in words(snapshot) if part.kind != "time")
+    return (
+        f'<div class="nbqueue-bar" role="progressbar" aria-label="{label}" {values}aria-valuetext="{text}" '
+        f'title="{text}" style="display:flex;flex:0 1 {BAR_WIDTH_PX}px;min-width:80px;height:10px;'
+        f'border-radius:5px;overflow:hidden;{_colour("background-color", TRACK)}">'
+        f"{_segments(snapshot, total)}</div>"
+    )
+
+
+def _segments(snapshot: Snapshot, total: int | None) -> str:
+    if total is None:
+        phase = snapshot.elapsed_s / SWEEP_S % 2
+        margin = (100 - SWEEP_PERCENT) * (phase if phase <= 1 else 2 - phase)
+        return _segment("running", SWEEP_PERCENT, BLUE, f"margin-left:{margin:.2f}%;border-radius:5px;")
+    running = 0 if snapshot.finished else min(snapshot.running, total - snapshot.settled)
+    counts = [
+        ("done", snapshot.done, GREEN),
+        ("failed", snapshot.failed, RED),
+        ("cancelled", snapshot.cancelled, GREY),
+        ("running", running, BLUE),
+    ]
+    # max: a total that turned out too small must not draw beyond the track.
+    whole = max(total, snapshot.settled)
+    return "".join(_segment(kind, 100 * count / whole, colour) for kind, count, colour in counts if count > 0)
+
+
+def _segment(kind: str, percent: float, colour: tuple[str, str], style: str = "") -> str:
+    # At least two pixels: one failure in a million is still seen.
+    return (
+        f'<div class="nbqueue-bar-{kind}" style="width:{percent:.2f}%;min-width:2px;height:100%;{style}'
+        f'{_colour("background-color", colour)}"></div>'
+    )
+
+
+def _colour(name: str, colour: tuple[str, str]) -> str:
+    literal, variable = colour
+    # A sanitiser drops the second declaration, and the first one stays.
+    return f"{name}:{literal};{name}:var({variable},{literal})"
+
+
+def _verdict(snapshot: Snapshot) -> str:
+    complete = snapshot.total is None or snapshot.done >= snapshot.total
+    clean = complete and not snapshot.failed and not snapshot.cancelled
+    return "✓" if snapshot.finished and clean else ""
+
+
+def _progress(snapshot: Snapshot) -> str:
+    if snapshot.total is None:
+        return f"{snapshot.done:,} done"
+    return f"{snapshot.done:,}/{snapshot.total:,} done"
+
+
+def _one_line(label: str) -> str:
+    return " ".join(label.split())
+
+
+def _seconds(seconds: float, *, fine: bool = False) -> str:
+    """For reading: a live view counts whole seconds, a settled one may be exact."""
+    if fine and seconds < 0.001:
+        return "under 1 ms"
+    if fine and seconds < 0.1:
+        return f"{seconds * 1000:.0f} ms"
+    if fine and seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 1:
+        return "under 1 s"
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def _rate(rate: float) -> str:
+    if rate >= 100:
+        return f"{rate:,.0f}/s"
+    if rate >= 1:
+        return f"{rate:.1f}/s"
+    if rate * 60 >= 1:
+        return f"{rate * 60:.1f}/min"
+    return f"{rate * 3600:.1f}/h"

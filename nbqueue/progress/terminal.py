@@ -1,0 +1,186 @@
+"""Progress lines on a terminal.
+
+`views` opens one line per tally. All lines that are live share one region at the bottom of the terminal;
+a line that is settled is printed above it, once, and stays. Nothing is drawn where there is no terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from . import static
+from .tally import Snapshot
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, Group, RenderResult
+    from rich.live import Live
+    from rich.text import Text
+
+__all__ = ["TerminalView"]
+
+BAR_WIDTH = 30
+BAR_WIDTH_MIN = 8
+
+_STYLES = {"done": "green", "failed": "red", "cancelled": "bright_black", "running": "blue"}
+_TEXT_STYLES = {**_STYLES, "done": "", "time": "bright_black"}
+
+
+class TerminalView:
+    """One line; stderr unless a console is given."""
+
+    def __init__(self, snapshot: Snapshot, console: Console | None = None) -> None:
+        self._region = _region(console)
+        self._line = _Line(snapshot)
+        self._region.add(self._line)
+
+    def update(self, snapshot: Snapshot) -> None:
+        self._line.snapshot = snapshot
+        self._region.refresh()
+
+    def settle(self, snapshot: Snapshot) -> None:
+        self._line.snapshot = snapshot
+        self._region.settle(self._line)
+
+
+class _Line:
+    """A snapshot as rich draws it: name, bar as wide as the room allows, numbers; never wrapped."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        separator = " - " if options.ascii_only else " · "
+        label = Text(" ".join(self.snapshot.label.split()), style="bold")
+        numbers = Text(separator).join(
+            Text(
+                f"{part.symbol} {part.text}" if part.symbol and not options.ascii_only else part.text,
+                style=_TEXT_STYLES.get(part.kind, ""),
+            )
+            for part in static.words(self.snapshot)
+        )
+        room = min(BAR_WIDTH, options.max_width - label.cell_len - numbers.cell_len - 3)
+        pieces = [label, numbers]
+        if self.snapshot.total and room >= BAR_WIDTH_MIN:
+            pieces.insert(1, _bar(self.snapshot, room, "=" if options.ascii_only else "━"))
+        line = Text(" ", no_wrap=True, overflow="ellipsis").join(pieces)
+        line.no_wrap, line.overflow = True, "ellipsis"
+        yield line
+
+
+def _bar(snapshot: Snapshot, width: int, glyph: str) -> Text:
+    from rich.text import Text
+
+    bar = Text()
+    used, seen = 0, 0
+    for kind, count in (
+        ("done", snapshot.done),
+        ("failed", snapshot.failed),
+        ("cancelled", snapshot.cancelled),
+        ("running", snapshot.running),
+    ):
+        seen += count
+        end = min(width, round(width * seen / (snapshot.total or 1)))
+        bar.append(glyph * (end - used), style=_STYLES[kind])
+        used = max(used, end)
+    bar.append((" " if glyph == "=" else glyph) * (width - used), style="grey23")
+    return bar
+
+
+class _Region:
+    """The live lines of one console, all in one `rich.live.Live`, which allows one of itself only."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._lock = threading.RLock()
+        self._lines: list[_Line] = []
+        self._live: Live | None = None
+
+    @property
+    def live(self) -> bool:
+        return self._live is not None
+
+    def add(self, line: _Line) -> None:
+        with self._lock:
+            if not self._console.is_terminal:
+                return
+            self._lines.append(line)
+            if self._live is None:
+                self._live = self._start()
+            self.refresh()
+
+    def refresh(self) -> None:
+        with self._lock:
+            if self._live is not None:
+                self._live.update(self._group(), refresh=True)
+
+    def settle(self, line: _Line) -> None:
+        with self._lock:
+            if line not in self._lines:
+                return
+            self._lines.remove(line)
+            # In one write, so that the line never flickers between the region and its place above it.
+            with self._console:
+                if self._live is not None and not self._lines:
+                    # Transient: takes the region away and gives the cursor back.
+                    self._live.stop()
+                    self._live = None
+                self.refresh()
+                self._console.print(line)
+
+    def _group(self) -> Group:
+        from rich.console import Group
+
+        return Group(*self._lines)
+
+    def _start(self) -> Live:
+        from rich.live import Live
+
+        # rich sends what it redirects to its own console. Prints must pass through it, or they tear the
+        # region apart, but not when stdout goes to a file or a pipe: there they belong.
+        own = self._console.file is sys.stderr
+        live = Live(
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=own and sys.stdout is not None and sys.stdout.isatty(),
+            redirect_stderr=own,
+        )
+        live.start()
+        return live
+
+
+_regions: dict[Console, _Region] = {}
+_regions_lock = threading.Lock()
+_stderr_console: Console | None = None
+
+
+def _region(console: Console | None) -> _Region:
+    """The region of a console; two at work on one terminal would draw over each other."""
+    global _stderr_console
+    from rich.console import Console
+
+    with _regions_lock:
+        if console is None:
+            # It looks up sys.stderr at each use, so one serves for good.
+            console = _stderr_console = _stderr_console or Console(stderr=True)
+        return _regions.setdefault(console, _Region(console))
+
+
+def _forget_regions() -> None:
+    """In a forked child: prints of the child must not redraw the parent's region."""
+    global _regions_lock, _stderr_console
+    _regions_lock = threading.Lock()
+    if any(region.live for region in _regions.values()):
+        sys.stdout = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+        sys.stderr = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+    _regions.clear()
+    _stderr_console = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_regions)

@@ -1,0 +1,234 @@
+"""Which view a batch gets, and the one thread that keeps all views up to date.
+
+`client.batch` opens a view on its tally and forgets about it. The ticker pulls a snapshot from each open
+tally at most ten times a second, passes on those that would look different, and sends the last state
+exactly once. A view that fails is reported once and never disturbs the work.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from . import static
+from .tally import Snapshot, Tally
+
+__all__ = ["Handle", "View", "open_view"]
+
+# Ten pictures a second look smooth; a browser that is sent thousands of messages loses the last ones.
+TICK_S = 0.1
+
+_OFF = {"0", "false", "off", "no"}
+
+
+class View(Protocol):
+    """Draws snapshots. Called by one thread at a time, not always the same; may raise."""
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Draw a moment of work that goes on."""
+
+    def settle(self, snapshot: Snapshot) -> None:
+        """Draw the last state, which stays, and give up whatever the view holds. Called once."""
+
+
+class Handle:
+    """One open view of one tally, or of none where nothing is to be shown."""
+
+    def __init__(self, tally: Tally, view: View | None) -> None:
+        self._tally = tally
+        self._view = view
+        self._pid = os.getpid()
+        self._lock = threading.Lock()  # held while drawing, so that nothing is drawn after the last state
+        self._settled = threading.Event()
+        self._shown: str | None = None
+        self._broken = False
+        if view is None:
+            self._settled.set()
+
+    @property
+    def settled(self) -> bool:
+        """True once the last state has been sent, or where there is no view."""
+        return self._settled.is_set()
+
+    def close(self, timeout: float = 1.0) -> bool:
+        """Make sure that the last state has been sent.
+
+        A finished tally is settled at once, by the calling thread. For one that is not finished yet this
+        waits up to `timeout` seconds and then settles the view for good with what there is. A second
+        call, from any thread, changes nothing; in a forked child it does nothing.
+
+        Returns
+        -------
+        bool
+            True where the last state is out; False where a drawing thread held the view for too long.
+        """
+        if self._pid != os.getpid():
+            return False
+        deadline = time.monotonic() + max(0.0, timeout)
+        if not self._tally.snapshot().finished:
+            self._settled.wait(max(0.0, timeout))
+        return self._settle(max(0.05, deadline - time.monotonic()))
+
+    def _tick(self) -> bool:
+        """Draw what is new; True as long as there will be more."""
+        snapshot = self._tally.snapshot()
+        if snapshot.finished:
+            self._settle()
+        elif not self._settled.is_set():
+            self._update(snapshot)
+        return not self._settled.is_set()
+
+    def _update(self, snapshot: Snapshot) -> None:
+        shown = static.plain(snapshot)
+        if self._broken or shown == self._shown:
+            return
+        with self._lock:
+            if self._view is None or self._settled.is_set():
+                return
+            self._shown = shown
+            try:
+                self._view.update(snapshot)
+            except Exception as error:  # noqa: BLE001 a view that cannot draw must not stop the work
+                self._report(error)
+
+    def _settle(self, timeout: float = -1) -> bool:
+        if not self._lock.acquire(timeout=timeout):
+            return False
+        try:
+            if self._view is not None and not self._settled.is_set():
+                snapshot = self._tally.snapshot()
+                if not snapshot.finished:
+                    snapshot = replace(snapshot, finished=True, running=0, eta_s=None)
+                try:
+                    self._view.settle(snapshot)
+                except Exception as error:  # noqa: BLE001 as above
+                    self._report(error)
+                self._view = None
+            self._settled.set()
+        finally:
+            self._lock.release()
+        return True
+
+    def _report(self, error: Exception) -> None:
+        if not self._broken:
+            self._broken = True
+            _warn(f"the progress view failed and stands still from here; the work goes on ({error!r})")
+
+
+def open_view(tally: Tally, cancel: Callable[[], None] | None = None) -> Handle:
+    """Show a tally where this process can show one, until it is finished.
+
+    A widget in a notebook, a line on a terminal, nothing elsewhere. ``NBQUEUE_PROGRESS=0`` turns views
+    off. Views are opened by the main thread only; called in another one, this shows nothing.
+
+    Parameters
+    ----------
+    tally : Tally
+        What to show.
+    cancel : callable, optional
+        What a Cancel button calls. It runs in some thread and must not block.
+
+    Returns
+    -------
+    Handle
+        Close it at the end of a blocking wait, so that the last state belongs to the cell.
+    """
+    handle = Handle(tally, _view(tally, cancel))
+    if not handle.settled:
+        try:
+            _ticker.add(handle)
+        except RuntimeError as error:
+            # No further thread may be started. The handle's close still sends the last state.
+            _warn(f"the progress view stands still; the work goes on ({error!r})")
+    return handle
+
+
+def _view(tally: Tally, cancel: Callable[[], None] | None) -> View | None:
+    if os.environ.get("NBQUEUE_PROGRESS", "").strip().lower() in _OFF:
+        return None
+    # Displays made in another thread land in whichever cell runs.
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    try:
+        if _in_kernel():
+            from .widget import open_notebook_view
+
+            return open_notebook_view(tally.snapshot(), cancel, _warn)
+        if sys.stderr is not None and sys.stderr.isatty():
+            from .terminal import TerminalView
+
+            return TerminalView(tally.snapshot())
+    except Exception as error:  # noqa: BLE001 as above
+        _warn(f"no progress view could be opened; the work goes on ({error!r})")
+    return None
+
+
+def _in_kernel() -> bool:
+    # Through sys.modules: where nobody has imported IPython, this is no kernel.
+    ipython = sys.modules.get("IPython")
+    get_ipython = getattr(ipython, "get_ipython", None)
+    shell = get_ipython() if get_ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
+def _warn(message: str) -> None:
+    try:
+        warnings.warn(f"nbqueue: {message}", RuntimeWarning, stacklevel=3)
+    except RuntimeWarning:
+        # Warnings have been made errors; the ticker must outlive that, and the text still be read.
+        print(f"nbqueue: {message}", file=sys.stderr)
+
+
+class _Ticker:
+    """The one thread that draws. It ends by itself when no view is open, and starts again with the next."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._handles: list[Handle] = []
+        self._thread: threading.Thread | None = None
+
+    def forget(self) -> None:
+        """In a forked child: the views are the parent's, its lock may be held, its thread is not here."""
+        self._lock = threading.Lock()
+        self._handles = []
+        self._thread = None
+
+    def add(self, handle: Handle) -> None:
+        with self._lock:
+            self._handles.append(handle)
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="nbqueue-progress", daemon=True)
+                thread.start()
+                self._thread = thread
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(TICK_S)
+            with self._lock:
+                handles = list(self._handles)
+            over = [handle for handle in handles if not handle._tick()]
+            with self._lock:
+                self._handles = [handle for handle in self._handles if handle not in over]
+                if not self._handles:
+                    self._thread = None
+                    return
+
+    def settle_all(self) -> None:
+        """At the end of the process: a daemon thread would be cut off before the last state."""
+        with self._lock:
+            handles = list(self._handles)
+        for handle in handles:
+            handle.close(timeout=0)
+
+
+_ticker = _Ticker()
+atexit.register(_ticker.settle_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_ticker.forget)

@@ -1,0 +1,71 @@
+"""Pure decisions: what becomes of an attempt that ended. No clock, no processes, no Redis."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nbqueue.errors import TaskError, TaskTimeout, WorkerDied
+
+__all__ = ["CRASH_CAP", "Exit", "death", "retry_delay"]
+
+# A task whose worker died may run once more (BullMQ's maxStalledCount 1; dask allows 3, loky none).
+CRASH_CAP = 1
+
+_FIRST_DELAY_S = 0.1
+_LONGEST_DELAY_S = 60.0
+
+
+def retry_delay(failures: int, retries: int, *, draw: Callable[[], float] = random.random) -> float | None:
+    """Seconds until the next attempt after `failures` exceptions of the task's own, None to give up.
+
+    Exponential backoff with equal jitter: half of 0.1 s · 2^(failures-1), at most 60 s, plus a random share
+    of the other half, so that tasks that failed together do not come back together.
+
+    >>> retry_delay(1, 3, draw=lambda: 1.0), retry_delay(3, 3, draw=lambda: 0.0), retry_delay(4, 3)
+    (0.1, 0.2, None)
+    """
+    if failures > retries:
+        return None
+    delay = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2 ** (failures - 1))
+    return float(delay / 2 + draw() * delay / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a worker process ended: by signal or with an exit code."""
+
+    signal: int | None
+    code: int | None
+    peak_rss_bytes: int | None
+
+    def __str__(self) -> str:
+        if self.signal is None:
+            return f"left with exit code {self.code}"
+        try:
+            name = signal.Signals(self.signal).name
+        except ValueError:
+            name = f"signal {self.signal}"
+        hint = " (out of memory?)" if self.signal == signal.SIGKILL else ""
+        return f"was ended by {name}{hint}"
+
+
+def death(name: str, exit: Exit, *, attempts: int, timeout_s: float | None) -> TaskError:
+    """The error of a task whose process ended under it. With `timeout_s`, we ended it for its time limit."""
+    if timeout_s is not None:
+        return TaskTimeout(
+            f"`{name}` ran longer than its timeout of {timeout_s:g} s and did not stop when interrupted; its worker "
+            "was killed.",
+            timeout_s=timeout_s,
+        )
+    peak = f" Peak memory: {exit.peak_rss_bytes / 2**20:.0f} MiB." if exit.peak_rss_bytes else ""
+    times = "once" if attempts == 1 else f"{attempts} times"
+    return WorkerDied(
+        f"The worker that ran `{name}` {exit}; the task was started {times}.{peak}",
+        signal=exit.signal,
+        exitcode=exit.code,
+        attempts=attempts,
+        peak_rss_bytes=exit.peak_rss_bytes,
+    )

@@ -1,0 +1,186 @@
+"""The slot board: what each worker is running right now.
+
+A small shared memory with one line of 64-bit words a slot. The worker in a slot writes its line, the
+supervisor reads it: who was running when a process died, for how long a task has run, which task a signal
+is meant for. The second part of a line goes the other way: the supervisor writes whom its signal is for,
+and the worker compares before it raises. So a SIGINT that comes late never hits the next task.
+
+Each word is written at once; what takes several words is guarded by a sequence number that is odd while the
+line is being written.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from dataclasses import dataclass
+
+__all__ = ["BUSY", "CANCEL", "IDLE", "OFF", "STARTING", "TIMEOUT", "WAITING", "Board", "Line", "Slot"]
+
+OFF, STARTING, IDLE, BUSY, WAITING = range(5)
+STATE_NAMES = ("off", "starting", "idle", "busy", "waiting")
+CANCEL, TIMEOUT = 1, 2
+
+_WORDS = 32
+_SEQ, _STATE, _PID, _REDIS_ID, _STREAM, _MS, _ID_SEQ = range(7)
+_CLIENT, _N, _SPLIT, _ITEM, _ATTEMPT, _STARTED, _TIMEOUT = range(7, 14)
+_NAME, _NAME_WORDS = 14, 8
+_STOP, _FOR_STREAM, _FOR_MS, _FOR_SEQ, _FOR_ITEM, _FOR_WHY = range(22, 28)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One reading of a slot. `started_ns` is of the monotonic clock; `timeout_ms` is 0 without a limit."""
+
+    state: int
+    pid: int
+    redis_id: int
+    entry: str
+    client: str
+    n: str
+    item: int
+    attempt: int
+    started_ns: int
+    timeout_ms: int
+    name: str
+
+    @property
+    def running(self) -> bool:
+        return self.state in (BUSY, WAITING)
+
+
+class Board:
+    """The shared memory of all slots. `fd` is inherited by workers, which `attach` to it."""
+
+    def __init__(self, fd: int, slots: int) -> None:
+        self.fd = fd
+        self.slots = slots
+        self._map = mmap.mmap(fd, slots * _WORDS * 8)
+        self._words = memoryview(self._map).cast("Q")
+        self._bytes = memoryview(self._map)
+
+    @classmethod
+    def create(cls, slots: int) -> Board:
+        """A board that has no name in any file system, so nothing of it can be left behind."""
+        if hasattr(os, "memfd_create"):
+            fd = os.memfd_create("nbqueue-board")
+        else:
+            with tempfile.TemporaryFile() as file:
+                fd = os.dup(file.fileno())
+        os.ftruncate(fd, slots * _WORDS * 8)
+        return cls(fd, slots)
+
+    def slot(self, index: int) -> Slot:
+        start = index * _WORDS
+        return Slot(self._words[start : start + _WORDS], self._bytes[start * 8 : (start + _WORDS) * 8])
+
+
+class Slot:
+    """One line of the board."""
+
+    __slots__ = ("_bytes", "_words")
+
+    def __init__(self, words: memoryview[int], data: memoryview[int]) -> None:
+        self._words = words
+        self._bytes = data
+
+    # The supervisor's side
+
+    def clear(self) -> None:
+        """Make the line ready for a new worker."""
+        self._bytes[:] = bytes(len(self._bytes))
+        self._words[_STATE] = STARTING
+
+    def read(self) -> Line | None:
+        """The line, or None if it was caught half written (its worker may have died so)."""
+        w = self._words
+        for _ in range(50):
+            before = w[_SEQ]
+            words = w.tolist()
+            name = bytes(self._bytes[_NAME * 8 : (_NAME + _NAME_WORDS) * 8])
+            if not before & 1 and w[_SEQ] == before:
+                break
+        else:
+            return None
+        split = words[_SPLIT]
+        return Line(
+            state=words[_STATE],
+            pid=words[_PID],
+            redis_id=words[_REDIS_ID],
+            entry=f"{words[_STREAM]}/{words[_MS]}-{words[_ID_SEQ]}",
+            client=f"{words[_CLIENT]:016x}",
+            n=f"{words[_N]}.{split - 1}" if split else str(words[_N]),
+            item=words[_ITEM],
+            attempt=words[_ATTEMPT],
+            started_ns=words[_STARTED],
+            timeout_ms=words[_TIMEOUT],
+            name=name.rstrip(b"\0").decode("utf-8", "ignore"),
+        )
+
+    def state(self) -> int:
+        return self._words[_STATE]
+
+    def ask_to_stop(self) -> None:
+        self._words[_STOP] = 1
+
+    def aim(self, entry: str, item: int, why: int) -> None:
+        """Say whom the SIGINT that follows is for: an item of an entry, or with item -1 whichever runs."""
+        stream, ms, seq = _entry_words(entry)
+        w = self._words
+        w[_FOR_WHY] = 0
+        w[_FOR_STREAM], w[_FOR_MS], w[_FOR_SEQ] = stream, ms, seq
+        w[_FOR_ITEM] = item + 1
+        w[_FOR_WHY] = why
+
+    # The worker's side
+
+    def hello(self, pid: int) -> None:
+        self._words[_PID] = pid
+
+    def connected(self, redis_id: int) -> None:
+        self._words[_REDIS_ID] = redis_id
+
+    def stop_asked(self) -> bool:
+        return bool(self._words[_STOP])
+
+    def idle(self) -> None:
+        self._words[_STATE] = IDLE
+
+    def waiting(self, on: bool) -> None:
+        self._words[_STATE] = WAITING if on else BUSY
+
+    def call(self, entry: str, client: str, n: str, attempt: int, timeout_ms: int, name: str) -> None:
+        """A call begins; its items follow with `item`."""
+        stream, ms, seq = _entry_words(entry)
+        number, _, split = n.partition(".")
+        w = self._words
+        w[_SEQ] += 1
+        w[_STREAM], w[_MS], w[_ID_SEQ] = stream, ms, seq
+        w[_CLIENT], w[_N], w[_SPLIT] = int(client, 16), int(number), int(split) + 1 if split else 0
+        w[_ATTEMPT], w[_TIMEOUT] = attempt, timeout_ms
+        data = name.encode()[: _NAME_WORDS * 8]
+        self._bytes[_NAME * 8 : _NAME * 8 + _NAME_WORDS * 8] = data + bytes(_NAME_WORDS * 8 - len(data))
+        w[_SEQ] += 1
+
+    def item(self, item: int, started_ns: int) -> None:
+        w = self._words
+        w[_SEQ] += 1
+        w[_ITEM] = item
+        w[_STARTED] = started_ns
+        w[_STATE] = BUSY
+        w[_SEQ] += 1
+
+    def aimed_at_me(self) -> int:
+        """Why the signal was sent, if it is for what is running now, else 0."""
+        w = self._words
+        why = w[_FOR_WHY]
+        if not why or (w[_FOR_STREAM], w[_FOR_MS], w[_FOR_SEQ]) != (w[_STREAM], w[_MS], w[_ID_SEQ]):
+            return 0
+        return why if w[_FOR_ITEM] in (0, w[_ITEM] + 1) else 0
+
+
+def _entry_words(entry: str) -> tuple[int, int, int]:
+    stream, _, id = entry.partition("/")
+    ms, _, seq = id.partition("-")
+    return int(stream), int(ms), int(seq)

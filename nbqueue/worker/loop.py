@@ -1,0 +1,563 @@
+"""A worker process: fetch → run → report, one item at a time.
+
+::
+
+    main thread   fetch ─▶ open the seal ─▶ function, arguments ─▶ run ─▶ report + next fetch, in one write
+    courier       while an item runs for long: sends what is finished, gives back what was fetched ahead
+
+Always true here: a report is kept until the server has taken it or said that it no longer counts; the slot
+board names the item before its code (unpickling included) runs; an interrupt raises only while the item that
+it is meant for is running. The supervisor is never spoken to directly: the board, a doorbell and signals do.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import types
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from nbqueue import context
+from nbqueue.codec import messages
+from nbqueue.codec.functions import digest as digest_of
+from nbqueue.codec.functions import is_plain
+from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, CallBody, ReplyBody, call_id
+from nbqueue.codec.seal import Seal
+from nbqueue.codec.tracebacks import dump_exception
+from nbqueue.codec.values import dump_value
+from nbqueue.errors import BadMessage, NbqueueError, ResultNotSendable, ServerError, TaskTimeout
+from nbqueue.stream.broker import BLOCK_MS, Broker
+from nbqueue.stream.connect import Address, CommandError, Wire
+from nbqueue.stream.keys import Keys
+from nbqueue.stream.records import Fetched, Report, Setting
+from nbqueue.worker import attempt, board
+from nbqueue.worker.surroundings import NoKeyboard, Surroundings
+
+__all__ = ["Worker", "WorkerSpec"]
+
+# Replies of finished items leave within about this time, also while the next item runs for long.
+FLUSH_S = 0.1
+# How much measured work may wait in a busy worker while another is idle, and how long an item may run before
+# what waits behind it is given back.
+AHEAD_S = 0.004
+COURIER_S = 0.05
+MOST_AHEAD = 64
+# Longer than BLOCK_MS: a reply that is later than this means a dead connection.
+REPLY_TIMEOUT_S = 12.0
+FUNCTIONS_KEPT = 128
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker is told at its birth. `consumer` is its name in the group, used by nobody before."""
+
+    slot: int
+    consumer: str
+    queue: str
+    prefix: str
+    address: dict[str, Any]
+    secret: str = field(repr=False)
+    environ: dict[str, str]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised in a task that is cancelled or has reached its time limit."""
+
+
+class _BlobLost(Exception):
+    """The server lost the function of a call, and with it the call: the client will submit it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """A function that was fetched and not unpickled yet."""
+
+    data: bytes
+
+
+class _Piece:
+    """Outcomes of consecutive items of one call that are not reported yet."""
+
+    __slots__ = ("call", "failed", "first", "kinds", "plain", "seconds", "since", "started", "values")
+
+    def __init__(self, call: Fetched, first: int) -> None:
+        self.call = call
+        self.first = first
+        self.kinds = bytearray()
+        self.values: list[Any] = []
+        self.plain = True
+        self.failed = 0
+        self.started = time.time()
+        self.since = time.monotonic()
+        self.seconds = 0.0
+
+    def add(self, kind: int, value: Any, plain: bool) -> None:
+        if plain != self.plain:
+            # Until now all values were plain: make frames of them.
+            if self.plain:
+                self.values = [pickle.dumps(v, protocol=5) for v in self.values]
+                self.plain = False
+            else:
+                value = pickle.dumps(value, protocol=5)
+        self.kinds.append(kind)
+        self.values.append(value)
+        self.failed += kind in (EXCEPTION, ERROR)
+
+
+class Worker:
+    """One process that runs one item at a time.
+
+    Parameters
+    ----------
+    spec : WorkerSpec
+    slot : board.Slot
+        Its line on the board.
+    ring : callable
+        Wakes the supervisor.
+    """
+
+    def __init__(self, spec: WorkerSpec, slot: board.Slot, ring: Callable[[], None]) -> None:
+        self._spec = spec
+        self._slot = slot
+        self._ring = ring
+        self._name = f"{spec.consumer}"
+        self._seal = Seal(bytes.fromhex(spec.secret), spec.prefix)
+        self._broker = Broker(Wire(Address.from_dict(spec.address), timeout_s=REPLY_TIMEOUT_S), Keys(spec.prefix))
+        self._surroundings = Surroundings()
+        self._functions: OrderedDict[str, Any] = OrderedDict()
+        self._settings: dict[str, Setting] = {}
+        self._lock = threading.Lock()  # guards _ahead, _piece, _outbox
+        self._io = threading.Lock()  # guards the wire; the main thread holds it except while a task runs
+        self._ahead: deque[Fetched] = deque()
+        self._piece: _Piece | None = None
+        self._outbox: list[Report] = []
+        self._stale: set[str] = set()  # entries whose reports no longer count
+        self._last_fetch_empty = True
+        self._seconds = 0.0  # a call's run time, smoothed; 0 before the first
+        self._armed = False
+        self._why = 0
+        self._item_since = 0.0
+        self._waits = 0
+        self._running = threading.Event()
+
+    def run(self) -> int:
+        """Work until asked to stop. Returns the exit code."""
+        self._slot.hello(os.getpid())
+        os.environ.update(self._spec.environ)
+        self._surroundings = Surroundings()
+        sys.stdin = NoKeyboard()
+        # What a function defined in a notebook calls __main__ is not this program.
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        threading.Thread(target=self._courier, name="nbqueue-courier", daemon=True).start()
+        pause = 0.02
+        while True:
+            try:
+                with self._io:
+                    self._connect()
+                pause = 0.02
+                while self._fetch():
+                    while (call := self._next()) is not None:
+                        self._run_call(call)
+                return 0
+            except (ServerError, CommandError):
+                # Down, restarting or loading: what is finished waits in the outbox.
+                self._broker.wire.close()
+                if self._slot.stop_asked():
+                    return 1
+                time.sleep(pause)
+                pause = min(1.0, pause * 2)
+
+    # Fetch and report
+
+    def _connect(self) -> None:
+        broker = self._broker
+        broker.connect()
+        self._slot.connected(int(broker.wire.call("CLIENT", "ID")))
+        self._flush_now()
+        # A lost reply has left its entries with us.
+        calls, gone = broker.parse_fetch(
+            broker.wire.call(*broker.fetch_command(self._spec.consumer, 1000, block_ms=None, own=True))
+        )
+        broker.forget(gone)
+        with self._lock:
+            self._ahead = deque(calls)
+
+    def _fetch(self) -> bool:
+        """Report what is finished and get more to do. False when it is time to leave."""
+        broker = self._broker
+        with self._io:
+            if self._ahead:
+                return True
+            last = self._slot.stop_asked()
+            reports = self._take_reports()
+            if last and not self._last_fetch_empty:
+                # Asked to stop while it was busy: it leaves. An idle worker fetches once more.
+                self._flush_now()
+                return False
+            self._slot.idle()
+            wanted = MOST_AHEAD if self._seconds <= 0 else int(AHEAD_S / self._seconds)
+            count = min(MOST_AHEAD, max(1, wanted)) if self._seconds > 0 else 1
+            fetch = broker.fetch_command(self._spec.consumer, count, block_ms=None if last else BLOCK_MS)
+            if reports:
+                broker.wire.send(broker.finish_command(reports), fetch)
+                self._settle(reports)
+            else:
+                broker.wire.send(fetch)
+            try:
+                calls, gone = broker.parse_fetch(broker.wire.receive())
+            except CommandError as error:
+                if "NOGROUP" not in str(error) and "UNBLOCKED" not in str(error):
+                    raise
+                broker.ensure_group()
+                return not last
+            broker.forget(gone)
+            self._last_fetch_empty = not calls
+            with self._lock:
+                self._ahead.extend(calls)
+        return bool(calls) or not last
+
+    def _next(self) -> Fetched | None:
+        with self._lock:
+            return self._ahead.popleft() if self._ahead else None
+
+    def _take_reports(self) -> list[Report]:
+        """Close the open piece; what is returned stays in the outbox until it is settled."""
+        with self._lock:
+            self._close_piece()
+            return list(self._outbox)
+
+    def _settle(self, reports: list[Report]) -> None:
+        """Read the answer to a FINISH that was sent with `reports`."""
+        try:
+            answers = self._broker.parse_finish(self._broker.wire.receive())
+        except CommandError as error:
+            if "NOSCRIPT" not in str(error):
+                raise
+            # SCRIPT FLUSH on a living server. The fetch that left in the same write goes unread.
+            raise ServerError("the server forgot its scripts") from error
+        with self._lock:
+            for report, counts in zip(reports, answers, strict=True):
+                self._outbox.remove(report)
+                if not counts:
+                    self._stale.add(report.call.entry)
+
+    def _flush_now(self) -> None:
+        """Report what is finished. The wire's lock is held."""
+        reports = self._take_reports()
+        if reports:
+            self._broker.wire.send(self._broker.finish_command(reports))
+            self._settle(reports)
+
+    def _try_flush(self) -> None:
+        """Report what is finished; while the server is away it waits in the outbox and the work goes on."""
+        with self._io:
+            try:
+                if not self._broker.wire.connected:
+                    self._broker.connect()
+                    self._slot.connected(int(self._broker.wire.call("CLIENT", "ID")))
+                self._flush_now()
+            except (ServerError, CommandError):
+                self._broker.wire.close()
+
+    def _close_piece(self, retry_delay_s: float | None = None, retry_payload: bytes = b"") -> None:
+        piece, self._piece = self._piece, None
+        if piece is None or not piece.values:
+            return
+        call = piece.call
+        body = ReplyBody(
+            first=piece.first,
+            items=len(piece.values),
+            kinds=b"" if all(kind == VALUE for kind in piece.kinds) else bytes(piece.kinds),
+            packed=pickle.dumps(piece.values, protocol=5) if piece.plain else b"",
+            frames=() if piece.plain else tuple(piece.values),
+            worker=self._name,
+            attempt=call.attempt,
+            started=piece.started,
+            seconds=piece.seconds,
+        )
+        reply = self._seal.close("reply", call_id(call.client, call.n), messages.dump_reply(body))
+        self._outbox.append(
+            Report(call, piece.first, body.items, piece.failed, reply, retry_delay_s, retry_payload)
+        )
+
+    def _courier(self) -> None:
+        while True:
+            self._running.wait()
+            time.sleep(COURIER_S)
+            if not self._armed and self._slot.state() == board.IDLE:
+                self._running.clear()
+                if self._slot.state() == board.IDLE:
+                    continue
+                self._running.set()
+            if self._io.acquire(blocking=False):
+                try:
+                    self._help_out()
+                except (ServerError, CommandError):
+                    # The main thread connects again when its task is done; what is ours is read again then.
+                    self._broker.wire.close()
+                finally:
+                    self._io.release()
+
+    def _help_out(self) -> None:
+        now = time.monotonic()
+        if not self._armed or not self._broker.wire.connected or now - self._item_since < COURIER_S:
+            return
+        with self._lock:
+            waiting = [call.entry for call in self._ahead] if not self._slot.stop_asked() else []
+            if waiting:
+                self._ahead.clear()
+        if waiting:
+            self._broker.release(self._spec.consumer, waiting)
+        with self._lock:
+            old = bool(self._outbox) or (self._piece is not None and now - self._piece.since > COURIER_S)
+        if old:
+            self._flush_now()
+
+    # Run
+
+    def _run_call(self, call: Fetched) -> None:
+        began = time.monotonic()
+        self._stale.discard(call.entry)
+        self._why = 0
+        id = call_id(call.client, call.n)
+        try:
+            body = messages.load_call(self._seal.open("call", id, call.payload))
+        except BadMessage as error:
+            self._slot.call(call.entry, call.client, call.n, call.attempt, 0, "?")
+            self._all_fail(call, error)
+            return
+        timeout_ms = int((body.timeout_s or 0) * 1000)
+        self._slot.call(call.entry, call.client, call.n, call.attempt, timeout_ms, body.name)
+        self._slot.item(call.first, time.monotonic_ns())
+        if not self._running.is_set():
+            self._running.set()
+        try:
+            self._fetch_blobs(body)
+        except _BlobLost:
+            return
+        except BadMessage as error:
+            self._all_fail(call, error)
+            return
+        try:
+            function, plain = self._prepare(body)
+        except BaseException as error:  # noqa: BLE001 - unpickling a function runs its author's code
+            if not (isinstance(error, Interrupted) and self._why == board.CANCEL):
+                self._all_fail(call, error)
+            return
+        context.set_current(self._context(body, call))
+        try:
+            for item in range(call.first, call.items):
+                if not self._run_item(call, body, function, plain, item):
+                    break
+        finally:
+            context.set_current(None)
+            self._surroundings.restore()
+            if signal.getsignal(signal.SIGINT) != self._on_interrupt:
+                signal.signal(signal.SIGINT, self._on_interrupt)
+            self._flush_output()
+        with self._lock:
+            self._close_piece()
+        took = time.monotonic() - began
+        self._seconds = took if not self._seconds else 0.7 * self._seconds + 0.3 * took
+
+    def _fetch_blobs(self, body: CallBody) -> None:
+        if body.setting and body.setting not in self._settings:
+            self._settings[body.setting] = Setting.from_bytes(self._blob(body.setting))
+        if body.function not in self._functions:
+            self._functions[body.function] = _Packed(self._blob(body.function))
+            if len(self._functions) > FUNCTIONS_KEPT:
+                self._functions.popitem(last=False)
+
+    def _prepare(self, body: CallBody) -> tuple[Any, list[Any] | None]:
+        if body.setting:
+            self._surroundings.apply(self._settings[body.setting])
+        function = self._functions[body.function]
+        if isinstance(function, _Packed):
+            data = function.data
+            function = self._guarded(lambda: pickle.loads(data))
+            self._functions[body.function] = function
+        self._functions.move_to_end(body.function)
+        return function, pickle.loads(body.packed) if body.packed else None
+
+    def _blob(self, digest: str) -> bytes:
+        with self._io:
+            message = self._broker.blob(digest)
+        if message is None:
+            raise _BlobLost
+        data = self._seal.open("blob", digest, message)
+        if digest_of(data) != digest:
+            raise BadMessage(f"The blob {digest} holds other bytes than its name says.")
+        return data
+
+    def _guarded(self, run: Callable[[], Any]) -> Any:
+        """Run a user's code so that an interrupt meant for it, and no other, is raised in it."""
+        try:
+            self._armed = True
+            return run()
+        finally:
+            self._armed = False
+
+    def _run_item(self, call: Fetched, body: CallBody, function: Any, plain: list[Any] | None, item: int) -> bool:
+        """Run one item and note how it ended. False when the rest of the call is not wanted."""
+        if call.charged == item and call.crashes != 0:
+            if call.crashes < 0:
+                self._note(call, item, SKIPPED, b"", False, 0.0)
+                return True
+            # It has killed a worker before: nothing that is finished may depend on its good conduct.
+            self._try_flush()
+        self._slot.item(item, time.monotonic_ns())
+        self._item_since = began = time.monotonic()
+        self._why = 0
+        kind, value, is_one_pickle = VALUE, None, True
+        error: BaseException | None = None
+        try:
+            try:
+                self._armed = True
+                args, kwargs = messages.item_arguments(body, plain, item)
+                value = function(*args, **kwargs)
+                if not is_plain(value):
+                    value, is_one_pickle = dump_value(value, body.name), False
+            finally:
+                self._armed = False
+        except ResultNotSendable as refusal:
+            kind, value, is_one_pickle = ERROR, pickle.dumps(refusal), False
+        except BaseException as raised:  # noqa: BLE001 - whatever a task raises is its outcome
+            error = raised
+        ended = time.monotonic()
+        if error is not None:
+            if self._why == board.CANCEL:
+                self._stale.add(call.entry)
+                return False
+            if self._why == board.TIMEOUT:
+                limit = body.timeout_s or 0.0
+                stop = TaskTimeout(f"`{body.name}` ran longer than its timeout of {limit:g} s.", timeout_s=limit)
+                kind, value, is_one_pickle = ERROR, pickle.dumps(stop), False
+            else:
+                kind, value, is_one_pickle = self._failure(error)
+                failures = call.attempt - max(0, call.crashes) if call.items == 1 else 1
+                delay = attempt.retry_delay(failures, body.retries) if isinstance(error, Exception) else None
+                if kind == EXCEPTION and delay is not None:
+                    self._retry(call, body, plain, item, value, ended - began, delay)
+                    return call.entry not in self._stale
+        self._note(call, item, kind, value, is_one_pickle, ended - began)
+        piece = self._piece
+        if piece is not None and ended - piece.since > FLUSH_S:
+            self._try_flush()
+        return call.entry not in self._stale
+
+    def _note(self, call: Fetched, item: int, kind: int, value: Any, plain: bool, seconds: float) -> None:
+        with self._lock:
+            piece = self._piece
+            if piece is None or piece.call is not call:
+                self._close_piece()
+                piece = self._piece = _Piece(call, item)
+            piece.add(kind, value, plain)
+            piece.seconds += seconds
+
+    def _retry(
+        self,
+        call: Fetched,
+        body: CallBody,
+        plain: list[Any] | None,
+        item: int,
+        error: bytes,
+        seconds: float,
+        delay_s: float,
+    ) -> None:
+        self._note(call, item, RETRYING, error, False, seconds)
+        payload = b""
+        if call.items > 1:
+            # The item goes on alone, as the call "<n>.<item>".
+            frame = body.frames[item] if plain is None else self._frame(body, plain[item])
+            single = CallBody(body.name, body.function, body.setting, body.timeout_s, body.retries, frames=(frame,))
+            id = call_id(call.client, f"{call.n}.{item}")
+            payload = self._seal.close("call", id, messages.dump_call(single))
+        with self._lock:
+            self._close_piece(delay_s, payload)
+        self._try_flush()
+        self._ring()
+
+    @staticmethod
+    def _frame(body: CallBody, args: Any) -> bytes:
+        return pickle.dumps((args, pickle.loads(body.common) if body.common else {}), protocol=5)
+
+    def _failure(self, error: BaseException) -> tuple[int, bytes, bool]:
+        if isinstance(error, NbqueueError):
+            return ERROR, pickle.dumps(error), False
+        return EXCEPTION, dump_exception(error), False
+
+    def _all_fail(self, call: Fetched, error: BaseException) -> None:
+        if self._why == board.TIMEOUT:
+            error = TaskTimeout("Loading the function took longer than the task's timeout.")
+        kind, value, plain = self._failure(error)
+        for item in range(call.first, call.items):
+            self._note(call, item, kind, value, plain, 0.0)
+        with self._lock:
+            self._close_piece()
+
+    def _flush_output(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (ValueError, OSError, AttributeError):
+                # The task closed or replaced it; there is nothing left to flush.
+                continue
+
+    # Interrupts and nested calls
+
+    def _on_interrupt(self, _signum: int, _frame: object) -> None:
+        if self._armed:
+            why = self._slot.aimed_at_me()
+            if why:
+                self._why = why
+                raise Interrupted("cancelled" if why == board.CANCEL else "timed out")
+
+    def _context(self, body: CallBody, call: Fetched) -> context.TaskContext:
+        return context.TaskContext(
+            name=body.name,
+            attempt=call.attempt,
+            queue=self._spec.queue,
+            address=self._spec.address,
+            secret=bytes.fromhex(self._spec.secret),
+            begin_wait=self._begin_wait,
+            end_wait=self._end_wait,
+        )
+
+    def _begin_wait(self) -> None:
+        with self._lock:
+            self._waits += 1
+            entries = [call.entry for call in self._ahead]
+            self._ahead.clear()
+        if entries:
+            # The very call that is waited for may be among them.
+            self._give_back(entries)
+        self._slot.waiting(True)
+        self._ring()
+
+    def _give_back(self, entries: list[str]) -> None:
+        with self._io:
+            for pause in (0.05, 0.2, 1.0, 2.0, 0.0):
+                try:
+                    if not self._broker.wire.connected:
+                        self._broker.connect()
+                    self._broker.release(self._spec.consumer, entries)
+                except (ServerError, CommandError):
+                    self._broker.wire.close()
+                    time.sleep(pause)
+                else:
+                    return
+
+    def _end_wait(self) -> None:
+        with self._lock:
+            self._waits -= 1
+            if self._waits:
+                return
+        self._slot.waiting(False)

@@ -1,0 +1,443 @@
+"""One queue's workers on this host, and what must be said to Redis for them.
+
+The supervisor's loop calls `tick` ten times a second, and at once when something has happened. Redis may be
+away at any time: what must be told it waits in a list, and everything told is safe to repeat.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from nbqueue.codec import messages
+from nbqueue.codec.messages import ERROR, ReplyBody, call_id
+from nbqueue.codec.seal import Seal
+from nbqueue.errors import ServerError
+from nbqueue.stream.broker import BLOCK_MS, Beat, Broker, Forgot
+from nbqueue.stream.connect import Address, CommandError, Wire
+from nbqueue.stream.keys import Keys
+from nbqueue.stream.records import HostState, RunningTask, WorkerState
+from nbqueue.worker import board
+from nbqueue.worker.attempt import CRASH_CAP, Exit, death
+from nbqueue.worker.board import Line, Slot
+from nbqueue.worker.loop import WorkerSpec
+from nbqueue.worker.spawn import Spawner
+
+__all__ = ["Member", "Pool", "PoolSpec"]
+
+BEAT_S = 2.0
+# Several beats: one may be late while the machine is busy, and a wrong verdict costs a host its pool.
+LEASE_S = 12.0
+# Redis must not hold up the supervisor's loop, in which the kernel's death is noticed.
+STEP_TIMEOUT_S = 2.0
+RECONNECT_S = 0.25
+# How long an interrupted task has to end by itself.
+GRACE_S = 0.5
+# A task that runs this long is shown as running.
+ANNOUNCE_S = 0.2
+# Substitutes for workers that wait for a task of their own stay this long after they were last needed.
+LINGER_S = 1.0
+MOST_SUBSTITUTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """What a pool is made of; `environ` is set in its workers."""
+
+    id: str
+    queue: str
+    prefix: str
+    address: dict[str, Any]
+    secret: str = field(repr=False)
+    size: int
+    environ: dict[str, str]
+
+
+@dataclass(slots=True)
+class Member:
+    """One worker process, from its order to its death."""
+
+    index: int
+    slot: Slot
+    consumer: str
+    ordered: float
+    pid: int = 0
+    stopping: bool = False
+    blameless: bool = False  # killed by us: what it ran is not charged
+    overdue_s: float | None = None  # killed for this time limit
+    kill_at: float | None = None
+    aimed: tuple[str, int] | None = None
+    announced: tuple[str, int] | None = None
+
+
+class Pool:
+    """The workers of one queue on this host.
+
+    Parameters
+    ----------
+    spec : PoolSpec
+    spawner : Spawner
+    take_slot, free_slot : callable
+        Lend and take back lines of the board.
+    """
+
+    def __init__(
+        self,
+        spec: PoolSpec,
+        spawner: Spawner,
+        take_slot: Callable[[], tuple[int, Slot]],
+        free_slot: Callable[[int], None],
+    ) -> None:
+        self.spec = spec
+        self.size = spec.size
+        self.stopping = False
+        self.closed = False
+        self.members: dict[str, Member] = {}
+        self._spawner = spawner
+        self._take_slot = take_slot
+        self._free_slot = free_slot
+        self._seal = Seal(bytes.fromhex(spec.secret), spec.prefix)
+        self._serial = 0
+        self._host = ""
+        self._epoch = ""
+        address, keys = Address.from_dict(spec.address), Keys(spec.prefix)
+        self._broker = Broker(Wire(address, timeout_s=STEP_TIMEOUT_S), keys)
+        self._inbox = Broker(Wire(address, timeout_s=BLOCK_MS / 1000 + 10), keys)
+        self._inbox_cursor = b"0"
+        self._retry_at = 0.0
+        self._beat_at = 0.0
+        self._unblock_at = 0.0
+        self._surplus_since: float | None = None
+        self._early_deaths = 0
+        self._start_at = 0.0
+        self._to_reclaim: list[tuple[str, str, int, int, bytes]] = []
+        self._others: dict[str, tuple[int, float]] = {}
+        self._new_host()
+
+    def _new_host(self) -> None:
+        self._host = secrets.token_hex(6)
+        self._epoch = ""
+        self._inbox_cursor = b"0"
+
+    # What the supervisor's loop calls
+
+    def fileno(self) -> int | None:
+        """The inbox's connection, to wake the loop; None while there is none."""
+        return self._inbox.wire.fileno() if self._inbox.wire.connected else None
+
+    def resize(self, size: int) -> None:
+        self.size = size
+        self.stopping = False
+        self._beat_at = 0.0
+
+    def stop(self) -> None:
+        """Let running calls finish and idle workers fetch once more; then the pool is closed."""
+        self.stopping = True
+
+    def hurry(self) -> None:
+        """Something happened that the server should hear of (a retry was parked, a worker waits)."""
+        self._beat_at = 0.0
+
+    def tick(self, now: float) -> None:
+        self._watch(now)
+        self._staff(now)
+        if now >= self._retry_at:
+            try:
+                self._talk(now)
+            except (ServerError, CommandError):
+                self._broker.wire.close()
+                self._inbox.wire.close()
+                self._retry_at = time.monotonic() + RECONNECT_S
+        if self.stopping and not self.members and not self.closed and (not self._to_reclaim or not self._reachable()):
+            self.close()
+
+    def kill(self) -> None:
+        """End every worker now; nobody is charged."""
+        for member in self.members.values():
+            member.blameless = True
+            self._signal(member, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Take leave of the server. Workers must have ended."""
+        self.closed = True
+        try:
+            if self._broker.wire.connected and self._epoch:
+                self._broker.leave(self._host)
+        except (ServerError, CommandError):
+            # Whoever beats next sweeps up after us.
+            pass
+        self._broker.wire.close()
+        self._inbox.wire.close()
+
+    def state(self) -> HostState:
+        workers = []
+        now = time.monotonic_ns()
+        for member in self.members.values():
+            line = member.slot.read()
+            if line is None:
+                continue
+            task = None
+            if line.running:
+                seconds = round((now - line.started_ns) / 1e9, 3)
+                task = RunningTask(line.name, line.client, line.n, line.item, line.attempt, seconds)
+            workers.append(WorkerState(member.index, member.pid, board.STATE_NAMES[line.state], task))
+        return HostState(self._host, socket.gethostname(), os.getpid(), tuple(workers))
+
+    # Births and deaths
+
+    def _staff(self, now: float) -> None:
+        if self.stopping:
+            for member in self.members.values():
+                member.stopping = True
+                member.slot.ask_to_stop()
+            self._unblock_stopping(now)
+            return
+        active = [m for m in self.members.values() if not m.stopping]
+        waiting = sum(m.slot.state() == board.WAITING for m in active)
+        wanted = self.size + min(waiting, MOST_SUBSTITUTES)
+        if len(active) < wanted:
+            self._surplus_since = None
+            if now >= self._start_at:
+                for _ in range(wanted - len(active)):
+                    self._start_worker(now)
+                self._beat_at = 0.0
+        elif len(active) > wanted:
+            if self._surplus_since is None:
+                self._surplus_since = now
+            if now - self._surplus_since > LINGER_S:
+                idle = [m for m in active if m.slot.state() == board.IDLE]
+                for member in idle[: len(active) - wanted]:
+                    member.stopping = True
+                    member.slot.ask_to_stop()
+        else:
+            self._surplus_since = None
+        self._unblock_stopping(now)
+
+    def _start_worker(self, now: float) -> None:
+        index, slot = self._take_slot()
+        slot.clear()
+        self._serial += 1
+        consumer = f"{self._host}:{index}:{self._serial}"
+        self.members[consumer] = Member(index, slot, consumer, now)
+        spec = self.spec
+        order = WorkerSpec(index, consumer, spec.queue, spec.prefix, spec.address, spec.secret, spec.environ)
+        try:
+            self._spawner.start(order)
+        except EOFError:
+            # The spawner has just died. The supervisor is about to hear of it, and calls `all_died`.
+            return
+
+    def _unblock_stopping(self, now: float) -> None:
+        """Workers that are to stop may sit in a blocking read; it is ended for them, until they have noticed."""
+        if now < self._unblock_at or not self._broker.wire.connected:
+            return
+        self._unblock_at = now + 0.02
+        try:
+            for member in self.members.values():
+                line = member.slot.read() if member.stopping and member.slot.state() == board.IDLE else None
+                if line is not None and line.redis_id:
+                    self._broker.unblock(line.redis_id)
+        except (ServerError, CommandError):
+            # They will see it when their read ends, BLOCK_MS later at most.
+            self._unblock_at = now + 1.0
+
+    def born(self, consumer: str, pid: int) -> None:
+        member = self.members.get(consumer)
+        if member is not None:
+            member.pid = pid
+            if member.blameless:
+                self._signal(member, signal.SIGKILL)
+
+    def died(self, member: Member, exit: Exit) -> None:
+        """A worker process has ended: charge what it was running, take back the rest, make room."""
+        line = member.slot.read()
+        entry, item, cap, reply = "", -1, 0, b""
+        if line is not None and line.running and not member.blameless:
+            entry, item, cap = line.entry, line.item, CRASH_CAP
+            if member.overdue_s is not None:
+                cap = -1
+            reply = self._death_notice(member, line, exit)
+        del self.members[member.consumer]
+        member.slot.clear()
+        self._free_slot(member.index)
+        self._to_reclaim.append((member.consumer, entry, item, cap, reply))
+        now = time.monotonic()
+        if not member.stopping and (line is None or line.state in (board.OFF, board.STARTING)):
+            # It never got to work: do not spin.
+            self._early_deaths += 1
+            self._start_at = now + min(5.0, 0.1 * 2 ** min(6, self._early_deaths))
+        else:
+            self._early_deaths = 0
+        # A read that the dead worker had sent may still be answered; the sweep of the next beat finds it.
+        self._beat_at = min(self._beat_at, now + 0.2)
+
+    def use(self, spawner: Spawner) -> None:
+        """From now on, start workers through this one."""
+        self._spawner = spawner
+
+    def all_died(self) -> None:
+        """The spawner died and took every worker with it; none of them is to blame."""
+        for member in list(self.members.values()):
+            member.blameless = True
+            self.died(member, Exit(signal.SIGKILL, None, None))
+
+    def _death_notice(self, member: Member, line: Line, exit: Exit) -> bytes:
+        error = death(line.name, exit, attempts=line.attempt, timeout_s=member.overdue_s)
+        seconds = (time.monotonic_ns() - line.started_ns) / 1e9
+        body = ReplyBody(
+            first=line.item,
+            items=1,
+            kinds=bytes([ERROR]),
+            packed=b"",
+            frames=(pickle.dumps(error),),
+            worker=member.consumer,
+            attempt=line.attempt,
+            started=time.time() - seconds,
+            seconds=seconds,
+        )
+        return self._seal.close("reply", call_id(line.client, line.n), messages.dump_reply(body))
+
+    # Time limits, cancels, news of what runs
+
+    def _watch(self, now: float) -> None:
+        now_ns = time.monotonic_ns()
+        for member in self.members.values():
+            if member.kill_at is not None and now >= member.kill_at:
+                self._finish_off(member)
+                continue
+            if member.slot.state() not in (board.BUSY, board.WAITING):
+                continue
+            line = member.slot.read()
+            if line is None or not line.running:
+                continue
+            age_s = (now_ns - line.started_ns) / 1e9
+            if line.timeout_ms and age_s * 1000 > line.timeout_ms and member.aimed != (line.entry, line.item):
+                self._interrupt(member, line.entry, line.item, board.TIMEOUT, now)
+            if age_s > ANNOUNCE_S and member.announced != (line.entry, line.item):
+                self._announce(member, line)
+
+    def _interrupt(self, member: Member, entry: str, item: int, why: int, now: float) -> None:
+        member.aimed = (entry, item)
+        member.kill_at = now + GRACE_S
+        member.slot.aim(entry, item, why)
+        self._signal(member, signal.SIGINT)
+
+    def _finish_off(self, member: Member) -> None:
+        """The grace of an interrupted task is over: is it still the same one?"""
+        member.kill_at = None
+        line = member.slot.read()
+        if line is None or not line.running or member.aimed is None or line.entry != member.aimed[0]:
+            return
+        if member.aimed[1] < 0:
+            member.blameless = True
+        elif line.item == member.aimed[1]:
+            member.overdue_s = line.timeout_ms / 1000
+        else:
+            return
+        self._signal(member, signal.SIGKILL)
+
+    def _announce(self, member: Member, line: Line) -> None:
+        if not self._broker.wire.connected:
+            return
+        member.announced = (line.entry, line.item)
+        event = messages.dump_event("started", item=line.item, worker=member.consumer, attempt=line.attempt)
+        try:
+            id = call_id(line.client, line.n)
+            self._broker.announce(line.client, line.n, line.entry, self._seal.close("event", id, event))
+        except (ServerError, CommandError):
+            # News only.
+            return
+
+    def _signal(self, member: Member, signum: int) -> None:
+        if member.pid:
+            try:
+                os.kill(member.pid, signum)
+            except ProcessLookupError:
+                # It has just ended; its death is on the way to us.
+                pass
+
+    # Talking to Redis
+
+    def _reachable(self) -> bool:
+        return self._broker.wire.connected
+
+    def _talk(self, now: float) -> None:
+        broker = self._broker
+        if not broker.wire.connected:
+            broker.connect()
+            self._beat_at = 0.0
+        if not self._epoch:
+            self._register()
+        while self._to_reclaim:
+            broker.reclaim(*self._to_reclaim[0])
+            self._to_reclaim.pop(0)
+        if now >= self._beat_at:
+            self._beat(now)
+        self._read_inbox()
+
+    def _register(self) -> None:
+        self._epoch = self._broker.register(self._host, self._offered(), self.state(), secrets.token_hex(8))
+
+    def _offered(self) -> int:
+        return 0 if self.stopping else self.size
+
+    def _beat(self, now: float) -> None:
+        living = [consumer for consumer in self.members]
+        answer = self._broker.beat(self._host, self._offered(), self.state(), living, self._epoch)
+        if isinstance(answer, Forgot):
+            self._register()
+            return
+        if answer is None:
+            # Others have given our work away: whoever still runs it must not go on.
+            self.kill()
+            self._new_host()
+            self._register()
+            return
+        self._beat_at = now + (BEAT_S if answer.due_s is None else min(BEAT_S, answer.due_s + 0.001))
+        self._judge_others(answer, now)
+
+    def _judge_others(self, answer: Beat, now: float) -> None:
+        """Reap hosts whose counter has stood still for a lease, by our own clock."""
+        seen: dict[str, tuple[int, float]] = {}
+        for host, counter in answer.counters.items():
+            if host == self._host:
+                continue
+            before = self._others.get(host)
+            seen[host] = before if before is not None and before[0] == counter else (counter, now)
+            if now - seen[host][1] > LEASE_S and self._broker.reap(host, counter):
+                del seen[host]
+                self._beat_at = 0.0
+        self._others = seen
+
+    def woke_late(self, gap_s: float) -> None:
+        """This process was held up: what looked still to it may not have been."""
+        self._others = {host: (counter, since + gap_s) for host, (counter, since) in self._others.items()}
+
+    def _read_inbox(self) -> None:
+        inbox = self._inbox
+        if not inbox.wire.connected:
+            inbox.wire.connect()
+        elif inbox.wire.ready():
+            for id, message in inbox.parse_inbox(inbox.wire.receive()):
+                self._inbox_cursor = id
+                if message["op"] == "beat":
+                    self._beat_at = 0.0
+                elif message["op"] == "cancel":
+                    self._cancelled(message["consumer"], message["entry"])
+        else:
+            return
+        inbox.wire.send(inbox.read_inbox_command(self._host, self._inbox_cursor, block_ms=BLOCK_MS))
+
+    def _cancelled(self, consumer: str, entry: str) -> None:
+        member = self.members.get(consumer)
+        if member is not None:
+            line = member.slot.read()
+            if line is not None and line.running and line.entry == entry:
+                self._interrupt(member, entry, -1, board.CANCEL, time.monotonic())

@@ -1,0 +1,276 @@
+"""The program between a kernel and its workers: it starts them, watches them and cleans up after all.
+
+::
+
+    kernel ── control socket ──▶ supervisor (own session: Ctrl-C never reaches it)
+                                  ├─ redis-server   private queues' own
+                                  └─ spawner ─ workers
+
+It runs no user code and unpickles nothing that a user wrote. One thread, one loop: it wakes when the kernel
+speaks, a worker rings or dies, a message for this host arrives, and ten times a second. It ends when the
+kernel does, noticed by the end of the control socket or by a new parent process, and takes everything with
+it. Without a kernel (``nbqueue worker URL``) it serves one pool until it is told to stop.
+
+Control messages are lines of JSON: ``{"op": "server" | "pool" | "stop" | "quit", …}``; each is answered by
+one with the same ``op`` and ``id``, or an ``error``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from typing import Any, NoReturn
+
+from nbqueue.errors import NbqueueError
+from nbqueue.stream import server as private
+from nbqueue.worker.board import Board, Slot
+from nbqueue.worker.cores import available_cores, thread_limits
+from nbqueue.worker.pool import Pool, PoolSpec
+from nbqueue.worker.spawn import Born, Dead, Spawner, spawner
+
+__all__ = ["Supervisor", "main"]
+
+TICK_S = 0.1
+SLOTS = 1024
+
+
+class Supervisor:
+    """One per kernel or, as a program of its own, one per host and queue.
+
+    Parameters
+    ----------
+    kernel : socket, optional
+        The control socket; None where nobody is to be followed into death.
+    """
+
+    def __init__(self, kernel: socket.socket | None) -> None:
+        self._kernel = kernel
+        self._parent = os.getppid()
+        self._buffer = b""
+        self._board = Board.create(SLOTS)
+        self._free = list(range(SLOTS - 1, -1, -1))
+        self._doorbell_r, self._doorbell_w = os.pipe()
+        for fd in (self._doorbell_r, self._doorbell_w):
+            os.set_blocking(fd, False)
+        os.set_inheritable(self._doorbell_w, True)
+        # First of all: the template must be forked before there are sockets or servers.
+        self._spawner: Spawner = spawner(self._board, self._doorbell_w)
+        self._pools: dict[str, Pool] = {}
+        self._server: private.PrivateServer | None = None
+        self._server_starts: list[float] = []
+        self._ending = False
+        self._quitting = False
+
+    # The loop
+
+    def run(self) -> int:
+        """Serve until the kernel ends or says quit. Returns the exit code."""
+        signal.signal(signal.SIGTERM, self._on_stop)
+        signal.signal(signal.SIGINT, self._on_stop if self._kernel is None else signal.SIG_IGN)
+        swept = False
+        last = time.monotonic()
+        try:
+            while not self._ending:
+                self._wait()
+                now = time.monotonic()
+                if now - last > 3.0:
+                    for pool in self._pools.values():
+                        pool.woke_late(now - last)
+                last = now
+                self._hear_spawner()
+                self._check_server(now)
+                for pool in list(self._pools.values()):
+                    pool.tick(now)
+                    if pool.closed:
+                        del self._pools[pool.spec.id]
+                        self._say({"op": "stop", "id": pool.spec.id})
+                if self._quitting and not self._pools:
+                    break
+                if not swept and (self._server is not None or self._pools):
+                    swept = True
+                    private.sweep()
+        finally:
+            self._clean_up()
+        return 0
+
+    def _wait(self) -> None:
+        poller = select.poll()
+        kernel = self._kernel
+        watched = [self._spawner.fileno(), self._doorbell_r]
+        watched += [fd for pool in self._pools.values() if (fd := pool.fileno()) is not None]
+        if kernel is not None:
+            watched.append(kernel.fileno())
+        for fd in watched:
+            poller.register(fd, select.POLLIN)
+        hurry = any(pool.stopping for pool in self._pools.values())
+        ready = {fd for fd, _ in poller.poll(20 if hurry else TICK_S * 1000)}
+        if self._doorbell_r in ready:
+            os.read(self._doorbell_r, 4096)
+            for pool in self._pools.values():
+                pool.hurry()
+        if kernel is not None:
+            if kernel.fileno() in ready:
+                self._hear_kernel(kernel)
+            if os.getppid() != self._parent:
+                # Its end of the socket may live on in a forked child.
+                self._ending = True
+
+    def _on_stop(self, _signum: int, _frame: object) -> None:
+        if self._quitting or self._kernel is not None:
+            self._ending = True
+        self._quitting = True
+        for pool in self._pools.values():
+            pool.stop()
+
+    def _clean_up(self) -> None:
+        for pool in self._pools.values():
+            pool.kill()
+        deadline = time.monotonic() + 2.0
+        try:
+            while any(pool.members for pool in self._pools.values()) and time.monotonic() < deadline:
+                select.select([self._spawner.fileno()], [], [], 0.1)
+                self._hear_spawner(respawn=False)
+        except EOFError:
+            # The spawner went first, and its workers with it.
+            pass
+        self._spawner.close()
+        for pool in self._pools.values():
+            pool.close()
+        if self._server is not None:
+            self._server.remove()
+
+    # Workers
+
+    def _hear_spawner(self, *, respawn: bool = True) -> None:
+        try:
+            events = self._spawner.events()
+        except EOFError:
+            if not respawn:
+                raise
+            self._spawner.close()
+            for pool in self._pools.values():
+                pool.all_died()
+            self._spawner = spawner(self._board, self._doorbell_w)
+            for pool in self._pools.values():
+                pool.use(self._spawner)
+            return
+        for event in events:
+            for pool in self._pools.values():
+                if isinstance(event, Born):
+                    pool.born(event.consumer, event.pid)
+                elif isinstance(event, Dead):
+                    for member in list(pool.members.values()):
+                        if member.pid == event.pid:
+                            pool.died(member, event.exit)
+
+    def _take_slot(self) -> tuple[int, Slot]:
+        if not self._free:
+            raise NbqueueError(f"No more than {SLOTS} workers can run at once.")
+        index = self._free.pop()
+        return index, self._board.slot(index)
+
+    def add_pool(self, spec: PoolSpec) -> None:
+        """Start a pool, or give the one with this id its new size."""
+        pool = self._pools.get(spec.id)
+        if pool is not None:
+            pool.resize(spec.size)
+            return
+        self._pools[spec.id] = Pool(spec, self._spawner, self._take_slot, self._free.append)
+
+    # The private server
+
+    def _start_server(self, executable: str) -> str:
+        if self._server is None:
+            tie = private.tie_to_parent()
+            server = private.PrivateServer(executable, on_fork=tie)
+            try:
+                server.start()
+            except BaseException:
+                server.remove()
+                raise
+            self._server = server
+        return str(self._server.address.path)
+
+    def _check_server(self, now: float) -> None:
+        server = self._server
+        if server is None or server.process is None or server.process.poll() is None:
+            return
+        self._server_starts = [at for at in self._server_starts if now - at < 60.0]
+        if self._server_starts and now - self._server_starts[-1] < 0.1 * 2 ** len(self._server_starts):
+            # It keeps dying: not at once again.
+            return
+        self._server_starts.append(now)
+        try:
+            server.start()
+        except NbqueueError as error:
+            self._say({"op": "server-lost", "error": str(error)})
+
+    # The kernel
+
+    def _hear_kernel(self, kernel: socket.socket) -> None:
+        try:
+            data = kernel.recv(65536)
+        except OSError:
+            data = b""
+        if not data:
+            self._ending = True
+            return
+        self._buffer += data
+        *lines, self._buffer = self._buffer.split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            try:
+                self._obey(message)
+            except (NbqueueError, OSError) as error:
+                answer = {"op": message["op"], "id": message.get("id"), "error": str(error)}
+                self._say({**answer, "kind": type(error).__name__})
+
+    def _obey(self, message: dict[str, Any]) -> None:
+        op = message["op"]
+        if op == "server":
+            self._say({"op": op, "id": None, "path": self._start_server(message["executable"])})
+        elif op == "pool":
+            size = message["size"] or available_cores()
+            spec = make_spec(message, size)
+            self.add_pool(spec)
+            self._say({"op": op, "id": spec.id, "size": size})
+        elif op == "stop":
+            pool = self._pools.get(message["id"])
+            if pool is None:
+                self._say({"op": op, "id": message["id"]})
+            else:
+                pool.stop()
+        elif op == "quit":
+            self._ending = True
+
+    def _say(self, message: dict[str, Any]) -> None:
+        if self._kernel is not None:
+            try:
+                self._kernel.sendall(json.dumps(message).encode() + b"\n")
+            except OSError:
+                self._ending = True
+
+
+def make_spec(message: dict[str, Any], size: int) -> PoolSpec:
+    """A pool of `size` workers; their numeric libraries get as many threads as there are cores for each."""
+    return PoolSpec(
+        id=message["id"],
+        queue=message["queue"],
+        prefix=message["prefix"],
+        address=message["address"],
+        secret=message["secret"],
+        size=size,
+        environ=thread_limits(size, available_cores(), os.environ),
+    )
+
+
+def main(control_fd: int) -> NoReturn:
+    """The program that a kernel starts."""
+    kernel = socket.socket(fileno=control_fd)
+    os.set_inheritable(control_fd, False)
+    sys.exit(Supervisor(kernel).run())

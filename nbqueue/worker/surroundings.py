@@ -1,0 +1,81 @@
+"""What a worker process makes of its surroundings: a kernel's cwd, import path and environment; no keyboard.
+
+A task may change all of these; `Surroundings.restore` puts them back before the next one runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import sys
+from typing import NoReturn
+
+from nbqueue.errors import InputNotAvailable
+from nbqueue.stream.records import Setting
+
+__all__ = ["NoKeyboard", "Surroundings"]
+
+
+class NoKeyboard(io.TextIOBase):
+    """A worker's stdin: empty, and clear about it."""
+
+    encoding = "utf-8"
+
+    def readable(self) -> bool:
+        return True
+
+    def _refuse(self) -> NoReturn:
+        raise InputNotAvailable(
+            "input() was called in a task, but workers have no keyboard. Ask in the notebook and pass the answer "
+            "as an argument."
+        )
+
+    def read(self, size: int | None = -1) -> str:
+        self._refuse()
+
+    def readline(self, size: int | None = -1) -> str:  # type: ignore[override]
+        self._refuse()
+
+
+class Surroundings:
+    """Applies one kernel's `Setting` after another, always from the same start."""
+
+    def __init__(self) -> None:
+        self._path = list(sys.path)
+        self._environ = dict(os.environ)
+        self._cwd = os.getcwd()
+        self._setting: Setting | None = None
+        self._wanted: dict[str, str] = self._environ
+
+    def apply(self, setting: Setting) -> None:
+        """Make this process look like the kernel that made `setting`; what this host lacks is left out."""
+        if setting != self._setting:
+            self._setting = setting
+            own = [entry for entry in self._path if entry not in setting.path]
+            sys.path[:] = [*setting.path, *own]
+            importlib.invalidate_caches()
+            wanted = dict(self._environ)
+            for name, value in setting.environ:
+                if value is None:
+                    wanted.pop(name, None)
+                else:
+                    wanted[name] = value
+            self._wanted = wanted
+            if os.path.isdir(setting.cwd):
+                self._cwd = setting.cwd
+        self.restore()
+
+    def restore(self) -> None:
+        """Undo what a task did to the working directory and the environment."""
+        try:
+            moved = os.getcwd() != self._cwd
+        except FileNotFoundError:
+            # The task deleted the directory that it was in.
+            moved = True
+        if moved and os.path.isdir(self._cwd):
+            os.chdir(self._cwd)
+        if os.environ != self._wanted:
+            for name in set(os.environ) - set(self._wanted):
+                del os.environ[name]
+            os.environ.update(self._wanted)

@@ -1,0 +1,213 @@
+"""A real JupyterLab in a real browser, offline.
+
+Without a Chromium these tests are skipped, but never in CI.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = os.environ.get("NBQUEUE_TEST_CHROMIUM", "/usr/bin/chromium")
+# No sandbox: CI runs as root in a container. The rest keeps Chromium from looking for the network.
+CHROMIUM_ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    # Every name resolves to nothing, except this machine.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]
+
+KERNEL_IS_IDLE = """() => {
+    const kernel = window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel;
+    return !!kernel && kernel.connectionStatus === 'connected' && kernel.status === 'idle';
+}"""
+
+
+class Lab:
+    """A running JupyterLab, `folder` its root, with one page of a browser."""
+
+    def __init__(self, url: str, token: str, folder: Path, page: Any) -> None:
+        self.url = url
+        self.token = token
+        self.folder = folder
+        self.page = page
+
+    def open(self, name: str, *cells: str) -> None:
+        """Write a notebook of these cells (none: take the file as it is) and open it, its kernel ready."""
+        if cells:
+            self.write(name, *cells)
+        self.page.goto(f"{self.url}/lab/tree/{name}?token={self.token}&reset")
+        # The click gives the notebook the focus, so that it is the shell's current widget.
+        self.page.locator(".jp-Notebook .jp-CodeCell").first.click(timeout=60_000)
+        self.page.wait_for_function(KERNEL_IS_IDLE, timeout=60_000)
+
+    def write(self, name: str, *cells: str, outputs: list[dict[str, Any]] | None = None) -> None:
+        """Write a notebook that nobody has run and nobody trusts."""
+        notebook = {
+            "cells": [
+                {
+                    "cell_type": "code",
+                    "id": f"cell-{number}",
+                    "execution_count": None,
+                    "metadata": {},
+                    "outputs": outputs or [],
+                    "source": source,
+                }
+                for number, source in enumerate(cells)
+            ],
+            "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
+            "nbformat": 4,
+            "nbformat_minor": 5,
+        }
+        (self.folder / name).write_text(json.dumps(notebook))
+
+    def run_all(self) -> None:
+        """Start to run all cells; returns at once."""
+        # The promise must not be returned: the page would be waited for until the last cell is over.
+        self.command("notebook:run-all-cells")
+        with contextlib.suppress(Exception):
+            self.page.wait_for_function(
+                "() => document.querySelector('.jp-InputPrompt').innerText !== '[ ]:'", timeout=5_000
+            )
+            return
+        self.command("notebook:run-all-cells")  # seen once: the first one was swallowed by a new kernel
+
+    def command(self, name: str) -> None:
+        self.page.evaluate("name => { void window.jupyterapp.commands.execute(name) }", name)
+
+    def cell(self, number: int = 0) -> Any:
+        return self.page.locator(".jp-Notebook .jp-CodeCell").nth(number)
+
+    def save(self, name: str) -> dict[str, Any]:
+        """Save the notebook; what is in the file afterwards."""
+        self.page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.context.save() }")
+        return json.loads((self.folder / name).read_text())
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    if not Path(CHROMIUM).exists():
+        reason = f"no browser at {CHROMIUM}"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return CHROMIUM
+
+
+@pytest.fixture(scope="session")
+def _server(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[tuple[str, str, Path]]:
+    home = tmp_path_factory.mktemp("lab")
+    folder, settings = home / "notebooks", home / "settings"
+    folder.mkdir()
+    _setting(settings, "apputils-extension/notification", {"fetchNews": "false", "checkForUpdates": False})
+    # Cells that are out of sight stay in the page.
+    _setting(settings, "notebook-extension/tracker", {"windowingMode": "none"})
+    token, port = secrets.token_hex(16), _free_port()
+    names = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")
+    env = {**os.environ, **{f"JUPYTER_{name}": str(home / name.lower()) for name in names}}
+    env |= {"IPYTHONDIR": str(home / "ipython"), "PYTHONPATH": str(ROOT)}
+    env.pop("NBQUEUE_PROGRESS", None)
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
+    command += [f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"]
+    command += [f"--ServerApp.root_dir={folder}", f"--LabApp.user_settings_dir={settings}"]
+    command += [f"--LabApp.workspaces_dir={home / 'workspaces'}", "--LabApp.expose_app_in_browser=True"]
+    with (home / "log").open("w") as log:
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _until(lambda: _answers(f"{url}/api/status?token={token}"), server, home / "log")
+        yield url, token, folder
+    finally:
+        server.send_signal(signal.SIGTERM)  # ends its kernels too
+        server.wait(timeout=30)
+
+
+@pytest.fixture
+def open_lab(_server: tuple[str, str, Path], chromium: str, tmp_path: Path) -> Iterator[Callable[..., Lab]]:
+    """``open_lab(**context_options)``: a JupyterLab whose page is as fresh as its user's first."""
+    from playwright.sync_api import sync_playwright
+
+    url, token, folder = _server
+    with sync_playwright() as playwright:
+        contexts = []
+
+        def open_page(**options: Any) -> Lab:
+            context = playwright.chromium.launch_persistent_context(
+                str(tmp_path / f"profile-{len(contexts)}"),
+                executable_path=chromium,
+                headless=True,
+                args=CHROMIUM_ARGS,
+                **options,
+            )
+            contexts.append(context)
+            return Lab(url, token, folder, context.new_page())
+
+        yield open_page
+        for context in contexts:
+            context.close()
+    _shut_down_kernels(url, token)
+
+
+@pytest.fixture
+def lab(open_lab: Callable[..., Lab]) -> Lab:
+    return open_lab()
+
+
+def _setting(folder: Path, name: str, value: dict[str, Any]) -> None:
+    path = folder / "@jupyterlab" / f"{name}.jupyterlab-settings"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _until(ready: Callable[[], bool], server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not ready():
+        assert server.poll() is None, f"JupyterLab ended:\n{log.read_text()}"
+        assert time.monotonic() < deadline, f"JupyterLab did not answer:\n{log.read_text()}"
+        time.sleep(0.05)
+
+
+def _shut_down_kernels(url: str, token: str) -> None:
+    def call(path: str, method: str = "GET") -> bytes:
+        request = urllib.request.Request(
+            f"{url}/api/{path}", method=method, headers={"Authorization": f"token {token}"}
+        )
+        with urllib.request.urlopen(request, timeout=20) as reply:
+            return bytes(reply.read())
+
+    for session in json.loads(call("sessions")):
+        call(f"sessions/{session['id']}", "DELETE")
