@@ -378,9 +378,9 @@ class Pool:
         while self._to_reclaim:
             broker.reclaim(*self._to_reclaim[0])
             self._to_reclaim.pop(0)
+        self._read_inbox()
         if now >= self._beat_at:
             self._beat(now)
-        self._read_inbox()
 
     def _register(self) -> None:
         self._epoch = self._broker.register(self._host, self._offered(), self.state(), secrets.token_hex(8))
