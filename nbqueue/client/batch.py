@@ -12,6 +12,7 @@ consumed as results come back, so it may be longer than memory or have no end.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import pickle
 import threading
 from collections import deque
@@ -223,11 +224,12 @@ class Batch(Generic[R]):
             if self._finished is None:
                 self._finished = deque(i for i, kind in enumerate(self._kinds) if kind != _OPEN)
             finished = self._finished
-        seen = 0
-        while True:
-            if not wait_until(
-                self._changed, lambda: len(finished) > seen or self.done, timeout, self._link, self.cancel
-            ):
+        for seen in itertools.count():
+
+            def ready(seen: int = seen) -> bool:
+                return len(finished) > seen or self.done
+
+            if not wait_until(self._changed, ready, timeout, self._link, self.cancel):
                 raise TimeoutError(f"No item of {self!r} has ended within {timeout:g} s.")
             if seen >= len(finished):
                 self._close_view()
@@ -235,7 +237,6 @@ class Batch(Generic[R]):
                     raise self._input_error
                 return
             yield self.future(finished[seen])
-            seen += 1
 
     @property
     def failed(self) -> list[TaskFuture[R]]:
@@ -255,7 +256,7 @@ class Batch(Generic[R]):
         if kind == _CANCELLED:
             future.cancel()
         elif kind != _OPEN:
-            future._arrive(self._values[index] if isinstance(self._values[index], Outcome) else self._outcome(index), None)
+            future._arrive(self._outcome(index), None)
         return future
 
     def cancel(self) -> None:
@@ -353,7 +354,8 @@ class Batch(Generic[R]):
         return value.get() if isinstance(value, Outcome) else (value, None)
 
     def _outcome(self, index: int) -> Outcome:
-        return Outcome(self._kinds[index], self._values[index], True)
+        value = self._values[index]
+        return value if isinstance(value, Outcome) else Outcome(self._kinds[index], value, True)
 
     def _close_view(self) -> None:
         if self._view is not None and threading.current_thread() is threading.main_thread():
@@ -406,9 +408,12 @@ class Batch(Generic[R]):
                 items.append(next(self._source))
         except StopIteration:
             self._source = iter(())
-        except BaseException as error:  # noqa: BLE001 - the input is the user's code; its error is the batch's
+        except Exception as error:  # noqa: BLE001 - the input is the user's code; its error is the batch's
             self._input_error = error
             self._source = iter(())
+        except BaseException:
+            self.cancel()
+            raise
         if items and not self._cancelled:
             self._chunker.took(len(items))
             with self._lock:
@@ -533,8 +538,7 @@ class Batch(Generic[R]):
             was_running = max(0, was_running - retried)
         self.tally.settle(done=len(arrived) - failed, failed=failed, was_running=was_running)
         for future, place in futures:
-            value = self._values[place]
-            future._arrive(value if isinstance(value, Outcome) else self._outcome(place), body)
+            future._arrive(self._outcome(place), body)
         self._finish_if_done()
         return ended
 

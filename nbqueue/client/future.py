@@ -34,7 +34,8 @@ R = TypeVar("R")
 _DONE = (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED)
 # Ticks of an awaiting cell: an interrupt is felt only when the loop wakes.
 TICK_S = 0.05
-HINT_S = 1.5
+# Longer than the listener's hello, which brings the number of workers.
+HINT_S = 3.0
 
 
 class Outcome:
@@ -48,12 +49,13 @@ class Outcome:
         The value itself if `decoded`, else its bytes.
     """
 
-    __slots__ = ("_data", "_decoded", "_lock", "kind")
+    __slots__ = ("_data", "_decoded", "_lock", "_traceback", "kind")
 
     def __init__(self, kind: int, data: Any, decoded: bool) -> None:
         self.kind = kind
         self._data = data
         self._decoded = decoded
+        self._traceback = data.__traceback__ if isinstance(data, BaseException) else None
         self._lock = threading.Lock()
 
     def get(self) -> tuple[Any, BaseException | None]:
@@ -69,7 +71,12 @@ class Outcome:
                     )
                     self._data.__cause__ = error
                 self._decoded = True
-        return (self._data, None) if self.kind == VALUE else (None, self._data)
+                if self.kind != VALUE:
+                    self._traceback = self._data.__traceback__
+        if self.kind == VALUE:
+            return self._data, None
+        # As it came: each raise adds the frames of the one who asked.
+        return None, self._data.with_traceback(self._traceback)
 
     def _decode(self) -> Any:
         if self.kind in (VALUE, ERROR):
@@ -183,7 +190,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
             self._on_cancel()
         elif self._link is not None and self._call is not None:
             self._link.cancel([self._call])
-        self._invoke_callbacks()
+        self._invoke_callbacks()  # type: ignore[attr-defined]
         return True
 
     def _decoded(self) -> tuple[Any, BaseException | None]:
@@ -215,7 +222,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
                 else:
                     waiter.add_exception(self)
             self._condition.notify_all()
-        self._invoke_callbacks()
+        self._invoke_callbacks()  # type: ignore[attr-defined]
 
     def on_reply(self, call: OpenCall, item: int, body: ReplyBody) -> bool:
         kind = body.kinds[0] if body.kinds else VALUE

@@ -119,6 +119,13 @@ class LocalLauncher:
             process, control = self._process, self._socket
             self._process = self._socket = None
         if control is not None:
+            try:
+                # Closing is not enough: the reading thread's file holds the socket open, and the supervisor
+                # would never see its end.
+                control.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                # The supervisor went first.
+                pass
             control.close()
         if process is not None:
             try:
@@ -140,7 +147,10 @@ class LocalLauncher:
         ours, theirs = socket.socketpair()
         here = str(Path(nbqueue.__path__[0]).parent)
         # Appended: where nbqueue is installed it is found there, and nothing beside a notebook is found first.
-        code = f"import sys; sys.path.append({here!r}); from nbqueue.worker.supervisor import main; main({theirs.fileno()})"
+        code = (
+            f"import sys; sys.path.append({here!r}); from nbqueue.worker.supervisor import main; "
+            f"main({theirs.fileno()})"
+        )
         try:
             with theirs:
                 self._process = subprocess.Popen(

@@ -182,9 +182,11 @@ class Link:
         """Wait until the server has taken everything submitted so far. False if it has not in time."""
         with self._changed:
             last = self._last
-            return self._changed.wait_for(
-                lambda: not self._cancels and (self._mark >= last or not any(n <= last for n in self._outbox)), timeout_s
-            )
+
+            def taken() -> bool:
+                return self._mark >= last or not any(n <= last for n in self._outbox)
+
+            return self._changed.wait_for(lambda: not self._cancels and taken(), timeout_s)
 
     @property
     def open_calls(self) -> int:
@@ -261,7 +263,8 @@ class Link:
                 self._disconnect()
                 now = time.monotonic()
                 since = since or now
-                if not isinstance(error, ServerError | CommandError) or isinstance(error, ServerRefused) or now - since > 3.0:
+                passing = isinstance(error, ServerError | CommandError) and not isinstance(error, ServerRefused)
+                if not passing or now - since > 3.0:
                     self.failure = error if isinstance(error, NbqueueError) else ServerError(str(error))
                 time.sleep(pause)
                 pause = min(1.0, pause * 2)
@@ -308,30 +311,31 @@ class Link:
         poller = select.poll()
         poller.register(self._wake_r, select.POLLIN)
         poller.register(replies.wire.fileno(), select.POLLIN)
-        self._listen(replies)
+        here = self._listen(replies)
         while not self._closing:
-            ready = {fd for fd, _ in poller.poll(BLOCK_MS)}
+            ready = {fd for fd, _ in poller.poll(0 if here else BLOCK_MS)}
             if self._wake_r in ready:
                 with self._lock:
                     os.read(self._wake_r, 64)
                     self._awake = False
-            if replies.wire.fileno() in ready or replies.wire.ready():
+            if here or replies.wire.fileno() in ready:
                 self._dispatch(replies.parse_replies(replies.wire.receive()))
-                self._listen(replies)
+                here = self._listen(replies)
             self._send_calls(steps)
             self._send_cancels(steps)
             if time.monotonic() - self._said_hello > HELLO_S:
                 self._say_hello(steps)
 
-    def _listen(self, replies: Broker) -> None:
-        commands = [replies.read_replies_command(self.client, self._cursor, block_ms=BLOCK_MS)]
-        if self._untrimmed >= TRIM_EVERY or (self._untrimmed and not self._open):
-            commands.insert(0, replies.trim_replies_command(self.client, self._cursor))
-            self._untrimmed = 0
-            replies.wire.send(*commands)
-            replies.wire.receive()
-        else:
-            replies.wire.send(*commands)
+    def _listen(self, replies: Broker) -> bool:
+        """Ask for the next replies. True if they came together with another answer, so that no poll tells."""
+        read = replies.read_replies_command(self.client, self._cursor, block_ms=BLOCK_MS)
+        if self._untrimmed < TRIM_EVERY and (self._open or not self._untrimmed):
+            replies.wire.send(read)
+            return False
+        self._untrimmed = 0
+        replies.wire.send(replies.trim_replies_command(self.client, self._cursor), read)
+        replies.wire.receive()
+        return replies.wire.ready()
 
     def _send_calls(self, steps: Broker) -> None:
         while self._outbox:

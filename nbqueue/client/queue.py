@@ -99,7 +99,8 @@ class _Core:
         self.watch = SettingWatch()
         self.workers: int | None = None
         self._lock = threading.Lock()
-        self._started = False
+        self._started = False  # or never to be started without run()
+        self._running = False
 
     @property
     def launcher(self) -> LocalLauncher:
@@ -119,9 +120,10 @@ class _Core:
         if self._started or not self.private:
             return
         with self._lock:
-            if self._started:
-                return
+            first = not self._started
             self._started = True
+        if not first:
+            return
         self.link.starting = True
         threading.Thread(target=self._start_quietly, name="nbqueue-start", daemon=True).start()
 
@@ -135,11 +137,18 @@ class _Core:
         finally:
             self.link.starting = False
 
+    def resize(self, workers: int) -> None:
+        """What a new handle asks for. A private pool that runs follows; others follow `run` only."""
+        changed, self.workers = workers != self.workers, workers
+        if changed and self._running and self.private:
+            self.run(workers)
+
     def run(self, workers: int | None) -> int:
         self.check_process()
         self._started = True
         number = self.launcher.start(self, workers)
-        self.link.expected_workers = number
+        self._running = True
+        self.link.expected_workers = self.link.workers = number
         return number
 
     def shutdown(self) -> None:
@@ -149,6 +158,7 @@ class _Core:
         if self.link.open_calls and not self.link.flush(FLUSH_TIMEOUT_S):
             raise PoolError("What was submitted could not be handed to the server; the workers go on.")
         self.launcher.stop(self)
+        self._running = False
         self.link.workers = 0
 
     def blobs(self, fn: Callable[..., Any], name: str) -> tuple[str, str, dict[str, bytes]]:
@@ -277,7 +287,7 @@ class TaskQueue:
             _check_reachable(address)
             core = _core_of(stream_key, address, secret, None)
         if workers is not None:
-            core.workers = workers
+            core.resize(workers)
         self._core: _Core | None = core
         self._server = str(core._fixed or "private")
 
@@ -291,6 +301,8 @@ class TaskQueue:
     @overload
     def task(
         self,
+        fn: None = None,
+        /,
         *,
         name: str = ...,
         retries: int = ...,
@@ -298,7 +310,7 @@ class TaskQueue:
         chunksize: int | None = ...,
         progress: bool | None = ...,
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
-    def task(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    def task(self, fn: Any = None, /, **options: Any) -> Any:
         """Make calls of a function run in worker processes: ``@queue.task`` or ``@queue.task(retries=3)``.
 
         The function is pickled at each call, with the globals, helpers and classes of the notebook that it
@@ -332,7 +344,9 @@ class TaskQueue:
         if not callable(fn):
             raise BadOption(f"A task must be a function, not {type(fn).__name__}.")
         if inspect.iscoroutinefunction(fn):
-            raise BadOption(f"`{fn.__name__}` is an async function; tasks are plain functions. Call asyncio.run inside.")
+            raise BadOption(
+                f"`{fn.__name__}` is an async function; tasks are plain functions. Call asyncio.run inside one."
+            )
         name = changes.get("name") or getattr(fn, "__name__", None) or type(fn).__name__
         return self._options.with_(**{**changes, "name": name})
 

@@ -145,9 +145,8 @@ class Task(Generic[P, R]):
 
     def starmap(self, arguments: Iterable[Iterable[Any]], **kwargs: Any) -> Batch[R]:
         """Call the task with ``*a`` for each `a` of `arguments`."""
-        items = (
-            (*self._bound, *require_iterable(a, f"item {i} of starmap")) for i, a in enumerate(require_iterable(arguments))
-        )
+        given = require_iterable(arguments, "starmap")
+        items = ((*self._bound, *require_iterable(a, f"item {i} of starmap")) for i, a in enumerate(given))
         return self._map(items, length_of((arguments,)), kwargs)
 
     def _map(self, items: Iterable[tuple[Any, ...]], total: int | None, kwargs: dict[str, Any]) -> Batch[R]:
@@ -198,7 +197,8 @@ def require_iterable(value: Any, what: str = "map") -> Iterable[Any]:
     try:
         iter(value)
     except TypeError:
-        raise TypeError(f"{what} needs something to iterate over, not {type(value).__name__} ({value!r:.80}).") from None
+        kind = type(value).__name__
+        raise TypeError(f"{what} needs something to iterate over, not {kind} ({value!r:.80}).") from None
     return cast("Iterable[Any]", value)
 
 

@@ -67,7 +67,7 @@ class Address:
             If the URL has another scheme or cannot be read.
         """
         try:
-            kwargs = dict(redis.connection.parse_url(url))
+            kwargs: dict[str, Any] = dict(cast(Any, redis.connection).parse_url(url))
         except (ValueError, AttributeError) as error:
             raise BadOption(
                 f"{_without_password(url)!r} is not a Redis URL. Write redis://[user:password@]host:port/db, "
@@ -97,7 +97,7 @@ class Address:
     def _from_kwargs(cls, kind: type, kwargs: dict[str, Any]) -> Address:
         if kwargs.get("credential_provider") is not None:
             raise BadOption("A credential_provider cannot be handed to worker processes; give username and password.")
-        common = {
+        common: dict[str, Any] = {
             "db": int(kwargs.get("db") or 0),
             "username": kwargs.get("username"),
             "password": kwargs.get("password"),
@@ -200,16 +200,13 @@ class Wire:
             "lib_name": None,
             "lib_version": None,
         }
-        connection: Any
+        kinds: Any = redis.connection
         if a.path:
-            connection = redis.connection.UnixDomainSocketConnection(path=a.path, **kwargs)
+            connection = kinds.UnixDomainSocketConnection(path=a.path, **kwargs)
         else:
             kwargs |= {"host": a.host, "port": a.port, "socket_connect_timeout": CONNECT_TIMEOUT_S}
             kwargs |= {"socket_keepalive": True}
-            if a.tls is None:
-                connection = redis.connection.Connection(**kwargs)
-            else:
-                connection = redis.connection.SSLConnection(**kwargs, **a.tls)
+            connection = kinds.Connection(**kwargs) if a.tls is None else kinds.SSLConnection(**kwargs, **a.tls)
         with self._explained():
             connection.connect()
         self._connection = connection

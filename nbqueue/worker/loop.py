@@ -145,11 +145,13 @@ class Worker:
         self._why = 0
         self._item_since = 0.0
         self._waits = 0
+        self._pid = os.getpid()
         self._running = threading.Event()
 
     def run(self) -> int:
         """Work until asked to stop. Returns the exit code."""
-        self._slot.hello(os.getpid())
+        self._pid = os.getpid()
+        self._slot.hello(self._pid)
         os.environ.update(self._spec.environ)
         self._surroundings = Surroundings()
         sys.stdin = NoKeyboard()
@@ -325,7 +327,7 @@ class Worker:
 
     def _run_call(self, call: Fetched) -> None:
         began = time.monotonic()
-        self._stale.discard(call.entry)
+        self._stale.clear()
         self._why = 0
         id = call_id(call.client, call.n)
         try:
@@ -432,6 +434,9 @@ class Worker:
         except BaseException as raised:  # noqa: BLE001 - whatever a task raises is its outcome
             error = raised
         ended = time.monotonic()
+        if os.getpid() != self._pid:
+            # The task forked, and this is the child, which came back from it: it must not act as the worker.
+            os._exit(0)
         if error is not None:
             if self._why == board.CANCEL:
                 self._stale.add(call.entry)

@@ -389,7 +389,7 @@ class Pool:
         return 0 if self.stopping else self.size
 
     def _beat(self, now: float) -> None:
-        living = [consumer for consumer in self.members]
+        living = list(self.members)
         answer = self._broker.beat(self._host, self._offered(), self.state(), living, self._epoch)
         if isinstance(answer, Forgot):
             self._register()

@@ -153,11 +153,11 @@ def _run_template(control: socket.socket, board: Board, doorbell: int) -> NoRetu
     gc.freeze()
     buffer = b""
     while True:
-        readable, _, _ = select.select([control, wake_r], [], [])
+        readable, _, _ = select.select([control.fileno(), wake_r], [], [])
         if wake_r in readable:
             os.read(wake_r, 4096)
             _report_deaths(control)
-        if control not in readable:
+        if control.fileno() not in readable:
             continue
         data = control.recv(65536)
         if not data:
