@@ -144,6 +144,7 @@ class Batch(Generic[R]):
         return self._total
 
     def __iter__(self) -> Iterator[R]:
+        __tracebackhide__ = True
         index = 0
         while self._wait_for(index, None):
             yield self._get(index)
@@ -186,13 +187,17 @@ class Batch(Generic[R]):
             raise TimeoutError(f"{self!r} has not ended within {timeout:g} s; it goes on.")
         if return_exceptions:
             return [value if error is None else error for value, error in map(self._look, range(len(self._kinds)))]
-        values = [self._get(i) for i in range(len(self._kinds))]
+        values = []
+        for i in range(len(self._kinds)):
+            # Not a comprehension: its frame would show in the traceback of a failed item.
+            values.append(self._get(i))
         if self._input_error is not None:
             raise self._input_error
         return values
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until every item has ended. False if they have not within `timeout` seconds."""
+        __tracebackhide__ = True
         self._link.check_process()
         ended = wait_until(self._changed, lambda: self.done, timeout, self._link, self.cancel)
         if ended:
@@ -320,6 +325,7 @@ class Batch(Generic[R]):
 
     def _wait_for(self, index: int, timeout: float | None) -> bool:
         """True when the item has ended, False when there is none."""
+        __tracebackhide__ = True
         if not (index < len(self._kinds) and self._kinds[index] != _OPEN):
             self._link.check_process()
 

@@ -198,6 +198,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         return self._outcome.get()
 
     def _wait(self, timeout: float | None) -> None:
+        __tracebackhide__ = True
         if self._state in _DONE:
             return
         if self._link is not None:
@@ -266,6 +267,7 @@ def wait_until(
     Says so once on stderr if nobody is there to do the work. Inside a task, the waiting does not count
     against the pool.
     """
+    __tracebackhide__ = True
     deadline = None if timeout is None else time.monotonic() + timeout
     hint_at = time.monotonic() + HINT_S
     try:
@@ -282,7 +284,8 @@ def wait_until(
                     hint_at = time.monotonic() + HINT_S
     except KeyboardInterrupt:
         cancel()
-        raise
+        # A new one: where in our waiting it struck helps nobody.
+        raise KeyboardInterrupt from None
     return True
 
 
@@ -308,15 +311,17 @@ def hint(link: Link) -> None:
 
 async def tick(done: asyncio.Event, cancel: Callable[[], object]) -> None:
     """Wait for an event in short ticks, so that an interrupted cell notices; then `cancel`."""
+    __tracebackhide__ = True
     try:
         while not done.is_set():
             try:
                 await asyncio.wait_for(done.wait(), TICK_S)
             except TimeoutError:
                 continue
-    except (asyncio.CancelledError, KeyboardInterrupt):
+    except (asyncio.CancelledError, KeyboardInterrupt) as interrupt:
         cancel()
-        raise
+        # A new one: where in our waiting it struck helps nobody.
+        raise type(interrupt) from None
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
