@@ -41,7 +41,9 @@ HELLO_S = 2.0
 # One SUBMIT: as many calls as a script does in a few milliseconds, as many bytes as pass quickly.
 MOST_CALLS = 500
 MOST_BYTES = 8_000_000
+# Replies that were read are deleted when so many, or so large ones, have come together.
 TRIM_EVERY = 200
+TRIM_BYTES = 8_000_000
 # Sealed blobs kept for calls to come, if they are small.
 BLOBS_KEPT = 64
 SMALL_BLOB_BYTES = 1_000_000
@@ -114,6 +116,7 @@ class Link:
         self._mark = 0
         self._cursor = b"0"
         self._untrimmed = 0
+        self._untrimmed_bytes = 0
         self._sent_blobs: set[str] = set()
         self._steps: Broker | None = None
         self._replies: Broker | None = None
@@ -329,10 +332,11 @@ class Link:
     def _listen(self, replies: Broker) -> bool:
         """Ask for the next replies. True if they came together with another answer, so that no poll tells."""
         read = replies.read_replies_command(self.client, self._cursor, block_ms=BLOCK_MS)
-        if self._untrimmed < TRIM_EVERY and (self._open or not self._untrimmed):
+        much = self._untrimmed >= TRIM_EVERY or self._untrimmed_bytes >= TRIM_BYTES
+        if not much and (self._open or not self._untrimmed):
             replies.wire.send(read)
             return False
-        self._untrimmed = 0
+        self._untrimmed = self._untrimmed_bytes = 0
         replies.wire.send(replies.trim_replies_command(self.client, self._cursor), read)
         replies.wire.receive()
         return replies.wire.ready()
@@ -395,6 +399,7 @@ class Link:
         for incoming in arrived:
             self._cursor = incoming.id
             self._untrimmed += 1
+            self._untrimmed_bytes += len(incoming.message)
             number, _, split = incoming.n.partition(".")
             with self._lock:
                 opened = self._open.get(int(number))

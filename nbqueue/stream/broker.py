@@ -319,6 +319,10 @@ class Broker:
         due = None if int(answer[1]) < 0 else int(answer[1]) / 1000
         return Beat(due, {k.decode(): int(v) for k, v in zip(answer[2::2], answer[3::2], strict=True)})
 
+    def hosts(self) -> list[HostState]:
+        """Every registered host as it last published itself."""
+        return [HostState.from_json(text) for text in self.wire.call("HVALS", self.keys.pool)]
+
     def reap(self, host: str, counter: int) -> bool:
         return bool(self.step("reap", host, str(counter)))
 

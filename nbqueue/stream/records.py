@@ -98,12 +98,16 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """A host as its supervisor publishes it with every heartbeat."""
+    """A host as its supervisor publishes it with every heartbeat.
+
+    `machine` tells whose process numbers `pid` belongs to, or is empty where that is not known.
+    """
 
     host: str
     hostname: str
     pid: int
     workers: tuple[WorkerState, ...] = field(default_factory=tuple)
+    machine: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -116,7 +120,7 @@ class HostState:
             task = worker["task"]
             worker["task"] = _known(RunningTask, task) if task else None
             workers.append(_known(WorkerState, worker))
-        return cls(data["host"], data["hostname"], data["pid"], tuple(workers))
+        return cls(data["host"], data["hostname"], data["pid"], tuple(workers), data.get("machine", ""))
 
 
 def _known(cls: type[_T], data: dict[str, object]) -> _T:

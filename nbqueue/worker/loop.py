@@ -51,6 +51,8 @@ COURIER_S = 0.05
 MOST_AHEAD = 64
 # Longer than BLOCK_MS: a reply that is later than this means a dead connection.
 REPLY_TIMEOUT_S = 12.0
+# Finished values that are larger than this together leave at once: one reply must stay far below 512 MB.
+FLUSH_BYTES = 8_000_000
 FUNCTIONS_KEPT = 128
 
 
@@ -85,7 +87,7 @@ class _Packed:
 class _Piece:
     """Outcomes of consecutive items of one call that are not reported yet."""
 
-    __slots__ = ("call", "failed", "first", "kinds", "plain", "seconds", "since", "started", "values")
+    __slots__ = ("call", "failed", "first", "kinds", "plain", "seconds", "since", "size", "started", "values")
 
     def __init__(self, call: Fetched, first: int) -> None:
         self.call = call
@@ -97,6 +99,7 @@ class _Piece:
         self.started = time.time()
         self.since = time.monotonic()
         self.seconds = 0.0
+        self.size = 0
 
     def add(self, kind: int, value: Any, plain: bool) -> None:
         if plain != self.plain:
@@ -106,6 +109,8 @@ class _Piece:
                 self.plain = False
             else:
                 value = pickle.dumps(value, protocol=5)
+        if isinstance(value, bytes | str):
+            self.size += len(value)
         self.kinds.append(kind)
         self.values.append(value)
         self.failed += kind in (EXCEPTION, ERROR)
@@ -454,7 +459,7 @@ class Worker:
                     return call.entry not in self._stale
         self._note(call, item, kind, value, is_one_pickle, ended - began)
         piece = self._piece
-        if piece is not None and ended - piece.since > FLUSH_S:
+        if piece is not None and (ended - piece.since > FLUSH_S or piece.size > FLUSH_BYTES):
             self._try_flush()
         return call.entry not in self._stale
 

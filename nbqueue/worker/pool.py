@@ -14,6 +14,8 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from nbqueue.codec import messages
@@ -188,7 +190,7 @@ class Pool:
                 seconds = round((now - line.started_ns) / 1e9, 3)
                 task = RunningTask(line.name, line.client, line.n, line.item, line.attempt, seconds)
             workers.append(WorkerState(member.index, member.pid, board.STATE_NAMES[line.state], task))
-        return HostState(self._host, socket.gethostname(), os.getpid(), tuple(workers))
+        return HostState(self._host, socket.gethostname(), os.getpid(), tuple(workers), _machine())
 
     # Births and deaths
 
@@ -384,6 +386,19 @@ class Pool:
 
     def _register(self) -> None:
         self._epoch = self._broker.register(self._host, self._offered(), self.state(), secrets.token_hex(8))
+        self._bury_neighbours()
+
+    def _bury_neighbours(self) -> None:
+        """Reap hosts of this very machine whose supervisor is dead for sure: no need to watch them for a lease."""
+        machine = _machine()
+        dead = {s.host for s in self._broker.hosts() if machine and s.machine == machine and not _alive(s.pid)}
+        if not dead:
+            return
+        answer = self._broker.beat(self._host, self._offered(), self.state(), list(self.members), self._epoch)
+        for host, counter in answer.counters.items() if isinstance(answer, Beat) else ():
+            if host in dead:
+                self._broker.reap(host, counter)
+        self._beat_at = 0.0
 
     def _offered(self) -> int:
         return 0 if self.stopping else self.size
@@ -441,3 +456,23 @@ class Pool:
             line = member.slot.read()
             if line is not None and line.running and line.entry == entry:
                 self._interrupt(member, entry, -1, board.CANCEL, time.monotonic())
+
+
+@cache
+def _machine() -> str:
+    """Names this boot of this machine and this process's view of process numbers; empty where there is no /proc."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # Somebody else's: alive.
+        return True
+    return True
