@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar, cast, overload
 from nbqueue.client.chunking import Chunker
 from nbqueue.client.future import Outcome, TaskFuture, _call_soon, tick, wait_until
 from nbqueue.client.listener import Link, OpenCall
-from nbqueue.client.task import Options
+from nbqueue.client.options import Options
 from nbqueue.codec.functions import dump_arguments, dumps, is_plain
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, CallBody, ReplyBody, dump_call
 from nbqueue.errors import NbqueueError, NotSendable, TaskCancelled

@@ -1,8 +1,6 @@
 """`TaskQueue`: the handle that notebooks hold.
 
-Handles are light. What they stand for, the connection, the pool and the open calls of one queue on one
-server, is a `_Core`, kept once per process: a cell ``queue = TaskQueue()`` that is run again joins what is
-there, and an old handle that hides in ``Out[]`` holds nothing.
+Handles are light: an old one that hides in ``Out[]`` holds nothing. What they stand for is in `core`.
 """
 
 from __future__ import annotations
@@ -10,24 +8,19 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from nbqueue import context
-from nbqueue.client.batch import Batch, Recipe
+from nbqueue.client.batch import Batch
+from nbqueue.client.core import Core, core_of, find_core, private_core
 from nbqueue.client.future import TaskFuture
-from nbqueue.client.launch import LocalLauncher, local_launcher
-from nbqueue.client.listener import Link
-from nbqueue.client.setting import SettingWatch
-from nbqueue.client.task import Options, Task, length_of, require_iterable, zip_arguments
-from nbqueue.codec.functions import digest, dump_arguments, dump_function
-from nbqueue.codec.messages import CallBody, dump_call
-from nbqueue.codec.seal import Seal, fingerprint, new_secret, user_secret
-from nbqueue.codec.values import LARGEST_BYTES
-from nbqueue.errors import BadOption, NbqueueError, NotSendable, PoolError, UnsupportedKernel
+from nbqueue.client.options import Options, check_workers
+from nbqueue.client.task import Task, length_of, require_iterable, zip_arguments
+from nbqueue.codec.seal import user_secret
+from nbqueue.errors import BadOption, NbqueueError, UnsupportedKernel
 from nbqueue.stream.connect import Address, Wire, check_server
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import RunningTask, WorkerState
@@ -37,8 +30,6 @@ __all__ = ["QueueStatus", "TaskQueue"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-FLUSH_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,149 +72,6 @@ class QueueStatus:
                 what = f"{task.name} for {task.seconds:.1f} s{again}{waits}"
             lines.append(f"  worker {worker.slot} (pid {worker.pid}): {what}")
         return "\n".join(lines)
-
-
-class _Core:
-    """One queue on one server, as this process sees it."""
-
-    def __init__(self, queue: str, address: Address | None, secret: bytes, executable: str | None) -> None:
-        self.queue = queue
-        self.secret = secret
-        self.keys = Keys.of(queue, fingerprint(secret))
-        self.prefix = self.keys.prefix
-        self.id = f"{self.prefix} {address or 'private'}"
-        self.private = executable is not None
-        self._fixed = address
-        self._executable = executable
-        self.link = Link(queue, self.address, self.keys, Seal(secret, self.prefix))
-        self.watch = SettingWatch()
-        self.workers: int | None = None
-        self._lock = threading.Lock()
-        self._started = False  # or never to be started without run()
-        self._running = False
-
-    @property
-    def launcher(self) -> LocalLauncher:
-        return local_launcher()
-
-    def address(self) -> Address:
-        if self._executable is None:
-            assert self._fixed is not None
-            return self._fixed
-        return self.launcher.serve(self._executable)
-
-    def check_process(self) -> None:
-        self.link.check_process()
-
-    def start_workers(self) -> None:
-        """On a private server the first call starts the pool; it does not wait for it."""
-        if self._started or not self.private:
-            return
-        with self._lock:
-            first = not self._started
-            self._started = True
-        if not first:
-            return
-        self.link.starting = True
-        threading.Thread(target=self._start_quietly, name="nbqueue-start", daemon=True).start()
-
-    def _start_quietly(self) -> None:
-        try:
-            self.run(self.workers)
-        except NbqueueError as error:
-            self._started = False
-            self.link.failure = error
-            sys.stderr.write(f"nbqueue: {error}\n")
-        finally:
-            self.link.starting = False
-
-    def resize(self, workers: int) -> None:
-        """What a new handle asks for. A private pool that runs follows; others follow `run` only."""
-        changed, self.workers = workers != self.workers, workers
-        if changed and self._running and self.private:
-            self.run(workers)
-
-    def run(self, workers: int | None) -> int:
-        self.check_process()
-        self._started = True
-        number = self.launcher.start(self, workers)
-        self._running = True
-        self.link.expected_workers = self.link.workers = number
-        return number
-
-    def shutdown(self) -> None:
-        self.check_process()
-        # From now on nothing starts by itself: run() does.
-        self._started = True
-        if self.link.open_calls and not self.link.flush(FLUSH_TIMEOUT_S):
-            raise PoolError("What was submitted could not be handed to the server; the workers go on.")
-        self.launcher.stop(self)
-        self._running = False
-        self.link.workers = 0
-
-    def blobs(self, fn: Callable[..., Any], name: str) -> tuple[str, str, dict[str, bytes]]:
-        """Digests of the function and the setting, and both sealed, made from what they are now."""
-        code = dump_function(fn, name)
-        if len(code) > LARGEST_BYTES:
-            raise NotSendable(
-                f"`{name}` could not be sent: with what it captures it is {len(code) / 1e6:.0f} MB; the limit is "
-                f"{LARGEST_BYTES / 1e6:.0f} MB. Pass large data as arguments, or load them in the task."
-            )
-        function = digest(code)
-        setting, text = self.watch.current()
-        link = self.link
-        return (
-            function,
-            setting,
-            {function: link.seal_blob(function, code), setting: link.seal_blob(setting, text)},
-        )
-
-    def submit_call(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
-    ) -> TaskFuture[Any]:
-        self.check_process()
-        name = options.name
-        function, setting, blobs = self.blobs(fn, name)
-        arguments = dump_arguments(args, kwargs, name, fn)
-        if len(arguments) > LARGEST_BYTES:
-            raise NotSendable(
-                f"`{name}` could not be sent: its arguments are {len(arguments) / 1e6:.0f} MB when pickled; the limit "
-                f"is {LARGEST_BYTES / 1e6:.0f} MB. Load the data in the task, or send it in parts."
-            )
-        body = CallBody(name, function, setting, options.timeout, options.retries, frames=(arguments,))
-        future: TaskFuture[Any] = TaskFuture(name, self.link)
-        future._call = self.link.submit(dump_call(body), (function, setting), blobs, future)
-        self.start_workers()
-        return future
-
-    def submit_items(
-        self,
-        fn: Callable[..., Any],
-        items: Iterable[tuple[Any, ...]],
-        total: int | None,
-        kwargs: dict[str, Any],
-        options: Options,
-    ) -> Batch[Any]:
-        self.check_process()
-        self.start_workers()
-        recipe = Recipe(fn, options, kwargs, lambda: self.blobs(fn, options.name))
-        show = options.progress is not False and not context.in_task()
-        return Batch(self.link, recipe, items, total, show)
-
-
-_cores: dict[tuple[int, str, str], _Core] = {}
-_cores_lock = threading.Lock()
-_private_secret = new_secret()
-
-
-def _core_of(queue: str, address: Address | None, secret: bytes, executable: str | None) -> _Core:
-    # By pid: a forked child starts with none.
-    key = (os.getpid(), str(address or "private"), Keys.of(queue, fingerprint(secret)).prefix)
-    with _cores_lock:
-        core = _cores.get(key)
-        if core is None:
-            core = _cores[key] = _Core(queue, address, secret, executable)
-        return core
 
 
 class TaskQueue:
@@ -273,23 +121,23 @@ class TaskQueue:
         insecure: bool = False,
     ) -> None:
         self._options = Options(retries=retries, timeout=timeout, progress=progress)
-        _check_workers(workers)
+        check_workers(workers)
         _check_kernel(self._options)
         self.stream_key = stream_key
         if client is None:
             Keys.of(stream_key, "")
-            core = _core_of(stream_key, None, _private_secret, find_executable())
+            core = private_core(stream_key, find_executable())
         else:
             address = Address.from_url(client) if isinstance(client, str) else Address.from_client(client)
             address.require_safe(insecure=insecure)
             secret = user_secret()
             Keys.of(stream_key, "")
             _check_reachable(address)
-            core = _core_of(stream_key, address, secret, None)
+            core = core_of(stream_key, address, secret)
         if workers is not None:
             core.resize(workers)
-        self._core: _Core | None = core
-        self._server = str(core._fixed or "private")
+        self._core: Core | None = core
+        self._server = str(core.fixed or "private")
 
     def __repr__(self) -> str:
         return f"<TaskQueue {self.stream_key!r} on {self._server}>"
@@ -417,7 +265,7 @@ class TaskQueue:
         nworkers : int, optional
             By default what ``TaskQueue(workers=)`` was given, else as many as cores may be used.
         """
-        _check_workers(nworkers, "nworkers")
+        check_workers(nworkers, "nworkers")
         core = self._here()
         core.run(nworkers or core.workers)
 
@@ -473,7 +321,7 @@ class TaskQueue:
         server = self._server if self._core is None else str(self._core.address())
         return _arrived, (self.stream_key, server, self._options)
 
-    def _here(self) -> _Core:
+    def _here(self) -> Core:
         if self._core is not None:
             return self._core
         task = context.current()
@@ -481,11 +329,10 @@ class TaskQueue:
             address = Address.from_dict(task.address)
             if str(address) != self._server:
                 raise NbqueueError(f"A task can use queues on its own server only, and {self!r} is elsewhere.")
-            return _core_of(self.stream_key, address, task.secret, None)
-        with _cores_lock:
-            for (pid, _, _), core in _cores.items():
-                if pid == os.getpid() and core.queue == self.stream_key and str(core.address()) == self._server:
-                    return core
+            return core_of(self.stream_key, address, task.secret)
+        core = find_core(self.stream_key, self._server)
+        if core is not None:
+            return core
         raise NbqueueError(f"{self!r} was made in another process; make a TaskQueue here.")
 
 
@@ -493,11 +340,6 @@ def _arrived(stream_key: str, server: str, options: Options) -> TaskQueue:
     queue = TaskQueue.__new__(TaskQueue)
     queue.stream_key, queue._server, queue._options, queue._core = stream_key, server, options, None
     return queue
-
-
-def _check_workers(workers: object, name: str = "workers") -> None:
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-        raise BadOption(f"{name}={workers!r}: give a whole number, 1 or more, or None for one per core.")
 
 
 _checked: set[tuple[int, str]] = set()

@@ -2,76 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from nbqueue import context
-from nbqueue.errors import BadOption
+from nbqueue.client.options import Options
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
     from nbqueue.client.future import TaskFuture
 
-__all__ = ["Options", "Submitter", "Task"]
+__all__ = ["Submitter", "Task"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How calls of a task are treated.
-
-    Attributes
-    ----------
-    name : str
-        Shown in progress bars and messages.
-    retries : int
-        How often a call that raised an exception is run again, with growing pauses.
-    timeout : float or None
-        Seconds that one item may run before it is stopped.
-    chunksize : int or None
-        Items that travel together in a map; None to have it measured.
-    progress : bool or None
-        Show a progress bar for a map; None where it can be seen.
-    """
-
-    name: str = ""
-    retries: int = 0
-    timeout: float | None = None
-    chunksize: int | None = None
-    progress: bool | None = None
-
-    def __post_init__(self) -> None:
-        _whole("retries", self.retries, at_least=0)
-        if self.chunksize is not None:
-            _whole("chunksize", self.chunksize, at_least=1)
-        if self.timeout is not None and (
-            isinstance(self.timeout, bool)
-            or not isinstance(self.timeout, int | float)
-            or not 0 < self.timeout < math.inf
-        ):
-            raise BadOption(f"timeout={self.timeout!r}: give seconds greater than 0, or None for no limit.")
-        if not isinstance(self.name, str):
-            raise BadOption(f"name={self.name!r}: give a string.")
-
-    def with_(self, **changes: Any) -> Options:
-        """A copy with `changes`. Raises BadOption for an option that does not exist."""
-        unknown = changes.keys() - {field.name for field in dataclasses.fields(self)}
-        if unknown:
-            known = ", ".join(field.name for field in dataclasses.fields(self))
-            raise BadOption(f"There is no option {sorted(unknown)[0]!r}; the options are {known}.")
-        return dataclasses.replace(self, **changes)
-
-
-def _whole(name: str, value: object, *, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise BadOption(f"{name}={value!r}: give a whole number, {at_least} or more.")
 
 
 class Submitter(Protocol):

@@ -1,0 +1,190 @@
+"""What handles stand for: one queue on one server, with its connection, its pool and its open calls.
+
+Kept once per process, so that a cell ``queue = TaskQueue()`` that is run again joins what is there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from nbqueue import context
+from nbqueue.client.batch import Batch, Recipe
+from nbqueue.client.future import TaskFuture
+from nbqueue.client.launch import LocalLauncher, local_launcher
+from nbqueue.client.listener import Link
+from nbqueue.client.options import Options
+from nbqueue.client.setting import SettingWatch
+from nbqueue.codec.functions import digest, dump_arguments, dump_function
+from nbqueue.codec.messages import CallBody, dump_call
+from nbqueue.codec.seal import Seal, fingerprint, new_secret
+from nbqueue.codec.values import LARGEST_BYTES
+from nbqueue.errors import NbqueueError, NotSendable, PoolError
+from nbqueue.stream.connect import Address
+from nbqueue.stream.keys import Keys
+
+__all__ = ["Core", "core_of", "find_core", "private_core"]
+
+FLUSH_TIMEOUT_S = 30.0
+
+
+class Core:
+    """One queue on one server, as this process sees it."""
+
+    def __init__(self, queue: str, address: Address | None, secret: bytes, executable: str | None) -> None:
+        self.queue = queue
+        self.secret = secret
+        self.keys = Keys.of(queue, fingerprint(secret))
+        self.prefix = self.keys.prefix
+        self.id = f"{self.prefix} {address or 'private'}"
+        self.private = executable is not None
+        self.fixed = address
+        self._executable = executable
+        self.link = Link(queue, self.address, self.keys, Seal(secret, self.prefix))
+        self.watch = SettingWatch()
+        self.workers: int | None = None
+        self._lock = threading.Lock()
+        self._started = False  # or never to be started without run()
+        self._running = False
+
+    @property
+    def launcher(self) -> LocalLauncher:
+        return local_launcher()
+
+    def address(self) -> Address:
+        if self._executable is None:
+            assert self.fixed is not None
+            return self.fixed
+        return self.launcher.serve(self._executable)
+
+    def check_process(self) -> None:
+        self.link.check_process()
+
+    def start_workers(self) -> None:
+        """On a private server the first call starts the pool; it does not wait for it."""
+        if self._started or not self.private:
+            return
+        with self._lock:
+            first = not self._started
+            self._started = True
+        if not first:
+            return
+        self.link.starting = True
+        threading.Thread(target=self._start_quietly, name="nbqueue-start", daemon=True).start()
+
+    def _start_quietly(self) -> None:
+        try:
+            self.run(self.workers)
+        except NbqueueError as error:
+            self._started = False
+            self.link.failure = error
+            sys.stderr.write(f"nbqueue: {error}\n")
+        finally:
+            self.link.starting = False
+
+    def resize(self, workers: int) -> None:
+        """What a new handle asks for. A private pool that runs follows; others follow `run` only."""
+        changed, self.workers = workers != self.workers, workers
+        if changed and self._running and self.private:
+            self.run(workers)
+
+    def run(self, workers: int | None) -> int:
+        self.check_process()
+        self._started = True
+        number = self.launcher.start(self, workers)
+        self._running = True
+        self.link.expected_workers = self.link.workers = number
+        return number
+
+    def shutdown(self) -> None:
+        self.check_process()
+        # From now on nothing starts by itself: run() does.
+        self._started = True
+        if self.link.open_calls and not self.link.flush(FLUSH_TIMEOUT_S):
+            raise PoolError("What was submitted could not be handed to the server; the workers go on.")
+        self.launcher.stop(self)
+        self._running = False
+        self.link.workers = 0
+
+    def blobs(self, fn: Callable[..., Any], name: str) -> tuple[str, str, dict[str, bytes]]:
+        """Digests of the function and the setting, and both sealed, made from what they are now."""
+        code = dump_function(fn, name)
+        if len(code) > LARGEST_BYTES:
+            raise NotSendable(
+                f"`{name}` could not be sent: with what it captures it is {len(code) / 1e6:.0f} MB; the limit is "
+                f"{LARGEST_BYTES / 1e6:.0f} MB. Pass large data as arguments, or load them in the task."
+            )
+        function = digest(code)
+        setting, text = self.watch.current()
+        link = self.link
+        return (
+            function,
+            setting,
+            {function: link.seal_blob(function, code), setting: link.seal_blob(setting, text)},
+        )
+
+    def submit_call(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
+    ) -> TaskFuture[Any]:
+        self.check_process()
+        name = options.name
+        function, setting, blobs = self.blobs(fn, name)
+        arguments = dump_arguments(args, kwargs, name, fn)
+        if len(arguments) > LARGEST_BYTES:
+            raise NotSendable(
+                f"`{name}` could not be sent: its arguments are {len(arguments) / 1e6:.0f} MB when pickled; the limit "
+                f"is {LARGEST_BYTES / 1e6:.0f} MB. Load the data in the task, or send it in parts."
+            )
+        body = CallBody(name, function, setting, options.timeout, options.retries, frames=(arguments,))
+        future: TaskFuture[Any] = TaskFuture(name, self.link)
+        future._call = self.link.submit(dump_call(body), (function, setting), blobs, future)
+        self.start_workers()
+        return future
+
+    def submit_items(
+        self,
+        fn: Callable[..., Any],
+        items: Iterable[tuple[Any, ...]],
+        total: int | None,
+        kwargs: dict[str, Any],
+        options: Options,
+    ) -> Batch[Any]:
+        self.check_process()
+        self.start_workers()
+        recipe = Recipe(fn, options, kwargs, lambda: self.blobs(fn, options.name))
+        show = options.progress is not False and not context.in_task()
+        return Batch(self.link, recipe, items, total, show)
+
+
+_cores: dict[tuple[int, str, str], Core] = {}
+_cores_lock = threading.Lock()
+_private_secret = new_secret()
+
+
+def private_core(queue: str, executable: str) -> Core:
+    """The core of a queue on this process's private server."""
+    return core_of(queue, None, _private_secret, executable)
+
+
+def core_of(queue: str, address: Address | None, secret: bytes, executable: str | None = None) -> Core:
+    """The one core of this process for a queue on a server."""
+    # By pid: a forked child starts with none.
+    key = (os.getpid(), str(address or "private"), Keys.of(queue, fingerprint(secret)).prefix)
+    with _cores_lock:
+        core = _cores.get(key)
+        if core is None:
+            core = _cores[key] = Core(queue, address, secret, executable)
+        return core
+
+
+def find_core(queue: str, server: str) -> Core | None:
+    """The core of a queue that this process has made before, by what its handle is sent as."""
+    with _cores_lock:
+        cores = list(_cores.items())
+    for (pid, _, _), core in cores:
+        if pid == os.getpid() and core.queue == queue and str(core.address()) == server:
+            return core
+    return None

@@ -1,0 +1,69 @@
+"""How calls are treated: the options of tasks, checked where they are written."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from nbqueue.errors import BadOption
+
+__all__ = ["Options", "check_workers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How calls of a task are treated.
+
+    Attributes
+    ----------
+    name : str
+        Shown in progress bars and messages.
+    retries : int
+        How often a call that raised an exception is run again, with growing pauses.
+    timeout : float or None
+        Seconds that one item may run before it is stopped.
+    chunksize : int or None
+        Items that travel together in a map; None to have it measured.
+    progress : bool or None
+        Show a progress bar for a map; None where it can be seen.
+    """
+
+    name: str = ""
+    retries: int = 0
+    timeout: float | None = None
+    chunksize: int | None = None
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        _whole("retries", self.retries, at_least=0)
+        if self.chunksize is not None:
+            _whole("chunksize", self.chunksize, at_least=1)
+        if self.timeout is not None and (
+            isinstance(self.timeout, bool)
+            or not isinstance(self.timeout, int | float)
+            or not 0 < self.timeout < math.inf
+        ):
+            raise BadOption(f"timeout={self.timeout!r}: give seconds greater than 0, or None for no limit.")
+        if not isinstance(self.name, str):
+            raise BadOption(f"name={self.name!r}: give a string.")
+
+    def with_(self, **changes: Any) -> Options:
+        """A copy with `changes`. Raises BadOption for an option that does not exist."""
+        unknown = changes.keys() - {field.name for field in dataclasses.fields(self)}
+        if unknown:
+            known = ", ".join(field.name for field in dataclasses.fields(self))
+            raise BadOption(f"There is no option {sorted(unknown)[0]!r}; the options are {known}.")
+        return dataclasses.replace(self, **changes)
+
+
+def _whole(name: str, value: object, *, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise BadOption(f"{name}={value!r}: give a whole number, {at_least} or more.")
+
+
+def check_workers(workers: object, name: str = "workers") -> None:
+    """Raises BadOption unless it is None or a whole number, 1 or more."""
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise BadOption(f"{name}={workers!r}: give a whole number, 1 or more, or None for one per core.")
