@@ -324,6 +324,12 @@ async def tick(done: asyncio.Event, cancel: Callable[[], object]) -> None:
         raise type(interrupt) from None
 
 
+def _cancel_all(futures: list[concurrent.futures.Future[Any]]) -> None:
+    # The last first: cancelling what runs makes room, in which what is still queued must not start.
+    for future in reversed(futures):
+        future.cancel()
+
+
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
     try:
         loop.call_soon_threadsafe(callback)
@@ -353,8 +359,7 @@ def as_completed(
         with context.waiting():
             yield from concurrent.futures.as_completed(waited_for, timeout)
     except KeyboardInterrupt:
-        for future in waited_for:
-            future.cancel()
+        _cancel_all(waited_for)
         raise
 
 
@@ -398,8 +403,7 @@ def gather(
                     raise
                 results.append(error)
     except KeyboardInterrupt:
-        for future in waited_for:
-            future.cancel()
+        _cancel_all(waited_for)
         raise
     return results
 
@@ -415,6 +419,5 @@ def wait(
         with context.waiting():
             return concurrent.futures.wait(waited_for, timeout, return_when)
     except KeyboardInterrupt:
-        for future in waited_for:
-            future.cancel()
+        _cancel_all(waited_for)
         raise

@@ -279,7 +279,8 @@ class TaskQueue:
 
     def cancel(self) -> None:
         """Cancel every call that this process has open on the queue, queued and running alike."""
-        for sink in self._here().link.sinks():
+        # The last first: cancelling what runs makes room, in which what is still queued must not start.
+        for sink in reversed(self._here().link.sinks()):
             if isinstance(sink, TaskFuture | Batch):
                 sink.cancel()
 

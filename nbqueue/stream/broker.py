@@ -8,6 +8,7 @@ command, so that a caller can send several in one write and read their replies l
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -172,10 +173,7 @@ class Broker:
     def parse_replies(answer: Any) -> list[Incoming]:
         if not answer:
             return []
-        return [
-            Incoming(id, fields[1].decode(), fields[3].decode(), fields[5])
-            for id, fields in answer[0][1]
-        ]
+        return [_incoming(id, fields) for id, fields in answer[0][1]]
 
     def read_replies(self, client: str, cursor: bytes) -> list[Incoming]:
         """Replies after `cursor` that are there now, at most 500."""
@@ -237,37 +235,25 @@ class Broker:
         )
 
     def parse_fetch(self, answer: Any) -> tuple[list[Fetched], list[str]]:
-        """Calls, and entries that were deleted while pending (to be acknowledged with `forget`)."""
+        """Calls, and entries that are none: deleted while pending, or foreign (to be dropped with `forget`)."""
         calls: list[Fetched] = []
         gone: list[str] = []
         for key, rows in answer or ():
             stream = "0" if key == self.keys.first.encode() else "1"
             for id, fields in rows:
                 entry = f"{stream}/{id.decode()}"
-                if not fields:
+                try:
+                    calls.append(_fetched(entry, fields))
+                except (IndexError, TypeError, ValueError):
+                    # Deleted while pending, or nothing that we wrote.
                     gone.append(entry)
-                    continue
-                attempt, crashes, first, charged = fields[9].split()
-                calls.append(
-                    Fetched(
-                        entry=entry,
-                        client=fields[1].decode(),
-                        n=fields[3].decode(),
-                        digests=tuple(fields[5].decode().split()),
-                        items=int(fields[7]),
-                        attempt=int(attempt),
-                        crashes=int(crashes),
-                        first=int(first),
-                        charged=int(charged),
-                        payload=fields[11],
-                    )
-                )
         return calls, gone
 
     def forget(self, entries: Iterable[str]) -> None:
         for entry in entries:
             stream, _, id = entry.partition("/")
-            self.wire.call("XACK", f"{self.keys.prefix}s:{stream}", GROUP, id)
+            key = f"{self.keys.prefix}s:{stream}"
+            self._read_all(("XACK", key, GROUP, id), ("XDEL", key, id))
 
     def blob(self, digest: str) -> bytes | None:
         data: bytes | None = self.wire.call("HGET", self.keys.blob(digest), "b")
@@ -345,7 +331,7 @@ class Broker:
         if not answer:
             return []
         return [
-            (id, {k.decode(): v.decode() for k, v in zip(fields[::2], fields[1::2], strict=True)})
+            (id, {k.decode(errors="replace"): v.decode(errors="replace") for k, v in zip(fields[::2], fields[1::2], strict=True)})
             for id, fields in answer[0][1]
         ]
 
@@ -357,3 +343,30 @@ class Broker:
     def unblock(self, redis_id: int) -> None:
         """End another connection's blocking read."""
         self.wire.call("CLIENT", "UNBLOCK", str(redis_id))
+
+
+_CALL_NAME = re.compile(rb"[0-9]{1,18}(\.[0-9]{1,9})?")
+
+
+def _fetched(entry: str, fields: Sequence[bytes]) -> Fetched:
+    """Raises TypeError, ValueError or IndexError for what `submit` did not write: anybody may XADD."""
+    attempt, crashes, first, charged = map(int, fields[9].split())
+    return Fetched(
+        entry=entry,
+        client=fields[1].decode(),
+        n=fields[3].decode(),
+        digests=tuple(fields[5].decode().split()),
+        items=int(fields[7]),
+        attempt=attempt,
+        crashes=crashes,
+        first=first,
+        charged=charged,
+        payload=fields[11],
+    )
+
+
+def _incoming(id: bytes, fields: Sequence[bytes]) -> Incoming:
+    if len(fields) == 6 and _CALL_NAME.fullmatch(fields[1]):
+        return Incoming(id, fields[1].decode(), fields[3].decode(errors="replace"), fields[5])
+    # Nothing that we wrote: about call 0, which is nobody's, and read past.
+    return Incoming(id, "0", "?", b"")

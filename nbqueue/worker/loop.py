@@ -338,7 +338,8 @@ class Worker:
         try:
             body = messages.load_call(self._seal.open("call", id, call.payload))
         except BadMessage as error:
-            self._slot.call(call.entry, call.client, call.n, call.attempt, 0, "?")
+            # Whose it claims to be is not to be believed, and may not even fit the board.
+            self._slot.call(call.entry, "0", "0", 0, 0, "?")
             self._all_fail(call, error)
             return
         timeout_ms = int((body.timeout_s or 0) * 1000)

@@ -442,10 +442,10 @@ class Pool:
         elif inbox.wire.ready():
             for id, message in inbox.parse_inbox(inbox.wire.receive()):
                 self._inbox_cursor = id
-                if message["op"] == "beat":
+                if message.get("op") == "beat":
                     self._beat_at = 0.0
-                elif message["op"] == "cancel":
-                    self._cancelled(message["consumer"], message["entry"])
+                elif message.get("op") == "cancel":
+                    self._cancelled(message.get("consumer", ""), message.get("entry", ""))
         else:
             return
         inbox.wire.send(inbox.read_inbox_command(self._host, self._inbox_cursor, block_ms=BLOCK_MS))

@@ -1,4 +1,4 @@
-"""Real private servers, one per executable that this machine has, and a check that nothing is left on them."""
+"""Real private servers, one per executable of this machine, and a check that nothing is left on them."""
 
 from __future__ import annotations
 
@@ -46,26 +46,45 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="long: ask for it with -m soak"))
 
 
+def _start(executable: str) -> PrivateServer:
+    server = PrivateServer(executable, tie_to_parent())
+    server.start()
+    return server
+
+
 @pytest.fixture(scope="session", params=EXECUTABLES.values(), ids=EXECUTABLES.keys())
 def running_server(request: pytest.FixtureRequest) -> Iterator[PrivateServer]:
-    server = PrivateServer(request.param, tie_to_parent())
-    server.start()
+    server = _start(request.param)
     yield server
     server.remove()
 
 
 @pytest.fixture
 def server(running_server: PrivateServer) -> Iterator[PrivateServer]:
-    """An empty server with its defaults; a test may kill it."""
+    """An empty server with its defaults, shared by many tests: not to be killed."""
     yield running_server
-    assert running_server.process is not None
-    if running_server.process.poll() is not None:
-        running_server.start()
     wire = Wire(running_server.address, timeout_s=5)
     wire.connect()
     wire.call("CONFIG", "SET", "maxmemory", "0")
     wire.call("FLUSHALL")
+    wire.call("SCRIPT", "FLUSH")
     wire.close()
+
+
+@pytest.fixture(params=EXECUTABLES.values(), ids=EXECUTABLES.keys())
+def own_server(request: pytest.FixtureRequest) -> Iterator[PrivateServer]:
+    """A server that a test has for itself and may kill."""
+    server = _start(request.param)
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def one_server() -> Iterator[PrivateServer]:
+    """As `own_server`, where one version is enough."""
+    server = _start(next(iter(EXECUTABLES.values())))
+    yield server
+    server.remove()
 
 
 @pytest.fixture

@@ -9,16 +9,14 @@ from protocol_machine import machine_on
 
 from nbqueue.stream.server import PrivateServer
 
-PROFILE = settings(
-    deadline=None, print_blob=True, stateful_step_count=40, suppress_health_check=list(HealthCheck)
-)
+PROFILE = settings(deadline=None, print_blob=True, stateful_step_count=40, suppress_health_check=list(HealthCheck))
 
 
-def test_every_call_ends_once_whatever_happens(server: PrivateServer) -> None:
-    run_state_machine_as_test(machine_on(server), settings=settings(PROFILE, max_examples=100))
+def test_every_call_ends_once_whatever_happens(own_server: PrivateServer) -> None:
+    run_state_machine_as_test(machine_on(own_server), settings=settings(PROFILE, max_examples=80))
 
 
 @pytest.mark.soak
-def test_every_call_ends_once_in_long_histories(server: PrivateServer) -> None:
+def test_every_call_ends_once_in_long_histories(own_server: PrivateServer) -> None:
     profile = settings(PROFILE, max_examples=3000, stateful_step_count=60)
-    run_state_machine_as_test(machine_on(server), settings=profile)
+    run_state_machine_as_test(machine_on(own_server), settings=profile)

@@ -36,11 +36,12 @@ local function stand(client, n, entry, done)
   redis.call('HSET', P .. 'o:' .. client, n, entry .. '|' .. done)
 end
 
--- Fields of an entry: c client, n call, d digests, i items, s state, p payload.
+-- Fields of an entry: c client, n call, d digests, i items, s state, p payload; nil for one that we did not write.
 local function read(entry)
   local rows = redis.call('XRANGE', key_of(entry), id_of(entry), id_of(entry))
   if #rows == 0 then return nil end
   local f = rows[1][2]
+  if #f ~= 12 then return nil end
   return {c = f[2], n = f[4], d = f[6], i = f[8], s = f[10], p = f[12]}
 end
 
@@ -130,6 +131,7 @@ local function take_back(consumer, running, item, cap, reply)
         local e = read(entry)
         if not e then
           redis.call('XACK', key, GROUP, row[1])
+          redis.call('XDEL', key, row[1])
         else
           local current, done = standing(e.c, e.n)
           if current ~= entry then

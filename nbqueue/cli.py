@@ -1,0 +1,211 @@
+"""The command line: ``nbqueue demo | worker | status``.
+
+The only room that may knock at both wings. What a command needs is imported when it runs, so that help
+comes at once. nbqueue's own errors become one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nbqueue import __version__
+from nbqueue.errors import NbqueueError
+
+if TYPE_CHECKING:
+    from nbqueue.stream.connect import Address
+    from nbqueue.stream.keys import Keys
+
+__all__ = ["main"]
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, 1 after an error, 2 for a wrong command line, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a sign gets a question mark, not a traceback.
+            stream.reconfigure(errors="replace")
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        code: int = given.run(given)
+        sys.stdout.flush()
+    except NbqueueError as error:
+        print(f"nbqueue: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("nbqueue: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has enough (`| head`). Python would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nbqueue",
+        description="Run a notebook's functions in parallel worker processes, over a Redis stream.",
+        epilog="`nbqueue COMMAND --help` tells more about a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"nbqueue {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="parse Python's standard library in parallel, and show what that gains",
+        description="Parse every module of this Python's standard library in parallel worker processes, show its "
+        "largest modules, longest functions and most complex functions, then do the same in one process and "
+        "compare the times.",
+    )
+    demo.add_argument("-n", "--workers", type=_count, metavar="N", help="worker processes (default: one per core)")
+    demo.add_argument("--quick", action="store_true", help="read a twelfth of the modules only")
+    demo.set_defaults(run=_demo)
+
+    worker = commands.add_parser(
+        "worker",
+        help="run worker processes for a queue on a shared Redis server",
+        description="Run worker processes on this machine for a queue on a shared Redis or Valkey server, until "
+        "stopped. Ctrl-C (or SIGTERM) lets running calls finish; a second one ends them, and they are given to "
+        "other workers.",
+        epilog="Calls are signed. Workers serve the notebooks that have the same secret: NBQUEUE_SECRET (64 hex "
+        "digits), else the file ~/.config/nbqueue/secret, which is made at the first use; copy it from the "
+        "notebook's machine.",
+    )
+    _add_queue(worker)
+    worker.add_argument("-n", "--workers", type=_count, metavar="N", help="worker processes (default: one per core)")
+    worker.set_defaults(run=_worker)
+
+    status = commands.add_parser(
+        "status",
+        help="show what is queued, running and done in a queue",
+        description="Show what is queued, running and done in a queue on a shared Redis or Valkey server, and its "
+        "workers on all machines.",
+    )
+    _add_queue(status)
+    status.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    status.set_defaults(run=_status)
+    return parser
+
+
+def _add_queue(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "url",
+        metavar="URL",
+        help="redis://[user:password@]host[:port][/db], rediss://… for TLS, or unix:///path/to/redis.sock",
+    )
+    command.add_argument("--queue", default="tasks", metavar="NAME", help="the queue's name (default: tasks)")
+    command.add_argument(
+        "--insecure",
+        action="store_true",
+        help="allow a server on another host without TLS and password, where the network itself is private",
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, 1 or more")
+    return int(text)
+
+
+# Commands
+
+
+def _demo(given: argparse.Namespace) -> int:
+    from nbqueue import demo
+
+    demo.run(workers=given.workers, quick=given.quick)
+    return 0
+
+
+def _worker(given: argparse.Namespace) -> int:
+    from nbqueue.codec.seal import fingerprint, user_secret
+    from nbqueue.stream.connect import Address, Wire, check_server
+    from nbqueue.stream.keys import Keys
+    from nbqueue.worker.cores import available_cores
+    from nbqueue.worker.supervisor import Supervisor, make_spec
+
+    address = Address.from_url(given.url)
+    address.require_safe(insecure=given.insecure)
+    secret = user_secret()
+    keys = Keys.of(given.queue, fingerprint(secret))
+    wire = Wire(address, timeout_s=10.0)
+    wire.connect()
+    try:
+        for warning in check_server(wire):
+            print(f"nbqueue: {warning}", file=sys.stderr)
+    finally:
+        wire.close()
+    size = given.workers or available_cores()
+    supervisor = Supervisor(None)
+    message = {"id": keys.prefix, "queue": given.queue, "prefix": keys.prefix}
+    supervisor.add_pool(make_spec({**message, "address": address.to_dict(), "secret": secret.hex()}, size))
+    _say_when_ready(given.queue, address, keys, size)
+    return supervisor.run()
+
+
+def _say_when_ready(queue: str, address: Address, keys: Keys, size: int) -> None:
+    import socket
+    import threading
+    import time
+
+    from nbqueue.errors import ServerError
+    from nbqueue.stream.broker import Broker
+    from nbqueue.stream.connect import CommandError, Wire
+
+    def ready(broker: Broker) -> bool:
+        for host in broker.counts().hosts:
+            if (host.hostname, host.pid) == (socket.gethostname(), os.getpid()):
+                broker.poke(host.host)
+                return len(host.workers) >= size and all(w.state != "starting" for w in host.workers)
+        return False
+
+    def look() -> None:
+        broker = Broker(Wire(address, timeout_s=10.0), keys)
+        while True:
+            try:
+                if not broker.wire.connected:
+                    broker.connect()
+                if ready(broker):
+                    break
+            except (ServerError, CommandError):
+                # The supervisor, too, tries until the server is there again.
+                broker.wire.close()
+            time.sleep(0.05)
+        broker.wire.close()
+        workers = f"{size} worker serves" if size == 1 else f"{size} workers serve"
+        fingerprint = keys.prefix.rstrip("}:").rpartition(":")[2]
+        print(
+            f"nbqueue: {workers} the queue {queue!r} on {address} (secret {fingerprint}). Ctrl-C stops when the "
+            "running calls have ended, twice at once.",
+            flush=True,
+        )
+
+    threading.Thread(target=look, name="nbqueue-ready", daemon=True).start()
+
+
+def _status(given: argparse.Namespace) -> int:
+    import json
+    import warnings
+    from dataclasses import asdict
+
+    from nbqueue import TaskQueue
+
+    warnings.formatwarning = lambda message, *_: f"nbqueue: {message}\n"
+    status = TaskQueue(given.url, given.queue, insecure=given.insecure).status()
+    print(json.dumps(asdict(status), indent=2) if given.json else status)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,342 @@
+"""What all tests share: queues of their own, servers of their own, scripts, and a check that nothing is left.
+
+Every test runs with a configuration and a state directory that belong to this session, so neither the user's
+secret nor a running notebook is touched. One supervisor serves the whole session, as it serves a kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import redis
+
+ROOT = Path(__file__).resolve().parents[1]
+# These draw, and are asked to.
+SHOWING = ("progress", "browser")
+
+
+def eventually(predicate: Callable[[], object], timeout: float = 10) -> Any:
+    deadline = time.monotonic() + timeout
+    while not (value := predicate()):
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        time.sleep(0.005)
+    return value
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., Any]:
+    """``wait_until(predicate, timeout=10)``: its first true value; the test fails when there never is one."""
+    return eventually
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_home() -> Iterator[Path]:
+    """Configuration and state directories of this session; at its end nothing of ours may lie in them."""
+    home = Path(tempfile.mkdtemp(prefix="nbqt-", dir="/tmp"))
+    before = {name: os.environ.get(name) for name in ("XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "PYTHONPATH")}
+    for name in ("config", "run"):
+        (home / name).mkdir(mode=0o700)
+    os.environ["XDG_CONFIG_HOME"] = str(home / "config")
+    os.environ["XDG_RUNTIME_DIR"] = str(home / "run")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before["PYTHONPATH"]]))
+    yield home
+    close_queues()
+    end_supervisor()
+    left = [str(path) for path in (home / "run").iterdir() if path.name.startswith("nbqueue-")]
+    left += [f"{child.pid} {child.name()}" for child in psutil.Process().children() if _lives(child)]
+    shutil.rmtree(home)
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    assert not left, f"left behind by the session: {left}"
+
+
+@pytest.fixture(autouse=True)
+def no_bars(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.path.parent.name not in SHOWING:
+        monkeypatch.setenv("NBQUEUE_PROGRESS", "0")
+
+
+# Queues and servers
+
+
+def _core_module() -> Any:
+    return sys.modules.get("nbqueue.client.core")
+
+
+def close_queues(*, private: bool = True) -> None:
+    """Close the queues that this process has open, with their listeners; or only those on others' servers."""
+    module = _core_module()
+    for key, core in list(module._cores.items()) if module else ():
+        if core.private and not private:
+            continue
+        for sink in core.link.sinks():
+            getattr(sink, "cancel", lambda: None)()
+        core.shutdown()
+        core.link.close()
+        del module._cores[key]
+
+
+def end_supervisor() -> None:
+    launch = sys.modules.get("nbqueue.client.launch")
+    if launch is not None and launch._local is not None:
+        launch._local.close()
+        launch._local = None
+
+
+def supervisor_pid() -> int | None:
+    launch = sys.modules.get("nbqueue.client.launch")
+    process = launch._local._process if launch and launch._local else None
+    return process.pid if process else None
+
+
+@pytest.fixture
+def new_key() -> str:
+    """A queue name that no other test uses."""
+    return f"t{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def queue(new_key: str) -> Iterator[Any]:
+    """A queue on this session's private server, with two workers."""
+    from nbqueue import TaskQueue
+
+    queue = TaskQueue(stream_key=new_key, workers=2)
+    yield queue
+    queue.cancel()
+    queue.shutdown()
+
+
+@dataclass
+class Server:
+    """A redis-server of a test's own, on a unix socket, as others run them; `url` says where."""
+
+    directory: Path
+    options: tuple[str, ...] = ()
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def path(self) -> str:
+        return str(self.directory / "r.sock")
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.path}"
+
+    def client(self, **kwargs: Any) -> redis.Redis:
+        return redis.Redis(unix_socket_path=self.path, **kwargs)
+
+    def start(self) -> None:
+        from nbqueue.stream.connect import Address
+        from nbqueue.stream.server import find_executable, tie_to_parent
+
+        self.process = subprocess.Popen(
+            [find_executable(), "--port", "0", "--unixsocket", self.path, "--save", "", *self.options],
+            stdout=subprocess.DEVNULL,
+            cwd=self.directory,
+            preexec_fn=tie_to_parent(),
+        )
+        assert Address(path=self.path)
+        eventually(lambda: Path(self.path).exists())
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def make_server(session_home: Path) -> Iterator[Callable[..., Server]]:
+    """``make_server("--requirepass", "x")``: another redis-server, stopped after the test."""
+    servers: list[Server] = []
+
+    def make(*options: str) -> Server:
+        directory = Path(tempfile.mkdtemp(prefix="r", dir=session_home))
+        server = Server(directory, options)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield make
+    close_queues(private=False)
+    for server in servers:
+        server.stop()
+        shutil.rmtree(server.directory)
+
+
+@pytest.fixture
+def redis_server(make_server: Callable[..., Server]) -> Server:
+    """A server that is not private: workers start only with ``run()``."""
+    return make_server()
+
+
+# Scripts: other kernels
+
+
+class Script:
+    """A Python program in a process of its own: a kernel, as far as nbqueue can tell.
+
+    `lines` waits for what it prints; ``run`` is its own state directory.
+    """
+
+    def __init__(self, code: str, folder: Path, run: Path, env: dict[str, str], argv: tuple[str, ...]) -> None:
+        self.run = run
+        path = folder / "script.py"
+        path.write_text(code)
+        self.process = subprocess.Popen(
+            [*argv, sys.executable, str(path)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env={**os.environ, "XDG_RUNTIME_DIR": str(run), "NBQUEUE_PROGRESS": "0", **env},
+            start_new_session=True,
+        )
+        self.out: list[str] = []
+        self.err: list[str] = []
+        self._readers = [
+            threading.Thread(target=self._read, args=(stream, lines), daemon=True)
+            for stream, lines in ((self.process.stdout, self.out), (self.process.stderr, self.err))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    @staticmethod
+    def _read(stream: Any, lines: list[str]) -> None:
+        with stream:
+            for line in stream:
+                lines.append(line.rstrip("\n"))
+
+    def line(self, start: str, timeout: float = 30) -> str:
+        """The first line that starts so, without that start."""
+
+        def find() -> str | None:
+            found = [line for line in list(self.out) if line.startswith(start)]
+            assert found or self.process.poll() is None or self._read_all(), f"ended early:\n{self.text}"
+            return found[0] if found else None
+
+        return eventually(find, timeout)[len(start) :].strip()
+
+    def _read_all(self) -> bool:
+        return any(reader.is_alive() for reader in self._readers)
+
+    def end(self, timeout: float = 60) -> str:
+        """Wait for a good end; returns what was printed."""
+        code = self.process.wait(timeout)
+        for reader in self._readers:
+            reader.join(10)
+        assert code == 0, f"ended with {code}:\n{self.text}"
+        return "\n".join(self.out)
+
+    @property
+    def text(self) -> str:
+        return "\n".join([*self.out, "--- stderr ---", *self.err])
+
+    def family(self) -> list[psutil.Process]:
+        """The script's process, its supervisor, server, fork template and workers."""
+        me = psutil.Process(self.process.pid)
+        return [me, *me.children(recursive=True)]
+
+
+@pytest.fixture
+def start_script(session_home: Path) -> Iterator[Callable[..., Script]]:
+    """``start_script(code, env={…})``: run a program beside the test; killed after it if it still runs."""
+    scripts: list[tuple[Script, Path]] = []
+
+    def start(code: str, env: dict[str, str] | None = None, argv: tuple[str, ...] = ()) -> Script:
+        home = Path(tempfile.mkdtemp(prefix="s", dir=session_home))
+        (home / "run").mkdir(mode=0o700)
+        script = Script(code, home, home / "run", env or {}, argv)
+        scripts.append((script, home))
+        return script
+
+    yield start
+    for script, home in scripts:
+        family: list[psutil.Process] = []
+        if script.process.poll() is None:
+            family = script.family()
+            script.process.kill()
+            script.process.wait()
+        eventually(lambda family=family: not any(_lives(process) for process in family))
+        shutil.rmtree(home, ignore_errors=True)
+
+
+# Nothing left
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name != "nbqueue-launcher"}
+
+
+def _children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()} - {supervisor_pid()}
+
+
+def _sockets() -> set[int]:
+    """Unix sockets: what nbqueue opens here. (A test's Jupyter client keeps TCP sockets of its own.)"""
+    return {connection.fd for connection in psutil.Process().net_connections(kind="unix")}
+
+
+def _workers() -> list[int]:
+    pid = supervisor_pid()
+    if pid is None or not psutil.pid_exists(pid):
+        return []
+    # The template, which forks workers, is the supervisor's child; a worker is the template's.
+    return [worker.pid for child in psutil.Process(pid).children() for worker in child.children()]
+
+
+def _immortal_keys() -> set[bytes]:
+    launch = sys.modules.get("nbqueue.client.launch")
+    server = launch._local._server if launch and launch._local else None
+    if server is None:
+        return set()
+    with redis.Redis(unix_socket_path=server.path) as client:
+        return {key for key in client.scan_iter("nbq:*", count=1000) if client.ttl(key) == -1}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every test: no thread, child process, socket or worker more than before; no key without a lifetime."""
+    if request.path.parent.name in SHOWING:
+        yield
+        return
+    threads, children = _threads(), _children()
+    sockets = len(_sockets()) if supervisor_pid() else None
+    immortal = _immortal_keys()
+    yield
+    close_queues()
+    for what, left in (
+        ("threads", lambda: _threads() - threads),
+        ("child processes", lambda: _children() - children),
+        ("workers", _workers),
+        ("keys without a lifetime", lambda: _immortal_keys() - immortal),
+    ):
+        try:
+            eventually(lambda left=left: not left(), timeout=5)
+        except AssertionError:
+            pytest.fail(f"{what} left behind: {left()}")
+    if sockets is not None:
+        eventually(lambda: len(_sockets()) <= sockets, timeout=5)

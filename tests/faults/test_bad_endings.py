@@ -1,0 +1,151 @@
+"""However a task ends, it ends visibly, alone, and the worker takes the next one."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from nbqueue import RemoteError, TaskError
+from nbqueue.errors import InputNotAvailable, ResultNotSendable
+
+
+@pytest.fixture(autouse=True)
+def next_task_is_fine(queue: Any) -> Iterator[None]:
+    yield
+    assert queue.submit(abs, -2).result(timeout=20) == 2
+
+
+def test_sys_exit_in_a_task_ends_neither_the_worker_nor_the_notebook(queue: Any) -> None:
+    with pytest.raises(RemoteError, match=r"sys\.exit\(7\)") as caught:
+        queue.submit(sys.exit, 7).result(timeout=20)
+    assert caught.value.type_name.endswith("SystemExit")
+
+
+def test_a_task_that_raises_keyboard_interrupt_fails_alone(queue: Any) -> None:
+    """It must not look as if the cell itself had been interrupted."""
+
+    @queue.task
+    def stop(i: int) -> int:
+        if i == 2:
+            raise KeyboardInterrupt
+        return i
+
+    results = stop.map(range(5)).results(return_exceptions=True, timeout=20)
+    failed = results.pop(2)
+    assert isinstance(failed, RemoteError)
+    assert "KeyboardInterrupt" in str(failed)
+    assert results == [0, 1, 3, 4]
+
+
+def test_a_result_that_cannot_be_pickled_is_named(queue: Any) -> None:
+    @queue.task
+    def lock(i: int) -> Any:
+        return threading.Lock() if i == 1 else i
+
+    results = lock.map(range(3)).results(return_exceptions=True, timeout=20)
+    assert isinstance(results[1], ResultNotSendable)
+    assert "`lock` ran to its end" in str(results[1])
+    assert "_thread.lock" in str(results[1])
+    assert "Return plain data" in str(results[1])
+    assert (results[0], results[2]) == (0, 2)
+
+
+def test_a_result_that_cannot_be_unpickled_costs_only_itself(queue: Any) -> None:
+    class Trap:
+        def __reduce__(self) -> Any:
+            return int, ("not a number",)
+
+    @queue.task
+    def make(i: int) -> Any:
+        return Trap() if i == 1 else i
+
+    batch = make.map(range(4))
+    results = batch.results(return_exceptions=True, timeout=20)
+    assert isinstance(results[1], RemoteError)
+    assert "cannot be unpickled" in str(results[1])
+    assert results[0::2] == [0, 2]
+    assert batch[3] == 3
+
+
+def test_an_argument_that_cannot_be_unpickled_costs_only_its_item(queue: Any) -> None:
+    class Trap:
+        def __reduce__(self) -> Any:
+            return int, ("not a number",)
+
+    results = queue.map(type, [1, Trap(), 2]).results(return_exceptions=True, timeout=20)
+    assert isinstance(results[1], ValueError)
+    assert results[0::2] == [int, int]
+
+
+def test_an_exception_whose_constructor_takes_two_arguments_arrives_as_itself(queue: Any) -> None:
+    class Odd(Exception):
+        def __init__(self, code: int, text: str) -> None:
+            super().__init__(f"{code}: {text}")
+            self.code = code
+
+    def fail() -> None:
+        raise Odd(7, "so odd")
+
+    error = queue.submit(fail).exception(timeout=20)
+    assert isinstance(error, Odd)
+    assert (error.code, str(error)) == (7, "7: so odd")
+
+
+def test_an_exception_that_holds_something_unpicklable_still_tells_its_story(queue: Any) -> None:
+    class Holder(Exception):
+        pass
+
+    def fail() -> None:
+        error = Holder("holds a lock")
+        error.lock = threading.Lock()  # type: ignore[attr-defined]
+        raise error
+
+    error = queue.submit(fail).exception(timeout=20)
+    assert error is not None
+    assert "holds a lock" in str(error)
+    assert isinstance(error, Holder | RemoteError)
+
+
+def test_input_in_a_task_says_that_there_is_no_keyboard(queue: Any) -> None:
+    with pytest.raises(InputNotAvailable, match="no keyboard.*pass the answer as an argument"):
+        queue.submit(builtins.input, "name? ").result(timeout=20)
+    with pytest.raises(EOFError):
+        queue.submit(lambda: sys.stdin.readline()).result(timeout=20)
+
+
+def test_a_task_that_recurses_without_end_fails_alone(queue: Any) -> None:
+    def deeper(n: int) -> int:
+        return deeper(n + 1)
+
+    with pytest.raises(RecursionError):
+        queue.submit(deeper, 0).result(timeout=20)
+
+
+def test_a_task_that_closes_stdout_or_replaces_it_harms_nobody(queue: Any) -> None:
+    def close() -> str:
+        sys.stdout.close()
+        sys.stderr = None  # type: ignore[assignment]
+        return "closed"
+
+    futures = [queue.submit(close) for _ in range(2)]
+    assert [future.result(timeout=20) for future in futures] == ["closed", "closed"]
+    assert queue.map(lambda i: print("", end="") or i, range(10)).results(timeout=20) == list(range(10))
+
+
+def test_a_task_may_leave_a_thread_behind(queue: Any) -> None:
+    def leave() -> None:
+        threading.Thread(target=threading.Event().wait, daemon=False).start()
+
+    assert queue.submit(leave).result(timeout=20) is None
+
+
+def test_every_way_to_end_without_an_exception_of_its_own_is_a_task_error() -> None:
+    from nbqueue import errors
+
+    for name in ("WorkerDied", "TaskTimeout", "ResultNotSendable", "BadMessage", "RemoteError"):
+        assert issubclass(getattr(errors, name), TaskError)

@@ -1,0 +1,136 @@
+"""Whoever can write to the Redis must be able neither to run code nor to hurt anybody's work."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from nbqueue import TaskQueue
+
+
+@pytest.fixture
+def client(queue: Any) -> Iterator[redis.Redis]:
+    queue.submit(abs, -1).result(timeout=20)
+    with redis.Redis(unix_socket_path=queue._core.address().path) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def others_are_served(queue: Any) -> Iterator[None]:
+    yield
+    assert queue.map(abs, range(-50, 0)).results(timeout=30) == list(range(50, 0, -1))
+
+
+class Evil:
+    def __init__(self, path: Any) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)
+
+
+def test_an_entry_that_is_no_call_is_dropped(queue: Any, client: redis.Redis, wait_until: Callable[..., Any]) -> None:
+    keys = queue._core.keys
+    for stream in (keys.first, keys.normal):
+        client.xadd(stream, {"task": b"hello"})
+        client.xadd(stream, {"c": b"\xff", "n": b"x", "d": b"", "i": b"many", "s": b"1 0 0 -1", "p": b""})
+        client.xadd(stream, {"c": b"nobody", "n": b"x.y", "d": b"", "i": b"1", "s": b"1 0 0 -1", "p": b""})
+    assert queue.submit(abs, -2).result(timeout=20) == 2
+    wait_until(lambda: client.xlen(keys.first) == client.xlen(keys.normal) == 0)
+
+
+def test_an_entry_that_is_no_call_in_the_hands_of_a_worker_that_dies_is_dropped(
+    queue: Any, client: redis.Redis, wait_until: Callable[..., Any]
+) -> None:
+    stream = queue._core.keys.normal
+    pid = queue.submit(os.getpid).result(timeout=20)
+    consumers = wait_until(lambda: client.xinfo_consumers(stream, "w"))
+    ours = client.xadd(stream, {"task": b"hello"})
+    for consumer in consumers:
+        client.xclaim(stream, "w", consumer["name"], 0, [ours], force=True)
+    os.kill(pid, 9)
+    assert queue.submit(abs, -2).result(timeout=20) == 2
+    wait_until(lambda: client.xlen(stream) == 0)
+
+
+def test_foreign_words_in_a_supervisors_inbox_are_read_past(
+    queue: Any, client: redis.Redis, wait_until: Callable[..., Any]
+) -> None:
+    keys = queue._core.keys
+    (host,) = wait_until(lambda: client.hkeys(keys.pool))
+    for fields in ({"what": "ever"}, {"op": "cancel"}, {b"\xff": b"\xff"}, {"op": "beat"}):
+        client.xadd(keys.inbox(host.decode()), fields)
+    client.expire(keys.inbox(host.decode()), 60)
+    assert queue.submit(abs, -2).result(timeout=20) == 2
+    assert client.hkeys(keys.pool) == [host]
+
+
+def test_a_call_that_was_tampered_with_is_not_unpickled(
+    queue: Any, client: redis.Redis, tmp_path: Any, wait_until: Callable[..., Any]
+) -> None:
+    """A true entry with another payload: its signature is wrong."""
+    stream = queue._core.keys.normal
+    queue.shutdown()
+    future = queue.submit(abs, -3)
+    (_, fields), = wait_until(lambda: client.xrange(stream))
+    evil = pickle.dumps(Evil(tmp_path / "evil"))
+    forged = {name: evil if len(value) > 100 else value for name, value in fields.items()}
+    assert forged != fields
+    client.xadd(stream, forged)
+    queue.run(2)
+    assert future.result(timeout=20) == 3
+    assert queue.submit(abs, -2).result(timeout=20) == 2
+    assert not (tmp_path / "evil").exists()
+
+
+def test_a_reply_that_was_forged_is_not_unpickled(queue: Any, client: redis.Redis, tmp_path: Any) -> None:
+    core = queue._core
+    queue.shutdown()
+    future = queue.submit(abs, -3)
+    n = str(core.link._last)
+    evil = pickle.dumps(Evil(tmp_path / "evil"))
+    client.xadd(core.keys.replies(core.link.client), {"n": n, "k": "r", "m": evil})
+    client.xadd(core.keys.replies(core.link.client), {"what": "ever"})
+    queue.run(2)
+    future.exception(timeout=20)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_a_function_that_was_exchanged_on_the_server_is_not_run(
+    queue: Any, client: redis.Redis, tmp_path: Any, wait_until: Callable[..., Any]
+) -> None:
+    keys = queue._core.keys
+    queue.shutdown()
+    future = queue.submit(lambda: "mine")
+    wait_until(lambda: client.xlen(keys.normal))
+    client.hset(keys.blob(future._call.call.digests[0]), "b", pickle.dumps(Evil(tmp_path / "evil")))
+    queue.run(2)
+    with pytest.raises(Exception, match="wrong signature"):
+        future.result(timeout=20)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_two_users_of_one_server_and_name_cannot_hurt_each_other(
+    redis_server: Any, new_key: str, start_script: Callable[..., Any]
+) -> None:
+    """Different secrets are different keys: neither sees the other's calls."""
+    code = """
+import sys
+from nbqueue import TaskQueue
+queue = TaskQueue({url!r}, {key!r})
+queue.run(1)
+print("sum", sum(queue.map(abs, range(-{n}, 0)).results(timeout=30)), flush=True)
+"""
+    other = start_script(code.format(url=redis_server.url, key=new_key, n=300), env={"NBQUEUE_SECRET": "ab" * 32})
+    mine = TaskQueue(redis_server.url, new_key)
+    mine.run(1)
+    assert sum(mine.map(abs, range(-200, 0)).results(timeout=30)) == sum(range(201))
+    assert other.line("sum") == str(sum(range(301)))
+    other.end()
+    prefixes = {key.split(b"}")[0] for key in redis_server.client().scan_iter("nbq:*")}
+    assert len(prefixes) == 2

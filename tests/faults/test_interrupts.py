@@ -1,0 +1,120 @@
+"""Interrupting a cell cancels what it waited for, queued and running; the next cell finds a whole pool."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+KERNEL = """
+import asyncio, os, shutil, time
+from pathlib import Path
+import nbqueue
+from nbqueue import TaskQueue
+queue = TaskQueue(workers=2)
+notes = Path("notes")
+notes.mkdir()
+
+@queue.task
+def work(i):
+    (notes / str(i)).write_text(str(os.getpid()))
+    time.sleep(60)
+
+def started(n):
+    while len(list(notes.iterdir())) < n:
+        time.sleep(0.01)
+    print(way, "waiting", flush=True)
+
+def one():
+    future = work(0)
+    futures.append(future)
+    started(1)
+    return future
+
+def many():
+    futures.extend(work(i) for i in range(6))
+    started(2)
+    return futures
+
+def batch():
+    batch = work.map(range(6))
+    futures.extend(batch.futures)
+    started(2)
+    return batch
+
+async def awaited(make):
+    return await make()
+"""
+
+WAYS = {
+    "result": "one().result()",
+    "call": "one()()",
+    "result-with-a-limit": "one().result(timeout=50)",
+    "gather": "nbqueue.gather(many())",
+    "wait": "nbqueue.wait(many())",
+    "as_completed": "list(nbqueue.as_completed(many()))",
+    "batch": "batch().results()",
+    "iteration": "list(batch())",
+    "indexing": "batch()[3]",
+    "batch.as_completed": "list(batch().as_completed())",
+    "await": "asyncio.run(awaited(one))",
+    "await-batch": "asyncio.run(awaited(batch))",
+}
+ALL_WAYS = f"""
+ways = {WAYS!r}
+for way, wait in ways.items():
+    futures = []
+    try:
+        eval(wait)
+    except KeyboardInterrupt:
+        print(way, "interrupted", flush=True)
+    print(way, "ended", all(future.cancelled() for future in futures), flush=True)
+    print(way, "next", queue.submit(abs, -3).result(timeout=20), flush=True)
+    print(way, "map", sum(queue.map(abs, range(-9, 0)).results(timeout=20)), flush=True)
+    print(way, "started", len(list(notes.iterdir())), flush=True)
+    print(way, "running", len(queue.status().running), flush=True)
+    shutil.rmtree(notes)
+    notes.mkdir()
+"""
+
+
+def test_an_interrupt_cancels_all_that_was_waited_for_and_the_next_call_works(
+    start_script: Callable[..., Any],
+) -> None:
+    script = start_script(KERNEL + ALL_WAYS)
+    for way in WAYS:
+        script.line(f"{way} waiting")
+        os.kill(script.process.pid, signal.SIGINT)
+        script.line(f"{way} interrupted")
+        assert script.line(f"{way} ended") == "True", way
+        assert script.line(f"{way} next") == "3", way
+        assert script.line(f"{way} map") == "45", way
+        assert int(script.line(f"{way} started")) <= 2, f"{way}: nothing that was queued may start afterwards"
+        assert script.line(f"{way} running") == "0", way
+    script.end()
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_cell_and_not_the_workers(start_script: Callable[..., Any]) -> None:
+    """The terminal sends SIGINT to the whole foreground group; supervisor and workers are not in it.
+
+    What is interrupted is what was waited for; the other calls go on.
+    """
+    script = start_script(
+        KERNEL
+        + """
+way, futures = "one", []
+try:
+    many()[0].result()
+except KeyboardInterrupt:
+    print("cancelled", [future.cancelled() for future in futures], flush=True)
+time.sleep(60)
+"""
+    )
+    script.line("one waiting")
+    family = script.family()[1:]
+    os.killpg(script.process.pid, signal.SIGINT)
+    assert script.line("cancelled") == "[True, False, False, False, False, False]"
+    assert all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)

@@ -1,0 +1,167 @@
+"""Whichever process is killed, nothing of ours is left five seconds after the kernel is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+KERNEL = """
+import os, time
+from nbqueue import TaskQueue
+queue = TaskQueue(workers=2)
+
+@queue.task
+def work(seconds):
+    time.sleep(seconds)
+    return seconds
+
+work(0).result()
+long = [work({seconds}) for _ in range(4)]
+while len(queue.status().running) < 2:
+    time.sleep(0.01)
+print("up", flush=True)
+{then}
+"""
+FIVE_SECONDS = 5
+
+
+def _up(start_script: Callable[..., Any], seconds: float = 60, then: str = "time.sleep(60)", **kwargs: Any) -> Any:
+    script = start_script(KERNEL.format(seconds=seconds, then=then), **kwargs)
+    script.line("up")
+    return script
+
+
+def _role(process: psutil.Process) -> str:
+    """supervisor, server, template or worker."""
+    words = " ".join(process.cmdline())
+    if "redis-server" in words or "valkey-server" in words:
+        return "server"
+    ancestors = process.parents()
+    ours = [p for p in ancestors if "nbqueue.worker.supervisor" in " ".join(p.cmdline())]
+    return ("supervisor", "template", "worker")[len(ours)]
+
+
+def _named(script: Any) -> dict[str, list[psutil.Process]]:
+    named: dict[str, list[psutil.Process]] = {}
+    for process in script.family()[1:]:
+        named.setdefault(_role(process), []).append(process)
+    return named
+
+
+def _left(script: Any, family: list[psutil.Process]) -> list[str]:
+    alive = [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return [repr(p) for p in alive] + [str(path) for path in script.run.iterdir()]
+
+
+def test_all_processes_are_where_the_drawing_has_them(start_script: Callable[..., Any]) -> None:
+    named = _named(_up(start_script))
+    assert {role: len(processes) for role, processes in named.items()} == {
+        "supervisor": 1, "server": 1, "template": 1, "worker": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_kill_9_on_the_kernel_leaves_nothing(
+    method: str, start_script: Callable[..., Any], wait_until: Callable[..., Any]
+) -> None:
+    script = _up(start_script, env={"NBQUEUE_START_METHOD": method})
+    family = script.family()
+    assert len(family) >= 5
+    assert list(script.run.iterdir())
+    os.kill(script.process.pid, signal.SIGKILL)
+    script.process.wait()
+    wait_until(lambda: not _left(script, family), timeout=FIVE_SECONDS)
+
+
+def test_a_kernel_that_ends_by_itself_leaves_nothing_and_does_not_linger(
+    start_script: Callable[..., Any], wait_until: Callable[..., Any]
+) -> None:
+    """Ending took ten seconds: the supervisor never saw the end of its socket and had to be killed."""
+    script = _up(start_script, then="import nbqueue.client.launch as l; pid = l._local._process.pid\n"
+                 "import atexit; p = l._local._process\natexit.register(lambda: print('code', p.returncode, flush=True))\n"
+                 "atexit.register(l._local.close)")  # fmt: skip
+    family = script.family()
+    assert "code 0" in script.end()
+    wait_until(lambda: not _left(script, family), timeout=FIVE_SECONDS)
+
+
+def test_a_kernel_that_is_terminated_with_its_process_group_leaves_nothing(
+    start_script: Callable[..., Any], wait_until: Callable[..., Any]
+) -> None:
+    """What Jupyter does when it shuts a kernel down the hard way."""
+    script = _up(start_script)
+    family = script.family()
+    os.killpg(script.process.pid, signal.SIGKILL)
+    script.process.wait()
+    wait_until(lambda: not _left(script, family), timeout=FIVE_SECONDS)
+
+
+def test_kill_9_on_kernel_and_supervisor_at_once_leaves_no_process(
+    start_script: Callable[..., Any], wait_until: Callable[..., Any]
+) -> None:
+    script = _up(start_script)
+    family = script.family()
+    supervisor = _named(script)["supervisor"][0]
+    for pid in (script.process.pid, supervisor.pid):
+        os.kill(pid, signal.SIGKILL)
+    script.process.wait()
+    wait_until(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], timeout=5)
+
+
+def test_what_a_total_kill_left_is_swept_at_the_next_start(
+    start_script: Callable[..., Any], wait_until: Callable[..., Any]
+) -> None:
+    script = _up(start_script)
+    family = script.family()
+    for process in [script.process.pid, *(p.pid for p in family[1:])]:
+        os.kill(process, signal.SIGKILL)
+    script.process.wait()
+    wait_until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family), timeout=5)
+    left = set(script.run.iterdir())
+    assert left, "a total kill leaves the directory, or this tests nothing"
+    other = _up(start_script, env={"XDG_RUNTIME_DIR": str(script.run)})
+    wait_until(lambda: not left & set(script.run.iterdir()))
+    assert len(list(script.run.iterdir())) == 1, "the living one's own stays"
+    other.process.kill()
+    other.process.wait()
+    wait_until(lambda: not list(script.run.iterdir()), timeout=FIVE_SECONDS)
+
+
+@pytest.mark.parametrize("role", ["supervisor", "template", "server"])
+def test_kill_9_on_one_process_of_ours_loses_no_work(
+    role: str, start_script: Callable[..., Any], wait_until: Callable[..., Any]
+) -> None:
+    then = "print('results', [f.result(timeout=40) for f in long], flush=True); time.sleep(60)"
+    script = _up(start_script, seconds=0.7, then=then)
+    family = script.family()
+    victim = _named(script)[role][0]
+    victim.kill()
+    assert script.line("results", timeout=40) == "[0.7, 0.7, 0.7, 0.7]"
+    assert {role: len(found) for role, found in _named(script).items()} == {
+        "supervisor": 1, "server": 1, "template": 1, "worker": 2,
+    }  # fmt: skip
+    family += script.family()
+    script.process.kill()
+    script.process.wait()
+    wait_until(lambda: not _left(script, family), timeout=FIVE_SECONDS)
+
+
+def test_a_child_that_the_kernel_forked_keeps_nothing_alive(
+    start_script: Callable[..., Any], wait_until: Callable[..., Any]
+) -> None:
+    """It holds a copy of the control socket's end, so the supervisor must look at its parent as well."""
+    then = "pid = os.fork()\nprint('child' if pid else 'in child', pid or os.getpid(), flush=True)\ntime.sleep(60)"
+    script = _up(start_script, then=then)
+    child = int(script.line("child"))
+    try:
+        family = [p for p in script.family() if p.pid != child]
+        os.kill(script.process.pid, signal.SIGKILL)
+        script.process.wait()
+        wait_until(lambda: not _left(script, family), timeout=FIVE_SECONDS)
+    finally:
+        os.kill(child, signal.SIGKILL)

@@ -1,0 +1,152 @@
+"""The server may die, freeze or forget everything at any moment: every call still ends, once, with its value."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import redis
+
+from nbqueue import TaskQueue
+
+
+def _server_of(queue: Any) -> psutil.Process:
+    """The private server's process, found through the server itself."""
+    with _client(queue) as client:
+        return psutil.Process(client.info("server")["process_id"])
+
+
+def _client(queue: Any) -> redis.Redis:
+    return redis.Redis(unix_socket_path=queue._core.address().path)
+
+
+def _slow(i: int) -> int:
+    time.sleep(0.002)
+    return i * i
+
+
+def test_kill_9_on_the_server_in_the_middle_of_500_calls_loses_none(
+    queue: Any, wait_until: Callable[..., Any]
+) -> None:
+    task = queue.task(_slow)
+    futures = [task(i) for i in range(500)]
+    wait_until(lambda: sum(future.done() for future in futures) > 100, timeout=30)
+    server = _server_of(queue)
+    server.kill()
+    assert [future.result(timeout=30) for future in futures] == [i * i for i in range(500)]
+    assert _server_of(queue).pid != server.pid
+
+
+def test_kill_9_on_the_server_in_the_middle_of_a_map_loses_no_item(
+    queue: Any, wait_until: Callable[..., Any]
+) -> None:
+    batch = queue.map(_slow, iter(range(500)))
+    wait_until(lambda: batch.progress.done > 50, timeout=30)
+    _server_of(queue).kill()
+    assert batch.results(timeout=30) == [i * i for i in range(500)]
+
+
+def test_a_server_that_is_killed_again_and_again_loses_nothing(queue: Any, wait_until: Callable[..., Any]) -> None:
+    batch = queue.map(_slow, range(400), chunksize=4)
+    for share in (50, 150, 250):
+        wait_until(lambda share=share: batch.progress.done > share, timeout=30)
+        _server_of(queue).kill()
+    assert batch.results(timeout=60) == [i * i for i in range(400)]
+
+
+def test_flushall_in_the_middle_loses_no_item(queue: Any, wait_until: Callable[..., Any]) -> None:
+    batch = queue.map(_slow, range(500), chunksize=5)
+    wait_until(lambda: batch.progress.done > 50, timeout=30)
+    with _client(queue) as client:
+        client.flushall()
+    assert batch.results(timeout=30) == [i * i for i in range(500)]
+
+
+def test_flushall_while_a_long_call_runs_costs_it_nothing(
+    queue: Any, wait_until: Callable[..., Any], tmp_path: Path
+) -> None:
+    started, go = tmp_path / "started", tmp_path / "go"
+
+    @queue.task
+    def long() -> str:
+        started.touch()
+        while not go.exists():
+            time.sleep(0.01)
+        return "there"
+
+    future = long()
+    wait_until(started.exists, timeout=20)
+    with _client(queue) as client:
+        client.flushall()
+    # Submitted anew, since the server knows nothing of it: it may run twice, its result comes once.
+    go.touch()
+    assert future.result(timeout=30) == "there"
+
+
+def test_script_flush_on_a_living_server_is_repaired_on_the_spot(queue: Any) -> None:
+    assert queue.map(_slow, range(20)).results(timeout=20) == [i * i for i in range(20)]
+    with _client(queue) as client:
+        client.script_flush()
+    assert queue.map(_slow, range(20)).results(timeout=20) == [i * i for i in range(20)]
+
+
+def test_a_deleted_consumer_group_is_made_again(queue: Any) -> None:
+    assert queue.submit(_slow, 2).result(timeout=20) == 4
+    with _client(queue) as client:
+        for stream in (queue._core.keys.first, queue._core.keys.normal):
+            client.xgroup_destroy(stream, "w")
+    assert queue.submit(_slow, 3).result(timeout=20) == 9
+
+
+def test_a_frozen_server_delays_and_loses_nothing(queue: Any, wait_until: Callable[..., Any]) -> None:
+    batch = queue.map(_slow, range(300), chunksize=5)
+    wait_until(lambda: batch.progress.done > 50, timeout=30)
+    server = _server_of(queue)
+    server.suspend()
+    try:
+        # More than the workers can finish of what they hold: then everything stands still.
+        done = batch.progress.done
+        with pytest.raises(TimeoutError):
+            batch.results(timeout=0.5)
+        assert batch.progress.done <= done + 64
+    finally:
+        server.resume()
+    assert batch.results(timeout=30) == [i * i for i in range(300)]
+
+
+def test_connections_that_are_cut_are_made_again(queue: Any, wait_until: Callable[..., Any]) -> None:
+    batch = queue.map(_slow, range(500), chunksize=5)
+    for share in (50, 150, 250):
+        wait_until(lambda share=share: batch.progress.done > share, timeout=30)
+        with _client(queue) as client:
+            client.client_kill_filter(_type="normal", skipme=True)
+    assert batch.results(timeout=30) == [i * i for i in range(500)]
+
+
+def test_a_shared_server_that_restarts_empty_gets_the_open_calls_again(
+    redis_server: Any, new_key: str, wait_until: Callable[..., Any]
+) -> None:
+    queue = TaskQueue(redis_server.url, new_key)
+    queue.run(2)
+    batch = queue.map(_slow, range(300), chunksize=5)
+    wait_until(lambda: batch.progress.done > 30, timeout=30)
+    redis_server.stop()
+    Path(redis_server.path).unlink()
+    redis_server.start()
+    assert batch.results(timeout=40) == [i * i for i in range(300)]
+
+
+def test_results_stay_readable_and_calls_possible_after_the_server_died_at_rest(
+    queue: Any, wait_until: Callable[..., Any]
+) -> None:
+    future = queue.submit(_slow, 4)
+    wait_until(future.done, timeout=20)
+    os.kill(_server_of(queue).pid, signal.SIGKILL)
+    assert future.result() == 16
+    assert queue.submit(_slow, 5).result(timeout=30) == 25

@@ -1,0 +1,90 @@
+"""`map` is the loop that took too long: results in order, while they arrive."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any
+
+
+def test_results_come_in_the_order_of_the_input(queue: Any) -> None:
+    @queue.task
+    def late(i: int) -> int:
+        time.sleep(0.02 if i == 0 else 0)
+        return i * i
+
+    assert late.map(range(20)).results(timeout=20) == [i * i for i in range(20)]
+
+
+def test_several_iterables_and_keywords_go_to_the_function(queue: Any) -> None:
+    @queue.task
+    def power(base: int, exponent: int, *, plus: int = 0) -> int:
+        return base**exponent + plus  # type: ignore[no-any-return]
+
+    assert power.map([1, 2, 3], [3, 2, 1, 0]).results(timeout=20) == [1, 4, 3]
+    assert power.map([1, 2, 3], itertools.repeat(2), plus=10).results(timeout=20) == [11, 14, 19]
+
+
+def test_starmap_spreads_each_item(queue: Any) -> None:
+    power = queue.task(pow)
+    assert power.starmap([(2, 3), (3, 2)]).results(timeout=20) == [8, 9]
+    assert queue.starmap(pow, [(2, 3), (3, 2, 5)]).results(timeout=20) == [8, 4]
+
+
+def test_queue_map_takes_any_function(queue: Any) -> None:
+    assert queue.map(str.upper, ["a", "b"]).results(timeout=20) == ["A", "B"]
+    assert queue.map(max, [1, 5], [3, 2]).results(timeout=20) == [3, 5]
+
+
+def test_iterating_gives_results_as_they_come(queue: Any, tmp_path: Any) -> None:
+    go = tmp_path / "go"
+
+    @queue.task
+    def held(i: int) -> int:
+        while i == 3 and not go.exists():
+            time.sleep(0.005)
+        return i
+
+    results = iter(held.map(range(5)))
+    assert [next(results), next(results), next(results)] == [0, 1, 2]
+    go.touch()
+    assert list(results) == [3, 4]
+
+
+def test_as_completed_gives_the_first_to_end_first(queue: Any, tmp_path: Any) -> None:
+    go = tmp_path / "go"
+
+    @queue.task
+    def held(i: int) -> int:
+        while i == 0 and not go.exists():
+            time.sleep(0.005)
+        return i
+
+    futures = held.options(chunksize=1).map(range(4)).as_completed(timeout=20)
+    assert {next(futures).result() for _ in range(3)} == {1, 2, 3}
+    go.touch()
+    assert next(futures).result() == 0
+
+
+def test_an_input_without_end_is_consumed_as_results_are(queue: Any) -> None:
+    """Something that a list could not hold: the feeder keeps a bounded number in flight."""
+    taken = []
+
+    def count() -> Any:
+        for i in itertools.count():
+            taken.append(i)
+            yield i
+
+    batch = queue.map(time.sleep, (0.001 for _ in count()))
+    for future in itertools.islice(batch.as_completed(timeout=20), 20):
+        assert future.result() is None
+    assert len(taken) < 5_000
+    batch.cancel()
+
+
+def test_an_empty_input_is_an_empty_batch(queue: Any) -> None:
+    batch = queue.map(abs, [])
+    assert len(batch) == 0
+    assert batch.results(timeout=5) == []
+    assert list(batch) == []
+    assert list(batch.as_completed(timeout=5)) == []
