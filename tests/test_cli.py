@@ -129,16 +129,21 @@ def test_a_terminal_without_unicode_gets_question_marks_not_a_traceback() -> Non
 
 
 def test_ctrl_c_ends_the_demo_with_130_and_leaves_nothing(wait_until: Any, session_home: Path) -> None:
+    def directories() -> set[Path]:
+        return set((session_home / "run").glob("nbqueue-*"))
+
+    before = directories()
     program = subprocess.Popen(
         [*NBQUEUE, "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     assert program.stdout is not None
     assert program.stdout.readline().startswith("Parsing")
-    wait_until(lambda: list((session_home / "run").glob("nbqueue-*/redis.sock")))
+    wait_until(lambda: directories() - before, timeout=30)
     os.killpg(program.pid, signal.SIGINT)
     _, errors = program.communicate(timeout=20)
     assert program.returncode == 130
     assert errors.endswith("nbqueue: interrupted\n")
+    assert directories() <= before
 
 
 # Worker and status
@@ -205,7 +210,7 @@ def test_a_worker_says_when_it_is_ready_and_serves_a_queue(served: Served, tmp_p
 def test_a_worker_lets_running_calls_finish_when_it_is_told_to_stop(served: Served, wait_until: Any) -> None:
     code = "import time\nf = queue.submit(lambda: time.sleep(1.5) or 'finished')\nprint(f.result())"
     notebook = served.notebook(code)
-    wait_until(lambda: any(worker["task"] for worker in served.counts()["workers"]))
+    wait_until(lambda: any(worker["task"] for worker in served.counts()["workers"]), timeout=30)
     # As a terminal does it: the workers are in the same process group.
     os.killpg(served.program.pid, signal.SIGINT)
     assert notebook.communicate(timeout=30)[0] == "finished\n"
@@ -216,11 +221,11 @@ def test_a_worker_lets_running_calls_finish_when_it_is_told_to_stop(served: Serv
 def test_a_second_signal_stops_a_worker_at_once_and_its_call_goes_back(served: Served, wait_until: Any) -> None:
     notebook = served.notebook("import time\nqueue.submit(time.sleep, 300).result()")
     try:
-        wait_until(lambda: any(worker["task"] for worker in served.counts()["workers"]))
+        wait_until(lambda: any(worker["task"] for worker in served.counts()["workers"]), timeout=30)
         served.program.send_signal(signal.SIGTERM)
-        wait_until(lambda: len(served.counts()["workers"]) == 1)
+        wait_until(lambda: len(served.counts()["workers"]) == 1, timeout=30)
         served.program.send_signal(signal.SIGTERM)
-        assert served.program.wait(5) == 0
+        assert served.program.wait(10) == 0
         assert served.counts()["queued"] == 1
     finally:
         notebook.kill()

@@ -197,13 +197,13 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         assert self._outcome is not None
         return self._outcome.get()
 
-    def _wait(self, timeout: float | None) -> None:
+    def _wait(self, timeout: float | None, on_interrupt: Callable[[], object] | None = None) -> None:
         __tracebackhide__ = True
         if self._state in _DONE:
             return
         if self._link is not None:
             self._link.check_process()
-        if not wait_until(self._condition, lambda: self._state in _DONE, timeout, self._link, self.cancel):
+        if not wait_until(self._condition, lambda: self._state in _DONE, timeout, self._link, on_interrupt or self.cancel):
             raise TimeoutError(f"`{self.name}` has not ended within {timeout:g} s; it goes on.")
 
     # Arriving
@@ -393,6 +393,9 @@ def gather(
         for future in waited_for:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
+                if isinstance(future, TaskFuture):
+                    # An interrupt must not cancel this one before the others, see `_cancel_all`.
+                    future._wait(left, on_interrupt=lambda: None)
                 results.append(future.result(left))
             except TimeoutError:
                 if not future.done() or not return_exceptions:

@@ -30,7 +30,7 @@ from nbqueue.codec.messages import ReplyBody, call_id
 from nbqueue.codec.seal import Seal
 from nbqueue.errors import BadMessage, ForkedQueue, NbqueueError, ServerError, ServerRefused
 from nbqueue.stream.broker import BLOCK_MS, Broker, Hello, NeedBlobs, OtherEpoch
-from nbqueue.stream.connect import Address, CommandError, Wire
+from nbqueue.stream.connect import Address, CommandError, Wire, is_out_of_memory
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import Call, Incoming, QueueCounts
 
@@ -44,6 +44,8 @@ MOST_BYTES = 8_000_000
 # Replies that were read are deleted when so many, or so large ones, have come together.
 TRIM_EVERY = 200
 TRIM_BYTES = 8_000_000
+# How long to wait before the next attempt while the server's memory is full.
+FULL_MS = 200
 # Sealed blobs kept for calls to come, if they are small.
 BLOBS_KEPT = 64
 SMALL_BLOB_BYTES = 1_000_000
@@ -117,6 +119,7 @@ class Link:
         self._cursor = b"0"
         self._untrimmed = 0
         self._untrimmed_bytes = 0
+        self._full = False  # the server refused calls because its memory is full
         self._sent_blobs: set[str] = set()
         self._steps: Broker | None = None
         self._replies: Broker | None = None
@@ -316,7 +319,7 @@ class Link:
         poller.register(replies.wire.fileno(), select.POLLIN)
         here = self._listen(replies)
         while not self._closing:
-            ready = {fd for fd, _ in poller.poll(0 if here else BLOCK_MS)}
+            ready = {fd for fd, _ in poller.poll(0 if here else FULL_MS if self._full else BLOCK_MS)}
             if self._wake_r in ready:
                 with self._lock:
                     os.read(self._wake_r, 64)
@@ -324,8 +327,8 @@ class Link:
             if here or replies.wire.fileno() in ready:
                 self._dispatch(replies.parse_replies(replies.wire.receive()))
                 here = self._listen(replies)
-            self._send_calls(steps)
             self._send_cancels(steps)
+            self._try_to_send(steps)
             if time.monotonic() - self._said_hello > HELLO_S:
                 self._say_hello(steps)
 
@@ -340,6 +343,22 @@ class Link:
         replies.wire.send(replies.trim_replies_command(self.client, self._cursor), read)
         replies.wire.receive()
         return replies.wire.ready()
+
+    def _try_to_send(self, steps: Broker) -> None:
+        """Send calls; where the server's memory is full they wait, and what runs there can still end."""
+        try:
+            self._send_calls(steps)
+        except CommandError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._full = True
+            self.failure = ServerError(
+                f"The server's memory is full ({error}). Calls wait until results have been taken, or until it is "
+                "given more (maxmemory)."
+            )
+        else:
+            if self._full:
+                self._full, self.failure = False, None
 
     def _send_calls(self, steps: Broker) -> None:
         while self._outbox:

@@ -14,9 +14,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
-from redis.exceptions import NoScriptError
-
-from nbqueue.stream.connect import CommandError, Wire
+from nbqueue.stream.connect import CommandError, ForgotScripts, Wire
 from nbqueue.stream.keys import GROUP, Keys
 from nbqueue.stream.records import Call, Fetched, HostState, Incoming, QueueCounts, Report
 
@@ -119,8 +117,7 @@ class Broker:
         """Run one step. A server that was restarted has forgotten its scripts: the text is sent again."""
         try:
             return self.wire.call(*self.command(name, *args))
-        except NoScriptError:
-            # By type: redis-py cuts the word NOSCRIPT off the message.
+        except ForgotScripts:
             pass
         return self.wire.call("EVAL", script(name), "1", self.keys.prefix, *args)
 
@@ -331,7 +328,7 @@ class Broker:
         if not answer:
             return []
         return [
-            (id, {k.decode(errors="replace"): v.decode(errors="replace") for k, v in zip(fields[::2], fields[1::2], strict=True)})
+            (id, {_text(k): _text(v) for k, v in zip(fields[::2], fields[1::2], strict=True)})
             for id, fields in answer[0][1]
         ]
 
@@ -367,6 +364,10 @@ def _fetched(entry: str, fields: Sequence[bytes]) -> Fetched:
 
 def _incoming(id: bytes, fields: Sequence[bytes]) -> Incoming:
     if len(fields) == 6 and _CALL_NAME.fullmatch(fields[1]):
-        return Incoming(id, fields[1].decode(), fields[3].decode(errors="replace"), fields[5])
+        return Incoming(id, fields[1].decode(), _text(fields[3]), fields[5])
     # Nothing that we wrote: about call 0, which is nobody's, and read past.
     return Incoming(id, "0", "?", b"")
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")

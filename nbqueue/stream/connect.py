@@ -12,7 +12,7 @@ import inspect
 import ipaddress
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
@@ -25,19 +25,20 @@ from redis.retry import Retry
 
 from nbqueue.errors import (
     BadOption,
-    ServerError,
     ServerRefused,
     ServerTooOld,
     ServerUnreachable,
     ServerUnsafe,
 )
 
-__all__ = ["MINIMUM_VERSION", "Address", "CommandError", "Wire", "check_server"]
+__all__ = ["MINIMUM_VERSION", "Address", "CommandError", "ForgotScripts", "Wire", "check_server"]
 
 MINIMUM_VERSION = (6, 2)
 CONNECT_TIMEOUT_S = 5.0
 
 CommandError = redis.exceptions.ResponseError
+# To be told by type: redis-py cuts the word NOSCRIPT off the message.
+ForgotScripts = redis.exceptions.NoScriptError
 
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
 
@@ -324,13 +325,13 @@ def check_server(wire: Wire) -> list[str]:
     return []
 
 
-def wait_until_ready(address: Address, timeout_s: float) -> None:
+def wait_until_ready(address: Address, timeout_s: float, alive: Callable[[], bool] = lambda: True) -> None:
     """Wait until the server answers PING with PONG (not LOADING).
 
     Raises
     ------
     ServerUnreachable
-        If it does not within `timeout_s`.
+        If it does not within `timeout_s`, or is no longer `alive`.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -340,7 +341,7 @@ def wait_until_ready(address: Address, timeout_s: float) -> None:
             if wire.call("PING") == b"PONG":
                 return
         except ServerUnreachable:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or not alive():
                 raise
         except CommandError:
             if time.monotonic() > deadline:
@@ -378,6 +379,7 @@ def _without_password(url: object) -> str:
     return f"…@{tail}" if at and head else text
 
 
-def is_server_error(error: BaseException) -> bool:
-    """True for what a reconnect may mend."""
-    return isinstance(error, ServerError) and not isinstance(error, ServerRefused | ServerTooOld | ServerUnsafe)
+def is_out_of_memory(error: BaseException) -> bool:
+    """True where a server refused a command because its memory is full."""
+    # Inside a script Redis 6.2 says so in the text only.
+    return isinstance(error, redis.exceptions.OutOfMemoryError) or "used memory > 'maxmemory'" in str(error)

@@ -150,7 +150,8 @@ class PrivateServer:
         try:
             with self.process.stdin as pipe:
                 pipe.write(self._config().encode())
-            wait_until_ready(self.address, START_TIMEOUT_S)
+            process = self.process
+            wait_until_ready(self.address, START_TIMEOUT_S, lambda: process.poll() is None)
         except (OSError, ServerUnreachable) as error:
             self.kill()
             lines = log.read_text(errors="replace").splitlines()[-5:]

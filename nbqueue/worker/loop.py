@@ -34,7 +34,7 @@ from nbqueue.codec.tracebacks import dump_exception
 from nbqueue.codec.values import dump_value
 from nbqueue.errors import BadMessage, NbqueueError, ResultNotSendable, ServerError, TaskTimeout
 from nbqueue.stream.broker import BLOCK_MS, Broker
-from nbqueue.stream.connect import Address, CommandError, Wire
+from nbqueue.stream.connect import Address, CommandError, ForgotScripts, Wire
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import Fetched, Report, Setting
 from nbqueue.worker import attempt, board
@@ -71,10 +71,6 @@ class WorkerSpec:
 
 class Interrupted(KeyboardInterrupt):
     """Raised in a task that is cancelled or has reached its time limit."""
-
-
-class _BlobLost(Exception):
-    """The server lost the function of a call, and with it the call: the client will submit it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +141,7 @@ class Worker:
         self._outbox: list[Report] = []
         self._stale: set[str] = set()  # entries whose reports no longer count
         self._last_fetch_empty = True
+        self._unsure = False  # connected again while a task ran: entries may lie unread in our pending list
         self._seconds = 0.0  # a call's run time, smoothed; 0 before the first
         self._armed = False
         self._why = 0
@@ -188,19 +185,26 @@ class Worker:
         broker = self._broker
         broker.connect()
         self._slot.connected(int(broker.wire.call("CLIENT", "ID")))
+        self._read_own()
+
+    def _read_own(self) -> None:
+        """A lost reply has left its entries with us. What is finished is reported before, so it is not among them."""
         self._flush_now()
-        # A lost reply has left its entries with us.
+        broker = self._broker
         calls, gone = broker.parse_fetch(
             broker.wire.call(*broker.fetch_command(self._spec.consumer, 1000, block_ms=None, own=True))
         )
         broker.forget(gone)
         with self._lock:
             self._ahead = deque(calls)
+        self._unsure = False
 
     def _fetch(self) -> bool:
         """Report what is finished and get more to do. False when it is time to leave."""
         broker = self._broker
         with self._io:
+            if self._unsure and self._broker.wire.connected:
+                self._read_own()
             if self._ahead:
                 return True
             last = self._slot.stop_asked()
@@ -245,9 +249,7 @@ class Worker:
         """Read the answer to a FINISH that was sent with `reports`."""
         try:
             answers = self._broker.parse_finish(self._broker.wire.receive())
-        except CommandError as error:
-            if "NOSCRIPT" not in str(error):
-                raise
+        except ForgotScripts as error:
             # SCRIPT FLUSH on a living server. The fetch that left in the same write goes unread.
             raise ServerError("the server forgot its scripts") from error
         with self._lock:
@@ -263,13 +265,18 @@ class Worker:
             self._broker.wire.send(self._broker.finish_command(reports))
             self._settle(reports)
 
+    def _reconnect(self) -> None:
+        """Make sure of a connection while a task runs; what lies in our pending list is looked at later."""
+        if not self._broker.wire.connected:
+            self._unsure = True
+            self._broker.connect()
+            self._slot.connected(int(self._broker.wire.call("CLIENT", "ID")))
+
     def _try_flush(self) -> None:
         """Report what is finished; while the server is away it waits in the outbox and the work goes on."""
         with self._io:
             try:
-                if not self._broker.wire.connected:
-                    self._broker.connect()
-                    self._slot.connected(int(self._broker.wire.call("CLIENT", "ID")))
+                self._reconnect()
                 self._flush_now()
             except (ServerError, CommandError):
                 self._broker.wire.close()
@@ -349,8 +356,6 @@ class Worker:
             self._running.set()
         try:
             self._fetch_blobs(body)
-        except _BlobLost:
-            return
         except BadMessage as error:
             self._all_fail(call, error)
             return
@@ -399,7 +404,8 @@ class Worker:
         with self._io:
             message = self._broker.blob(digest)
         if message is None:
-            raise _BlobLost
+            # The server lost its data, then the client submits the call again and this answer counts no more.
+            raise BadMessage("The function of this call is no longer on the server.")
         data = self._seal.open("blob", digest, message)
         if digest_of(data) != digest:
             raise BadMessage(f"The blob {digest} holds other bytes than its name says.")
@@ -418,7 +424,9 @@ class Worker:
         if call.charged == item and call.crashes != 0:
             if call.crashes < 0:
                 self._note(call, item, SKIPPED, b"", False, 0.0)
-                return True
+                # At once: an entry remembers only one item that ended out of turn, and a later one may be next.
+                self._try_flush()
+                return call.entry not in self._stale
             # It has killed a worker before: nothing that is finished may depend on its good conduct.
             self._try_flush()
         self._slot.item(item, time.monotonic_ns())
@@ -446,6 +454,8 @@ class Worker:
         if error is not None:
             if self._why == board.CANCEL:
                 self._stale.add(call.entry)
+                # Calls are often cancelled together: those that wait here may be meant as well.
+                self._return_ahead()
                 return False
             if self._why == board.TIMEOUT:
                 limit = body.timeout_s or 0.0
@@ -545,20 +555,22 @@ class Worker:
     def _begin_wait(self) -> None:
         with self._lock:
             self._waits += 1
-            entries = [call.entry for call in self._ahead]
-            self._ahead.clear()
-        if entries:
-            # The very call that is waited for may be among them.
-            self._give_back(entries)
+        # The very call that is waited for may be among them.
+        self._return_ahead()
         self._slot.waiting(True)
         self._ring()
 
-    def _give_back(self, entries: list[str]) -> None:
+    def _return_ahead(self) -> None:
+        """Give back what was fetched and not started; what was cancelled meanwhile goes no further."""
+        with self._lock:
+            entries = [call.entry for call in self._ahead]
+            self._ahead.clear()
+        if not entries:
+            return
         with self._io:
             for pause in (0.05, 0.2, 1.0, 2.0, 0.0):
                 try:
-                    if not self._broker.wire.connected:
-                        self._broker.connect()
+                    self._reconnect()
                     self._broker.release(self._spec.consumer, entries)
                 except (ServerError, CommandError):
                     self._broker.wire.close()

@@ -12,6 +12,7 @@ import secrets
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -42,6 +43,8 @@ STEP_TIMEOUT_S = 2.0
 RECONNECT_S = 0.25
 # How long an interrupted task has to end by itself.
 GRACE_S = 0.5
+# A worker holds 64 entries at most; the others in its pending list are finished and on their way out.
+CANCELS_KEPT = 1000
 # A task that runs this long is shown as running.
 ANNOUNCE_S = 0.2
 # Substitutes for workers that wait for a task of their own stay this long after they were last needed.
@@ -77,6 +80,8 @@ class Member:
     kill_at: float | None = None
     aimed: tuple[str, int] | None = None
     announced: tuple[str, int] | None = None
+    # Entries cancelled before they ran here: on their way to the worker, or fetched ahead by it.
+    cancelled: deque[str] = field(default_factory=lambda: deque(maxlen=CANCELS_KEPT))
 
 
 class Pool:
@@ -320,6 +325,9 @@ class Pool:
             if line is None or not line.running:
                 continue
             age_s = (now_ns - line.started_ns) / 1e9
+            if member.cancelled and line.entry in member.cancelled and member.aimed != (line.entry, -1):
+                self._interrupt(member, line.entry, -1, board.CANCEL, now)
+                continue
             if line.timeout_ms and age_s * 1000 > line.timeout_ms and member.aimed != (line.entry, line.item):
                 self._interrupt(member, line.entry, line.item, board.TIMEOUT, now)
             if age_s > ANNOUNCE_S and member.announced != (line.entry, line.item):
@@ -456,6 +464,8 @@ class Pool:
             line = member.slot.read()
             if line is not None and line.running and line.entry == entry:
                 self._interrupt(member, entry, -1, board.CANCEL, time.monotonic())
+            else:
+                member.cancelled.append(entry)
 
 
 @cache

@@ -93,6 +93,18 @@ def test_a_cancelled_call_that_a_worker_had_fetched_ahead_does_not_run_on(
     wait_until(lambda: not queue.status().running)
 
 
+def test_a_call_that_is_cancelled_while_it_is_being_fetched_does_not_run_on(
+    queue: Any, wait_until: Callable[..., Any]
+) -> None:
+    """The worker had not begun when its host was told, so nobody stopped it: it ran to its end, for nobody."""
+    for _ in range(10):
+        batch = queue.map(time.sleep, [0, 0, 0, 60, 60, 60], chunksize=1)
+        wait_until(lambda batch=batch: batch.progress.done >= 3, timeout=20)
+        batch.cancel()
+        assert queue.map(abs, range(-5, 0)).results(timeout=20) == [5, 4, 3, 2, 1]
+    wait_until(lambda: not queue.status().running)
+
+
 def test_cancel_is_refused_by_what_has_ended(queue: Any) -> None:
     future = queue.submit(abs, -3)
     assert future.result(timeout=20) == 3

@@ -25,7 +25,6 @@ from nbqueue.stream.connect import (
     CommandError,
     Wire,
     check_server,
-    is_server_error,
     wait_until_ready,
 )
 from nbqueue.stream.keys import Keys
@@ -192,10 +191,9 @@ def test_nothing_listens() -> None:
 def test_a_wrong_password_is_told_from_a_missing_server(server: PrivateServer, with_password: str) -> None:
     for password in (None, "wrong"):
         wire = Wire(Address(path=server.address.path, password=password), timeout_s=5)
-        with pytest.raises(ServerRefused, match="refused this user") as caught:
+        with pytest.raises(ServerRefused, match="refused this user"):
             _ping(wire)
         assert not wire.connected
-        assert not is_server_error(caught.value), "a reconnect mends nothing"
 
 
 def test_the_right_password_opens(server: PrivateServer, with_password: str, connect: Callable[..., Wire]) -> None:
@@ -267,10 +265,9 @@ def test_a_server_that_does_not_answer_in_time_is_given_up(
 ) -> None:
     wire = Wire(speaking({}), timeout_s=0.05)
     wire.connect()
-    with pytest.raises(ServerUnreachable) as caught:
+    with pytest.raises(ServerUnreachable):
         wire.call("PING")
     assert not wire.connected
-    assert is_server_error(caught.value)
 
 
 def test_a_command_that_was_cut_is_not_sent_again(
