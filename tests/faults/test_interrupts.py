@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 KERNEL = """
-import asyncio, os, shutil, sys, threading, time
+import _thread, asyncio, os, shutil, sys, threading, time
 from pathlib import Path
 import nbqueue
 from nbqueue import TaskQueue
@@ -26,13 +26,18 @@ def work(i):
 def started(n):
     while len(list(notes.iterdir())) < n:
         time.sleep(0.01)
-    threading.Thread(target=say_when_waiting).start()
+    _thread.start_new_thread(say_when_waiting, ())
 
 def say_when_waiting():
     # Blocked in the wait itself: an interrupt that comes sooner finds nothing that is waited for.
     main = threading.main_thread().ident
-    while not sys._current_frames()[main].f_code.co_filename.endswith(("threading.py", "selectors.py")):
+    names = set()
+    while not names & {"wait_until", "as_completed", "wait", "select"}:
         time.sleep(0.001)
+        frame, names = sys._current_frames()[main], set()
+        while frame is not None:
+            names.add(frame.f_code.co_name)
+            frame = frame.f_back
     print(way, "waiting", flush=True)
 
 def one():
