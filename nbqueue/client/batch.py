@@ -270,10 +270,23 @@ class Batch(Generic[R]):
             self._cancelled = True
             self._exhausted = True
             open_items = [i for i, kind in enumerate(self._kinds) if kind == _OPEN]
+            # What was not sent yet ends as well, as far as it is known how much that is.
+            start, unsent = len(self._kinds), max(0, (self._total or 0) - len(self._kinds))
+            self._kinds.extend(bytes([_CANCELLED]) * unsent)
+            self._values.extend([None] * unsent)
+            self._settled += unsent
+            self._total = len(self._kinds)
+            if self._finished is not None:
+                self._finished.extend(range(start, self._total))
+            futures = [future for i, future in self._futures.items() if i >= start]
             calls = list(self._calls.values())
             self._calls.clear()
         self._link.cancel(calls)
+        self.tally.expect(self._total)
+        self.tally.settle(cancelled=unsent)
         self._cancel_items(open_items)
+        for future in futures:
+            future.cancel()
         self._finish_if_done()
 
     def retry_failed(self) -> Batch[R]:
@@ -420,9 +433,12 @@ class Batch(Generic[R]):
         except BaseException:
             self.cancel()
             raise
-        if items and not self._cancelled:
+        if items:
             self._chunker.took(len(items))
             with self._lock:
+                if self._cancelled:
+                    # An item that was added now would stay open for ever.
+                    return False
                 start = len(self._kinds)
                 self._kinds.extend(bytes(len(items)))
                 self._values.extend([None] * len(items))
@@ -454,9 +470,9 @@ class Batch(Generic[R]):
     def _input_ended(self) -> None:
         with self._changed:
             self._exhausted = True
-            self._total = len(self._kinds)
+            self._total = total = len(self._kinds)
             self._changed.notify_all()
-        self.tally.expect(self._total)
+        self.tally.expect(total)
         self._finish_if_done()
 
     def _send_items(self, start: int, items: list[tuple[Any, ...]]) -> None:

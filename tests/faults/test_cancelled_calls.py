@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -119,7 +120,10 @@ def test_queue_cancel_ends_all_that_is_open(queue: Any) -> None:
     queue.cancel()
     assert all(future.cancelled() for future in futures)
     assert batch.wait(timeout=5)
-    assert batch.progress.cancelled == 10
+    assert batch.progress.cancelled == len(batch) == 10
+    with pytest.raises(TaskCancelled):
+        batch[9]
+    assert len(batch.results(return_exceptions=True)) == 10
     assert queue.map(abs, range(-5, 0)).results(timeout=20) == [5, 4, 3, 2, 1]
 
 
@@ -132,6 +136,17 @@ def test_a_batch_keeps_what_had_arrived_when_it_is_cancelled(queue: Any, wait_un
     assert all(isinstance(result, TaskCancelled) for result in results[3:])
     with pytest.raises(TaskCancelled):
         batch.results()
+
+
+def test_cancelling_a_batch_whose_input_has_no_end_gives_it_one(queue: Any, wait_until: Callable[..., Any]) -> None:
+    batch = queue.map(abs, itertools.count())
+    wait_until(lambda: batch.progress.done >= 100, timeout=20)
+    batch.cancel()
+    assert batch.wait(timeout=10)
+    results = batch.results(return_exceptions=True)
+    assert len(results) == len(batch)
+    assert results[:100] == list(range(100))
+    assert all(isinstance(r, TaskCancelled) or r == i for i, r in enumerate(results))
 
 
 def test_one_item_of_a_chunk_can_be_cancelled_alone(queue: Any, tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+"""The slot board: a line is read as it was written, by another process too, and a signal finds its task only."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from nbqueue.worker import board
+from nbqueue.worker.board import CANCEL, TIMEOUT, Board, Slot
+
+CLIENT = "00ab34cd56ef7890"
+ENTRY = "1/1700000000123-7"
+
+
+@pytest.fixture
+def slots():
+    made = Board.create(3)
+    yield made
+    os.close(made.fd)
+
+
+@pytest.fixture
+def slot(slots: Board) -> Slot:
+    slot = slots.slot(1)
+    slot.clear()
+    return slot
+
+
+def test_a_new_line_is_of_a_worker_that_starts(slot: Slot):
+    line = slot.read()
+    assert line is not None
+    assert line.state == board.STARTING
+    assert not line.running
+
+
+def test_what_a_worker_writes_is_read(slot: Slot):
+    slot.hello(4711)
+    slot.connected(99)
+    slot.call(ENTRY, CLIENT, "12", 2, 1500, "simulate")
+    slot.item(5, 123_456_789)
+    line = slot.read()
+    assert line is not None
+    assert (line.pid, line.redis_id, line.entry, line.client, line.n) == (4711, 99, ENTRY, CLIENT, "12")
+    assert (line.item, line.attempt, line.started_ns, line.timeout_ms) == (5, 2, 123_456_789, 1500)
+    assert (line.name, line.running) == ("simulate", True)
+
+
+def test_an_item_that_was_split_off_keeps_its_name(slot: Slot):
+    slot.call(ENTRY, CLIENT, "12.0", 1, 0, "f")
+    line = slot.read()
+    assert line is not None
+    assert line.n == "12.0"
+
+
+def test_a_long_name_is_cut_between_characters(slot: Slot):
+    slot.call(ENTRY, CLIENT, "1", 1, 0, "ä" * 60)
+    slot.call(ENTRY, CLIENT, "1", 1, 0, "x" + "ä" * 60)
+    line = slot.read()
+    assert line is not None
+    assert line.name == "x" + "ä" * 31
+
+
+def test_lines_do_not_touch_each_other(slots: Board, slot: Slot):
+    slot.call(ENTRY, CLIENT, "1", 1, 0, "one")
+    slots.slot(0).clear()
+    slots.slot(2).call("0/1-1", CLIENT, "2", 1, 0, "two")
+    line = slot.read()
+    assert line is not None
+    assert line.name == "one"
+
+
+def test_a_line_that_is_half_written_is_not_believed(slot: Slot):
+    slot.call(ENTRY, CLIENT, "1", 1, 0, "one")
+    slot._words[0] += 1  # as if its writer had died in the middle
+    assert slot.read() is None
+
+
+def test_a_signal_is_for_the_item_that_it_was_aimed_at(slot: Slot):
+    slot.call(ENTRY, CLIENT, "1", 1, 0, "one")
+    slot.item(3, 1)
+    assert slot.aimed_at_me() == 0
+    slot.aim(ENTRY, 3, TIMEOUT)
+    assert slot.aimed_at_me() == TIMEOUT
+    slot.item(4, 2)
+    assert slot.aimed_at_me() == 0, "it came too late, and must not hit the next item"
+
+
+def test_a_signal_for_a_call_meets_whichever_item_runs_but_no_other_call(slot: Slot):
+    slot.call(ENTRY, CLIENT, "1", 1, 0, "one")
+    slot.item(3, 1)
+    slot.aim(ENTRY, -1, CANCEL)
+    assert slot.aimed_at_me() == CANCEL
+    slot.item(4, 2)
+    assert slot.aimed_at_me() == CANCEL
+    slot.call("1/1700000000123-8", CLIENT, "2", 1, 0, "two")
+    assert slot.aimed_at_me() == 0
+
+
+def test_waiting_and_back(slot: Slot):
+    slot.call(ENTRY, CLIENT, "1", 1, 0, "one")
+    slot.item(0, 1)
+    slot.waiting(True)
+    assert slot.state() == board.WAITING
+    slot.waiting(False)
+    assert slot.state() == board.BUSY
+
+
+def test_another_process_sees_the_same_line(slots: Board, slot: Slot):
+    pid = os.fork()
+    if pid == 0:
+        Board(slots.fd, slots.slots).slot(1).call(ENTRY, CLIENT, "8", 1, 0, "theirs")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    line = slot.read()
+    assert line is not None
+    assert (line.name, line.n) == ("theirs", "8")
