@@ -302,7 +302,10 @@ def check_server(wire: Wire) -> list[str]:
     """
     try:
         info = _info(wire.call("INFO", "server")) | _info(wire.call("INFO", "memory"))
-    except ServerRefused:
+    except ServerRefused as error:
+        if not isinstance(error.__cause__, redis.exceptions.NoPermissionError):
+            # Not this one command: no password was given.
+            raise
         wire.connect()
         return [f"{wire.address} forbids INFO: version and eviction policy could not be checked."]
     version = info.get("redis_version", "0")

@@ -1,0 +1,284 @@
+"""Bad input is refused where it is made, by one error that names the cause and what to do."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import sys
+import threading
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbqueue import NbqueueError, NotSendable, TaskQueue
+from nbqueue.errors import (
+    BadOption,
+    ForkedQueue,
+    InputNotAvailable,
+    ResultNotSendable,
+    ServerNotFound,
+    ServerRefused,
+    ServerTooOld,
+    ServerUnreachable,
+    ServerUnsafe,
+    UnsupportedKernel,
+)
+
+
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("NBQUEUE_REDIS_SERVER", raising=False)
+    monkeypatch.setattr("nbqueue.stream.server._bundled", lambda: None)
+
+
+def test_no_server_to_start(no_server: None) -> None:
+    with pytest.raises(ServerNotFound) as caught:
+        TaskQueue(stream_key="none")
+    for words in ("apt-get install redis-server", "brew install redis", "conda install", "NBQUEUE_REDIS_SERVER"):
+        assert words in str(caught.value)
+
+
+def test_a_chosen_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NBQUEUE_REDIS_SERVER", "/nowhere/redis-server")
+    with pytest.raises(ServerNotFound, match="NBQUEUE_REDIS_SERVER='/nowhere/redis-server'"):
+        TaskQueue(stream_key="none")
+
+
+def test_a_url_that_is_none() -> None:
+    with pytest.raises(BadOption, match="is not a Redis URL.*redis://"):
+        TaskQueue("http://localhost:6379")
+
+
+def test_a_bad_url_does_not_show_its_password() -> None:
+    with pytest.raises(BadOption) as caught:
+        TaskQueue("rediz://me:hunter2@example.net")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_url_where_nobody_listens() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.raises(ServerUnreachable, match=rf"redis://127.0.0.1:{port}/0.*TaskQueue\(\)"):
+        TaskQueue(f"redis://127.0.0.1:{port}")
+
+
+def test_a_wrong_password(make_server: Callable[..., Any]) -> None:
+    server = make_server("--requirepass", "right")
+    for url in (server.url, server.url.replace("unix://", "unix://:wrong@")):
+        with pytest.raises(ServerRefused, match="user name and password"):
+            TaskQueue(url)
+
+
+def test_a_server_that_is_too_old() -> None:
+    told = r"Redis 5\.0\.14.*6\.2 or later"
+    with _FakeServer("redis_version:5.0.14") as url, pytest.raises(ServerTooOld, match=told):
+        TaskQueue(url)
+
+
+def test_a_server_that_evicts_keys(make_server: Callable[..., Any]) -> None:
+    server = make_server("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+    with pytest.raises(ServerUnsafe, match="allkeys-lru.*noeviction"):
+        TaskQueue(server.url)
+
+
+def test_a_server_elsewhere_without_tls_and_password() -> None:
+    with pytest.raises(ServerUnsafe, match="without TLS and a password.*insecure=True"):
+        TaskQueue("redis://192.0.2.1:6379")
+
+
+def test_a_client_that_is_none() -> None:
+    with pytest.raises(BadOption, match=r"a Redis URL or a redis\.Redis, not int"):
+        TaskQueue(6379)
+
+
+def test_an_argument_that_cannot_be_pickled_is_named(queue: Any) -> None:
+    @queue.task
+    def load(path: str, conn: Any = None) -> None: ...
+
+    with sqlite3.connect(":memory:") as conn, pytest.raises(NotSendable) as caught:
+        load("x", conn=conn)
+    for words in ("`load`", "argument `conn`", "sqlite3.Connection", "Open it inside the task"):
+        assert words in str(caught.value)
+
+
+def test_a_captured_variable_that_cannot_be_pickled_is_named(queue: Any) -> None:
+    lock = threading.Lock()
+
+    @queue.task
+    def guarded() -> None:
+        with lock:
+            pass
+
+    with pytest.raises(NotSendable, match="`guarded`.*`lock`"):
+        guarded()
+
+
+def test_a_result_that_cannot_be_pickled(queue: Any) -> None:
+    @queue.task
+    def opened() -> Any:
+        return threading.Lock()
+
+    with pytest.raises(ResultNotSendable, match="`opened` ran to its end.*lock"):
+        opened().result(timeout=20)
+    assert queue.submit(abs, -1).result(timeout=20) == 1
+
+
+def test_a_forked_child_of_the_kernel(queue: Any) -> None:
+    assert queue.submit(abs, -1).result(timeout=20) == 1
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            queue.submit(abs, -2)
+            os.write(write, b"no error")
+        except ForkedQueue as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(write)
+    with os.fdopen(read) as told:
+        assert "make a new TaskQueue here" in told.read()
+    assert queue.submit(abs, -3).result(timeout=20) == 3
+
+
+def test_input_in_a_task(queue: Any) -> None:
+    @queue.task
+    def ask() -> str:
+        return input()
+
+    with pytest.raises(InputNotAvailable, match="pass the answer as an argument"):
+        ask().result(timeout=20)
+
+
+def test_a_kernel_that_loses_what_threads_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NBQUEUE_PROGRESS")
+    kernel = types.ModuleType("ipykernel")
+    kernel.version_info = (7, 0, 1)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ipykernel", kernel)
+    monkeypatch.setitem(sys.modules, "ipykernel.kernelapp", types.ModuleType("ipykernel.kernelapp"))
+    with pytest.raises(UnsupportedKernel, match=r"pip install 'ipykernel!=7\.0\.\*'"):
+        TaskQueue(stream_key="none")
+    kernel.version_info = (7, 1, 0)  # type: ignore[attr-defined]
+    TaskQueue(stream_key="none")
+
+
+@pytest.mark.parametrize("workers", [0, -1, "four", 1.5, True])
+def test_a_number_of_workers_that_cannot_be_meant(workers: Any, queue: Any) -> None:
+    with pytest.raises(BadOption, match=r"workers=.*whole number, 1 or more"):
+        TaskQueue(workers=workers)
+    with pytest.raises(BadOption, match="whole number, 1 or more"):
+        queue.run(workers)
+
+
+@pytest.mark.parametrize("timeout", [-1, 0, "60", float("nan"), float("inf"), True])
+def test_a_time_limit_that_cannot_be_meant(timeout: Any, queue: Any) -> None:
+    with pytest.raises(BadOption, match=r"timeout=.*seconds greater than 0"):
+        queue.task(timeout=timeout)
+
+
+@pytest.mark.parametrize(("option", "value"), [("retries", -1), ("retries", 1.5), ("chunksize", 0), ("name", 7)])
+def test_other_options_that_cannot_be_meant(option: str, value: Any, queue: Any) -> None:
+    with pytest.raises(BadOption, match=option):
+        queue.task(**{option: value})
+
+
+def test_an_option_that_does_not_exist(queue: Any) -> None:
+    with pytest.raises(BadOption, match=r"no option 'retry'; the options are .*retries"):
+        queue.task(retry=3)
+
+
+def test_map_over_something_that_is_not_iterable(queue: Any) -> None:
+    with pytest.raises(TypeError, match=r"map needs something to iterate over, not int \(5\)"):
+        queue.map(abs, 5)
+    with pytest.raises(TypeError, match="at least one iterable"):
+        queue.map(abs)
+
+
+def test_a_task_that_is_no_function(queue: Any) -> None:
+    with pytest.raises(BadOption, match="must be a function, not int"):
+        queue.task(5)
+
+
+def test_an_async_task(queue: Any) -> None:
+    async def later() -> None: ...
+
+    with pytest.raises(BadOption, match="async"):
+        queue.task(later)
+
+
+@pytest.mark.parametrize("name", ["", "two words", "{braces}", 5, "x" * 201])
+def test_a_queue_name_that_cannot_be_a_key(name: Any) -> None:
+    with pytest.raises(BadOption, match="1 to 200 characters"):
+        TaskQueue(stream_key=name)
+
+
+def test_waiting_where_nobody_will_work_gives_a_hint_and_goes_on(
+    queue: Any, capsys: pytest.CaptureFixture[str], wait_until: Callable[..., Any]
+) -> None:
+    queue.run(1)
+    queue.shutdown()
+    future = queue.submit(abs, -7)
+    errors: list[str] = []
+
+    def hinted() -> bool:
+        # A short wait each time, as somebody who is waiting would.
+        future(timeout=4)
+        errors.append(capsys.readouterr().err)
+        return "no worker serves the queue" in "".join(errors)
+
+    wait_until(hinted, timeout=30)
+    assert "queue.run()" in "".join(errors)
+    queue.run(1)
+    assert future.result(timeout=20) == 7
+
+
+def test_every_error_is_one_of_ours_and_survives_a_pickle() -> None:
+    import pickle
+
+    from nbqueue import errors
+
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        assert issubclass(kind, NbqueueError)
+        copy = pickle.loads(pickle.dumps(kind("what happened")))
+        assert (type(copy), str(copy)) == (kind, "what happened")
+
+
+class _FakeServer:
+    """Answers what a client asks at first like a server of another version."""
+
+    def __init__(self, info: str) -> None:
+        self._info = f"# Server\r\n{info}\r\n"
+
+    def __enter__(self) -> str:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._serve, daemon=True).start()
+        return f"redis://127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _serve(self) -> None:
+        try:
+            while True:
+                connection, _ = self._socket.accept()
+                with connection:
+                    while data := connection.recv(4096):
+                        answer = f"${len(self._info)}\r\n{self._info}\r\n" if b"INFO" in data else "+OK\r\n"
+                        connection.sendall(answer.encode())
+        except OSError:
+            return
+
+
+def test_the_secret_file_is_the_users_alone(session_home: Path, redis_server: Any) -> None:
+    TaskQueue(redis_server.url)
+    secret = session_home / "config" / "nbqueue" / "secret"
+    assert secret.stat().st_mode & 0o777 == 0o600
