@@ -22,55 +22,18 @@ from typing import Any, Generic, TypeVar, cast, overload
 from nbqueue.client.chunking import Chunker
 from nbqueue.client.future import Outcome, TaskFuture, _call_soon, tick, wait_until
 from nbqueue.client.listener import Link, OpenCall
-from nbqueue.client.options import Options
-from nbqueue.codec.functions import dump_arguments, dumps, is_plain
-from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, CallBody, ReplyBody, dump_call
-from nbqueue.errors import NbqueueError, NotSendable, TaskCancelled
+from nbqueue.client.recipe import Prepared, Recipe, arguments_of
+from nbqueue.codec.functions import dump_arguments
+from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, ReplyBody
+from nbqueue.errors import NbqueueError, TaskCancelled
 from nbqueue.progress.tally import Snapshot, Tally
 from nbqueue.progress.views import Handle, open_view
 
-__all__ = ["Batch", "Recipe"]
+__all__ = ["Batch"]
 
 R = TypeVar("R")
 
 _OPEN, _CANCELLED = 0, ord("c")
-# Bytes of arguments that travel together at most.
-CHUNK_BYTES = 1_000_000
-
-
-class Recipe:
-    """What all calls of a batch have in common. `make` pickles the function as it is now."""
-
-    def __init__(
-        self,
-        fn: Callable[..., Any],
-        options: Options,
-        kwargs: dict[str, Any],
-        make: Callable[[], tuple[str, str, dict[str, bytes]]],
-    ) -> None:
-        self.fn = fn
-        self.options = options
-        self.kwargs = kwargs
-        self._make = make
-        self.renew()
-
-    def renew(self) -> None:
-        """Pickle the function and take note of the surroundings again."""
-        self.function, self.setting, self.blobs = self._make()
-        # Refused here with the name of the argument, then made as a packed call wants it.
-        dump_arguments((), self.kwargs, self.options.name, self.fn)
-        self.keywords = dumps(self.kwargs) if self.kwargs else b""
-
-    @property
-    def digests(self) -> tuple[str, ...]:
-        return tuple(self.blobs)
-
-    def body(self, packed: bytes = b"", frames: tuple[bytes, ...] = ()) -> bytes:
-        o = self.options
-        common = self.keywords if packed else b""
-        return dump_call(
-            CallBody(o.name, self.function, self.setting, o.timeout, o.retries, packed, frames, common)
-        )
 
 
 class Batch(Generic[R]):
@@ -421,10 +384,10 @@ class Batch(Generic[R]):
     def _send_chunk(self) -> bool:
         """Take items from the input and send them together. False when there are no more."""
         size = self._chunker.next_size(self._link.workers or self._link.expected_workers)
-        items: list[tuple[Any, ...]] = []
+        items: list[Prepared] = []
         try:
             while len(items) < size:
-                items.append(next(self._source))
+                items.append(self._recipe.prepare(next(self._source)))
         except StopIteration:
             self._source = iter(())
         except Exception as error:  # noqa: BLE001 - the input is the user's code; its error is the batch's
@@ -475,28 +438,12 @@ class Batch(Generic[R]):
         self.tally.expect(total)
         self._finish_if_done()
 
-    def _send_items(self, start: int, items: list[tuple[Any, ...]]) -> None:
-        recipe = self._recipe
-        if all(is_plain(value) and not _is_long(value) for args in items for value in args):
-            self._send(range(start, start + len(items)), recipe.body(packed=pickle.dumps(items, protocol=5)))
-            return
-        frames: list[bytes] = []
-        places: list[int] = []
-        size = 0
-        for place, args in enumerate(items, start):
-            try:
-                frame = dump_arguments(args, recipe.kwargs, self._name, recipe.fn)
-            except NotSendable as error:
-                self._settle_one(place, Outcome(ERROR, error, True), failed=True)
-                continue
-            if places and (size + len(frame) > CHUNK_BYTES or places[-1] != place - 1):
-                self._send(places, recipe.body(frames=tuple(frames)))
-                frames, places, size = [], [], 0
-            frames.append(frame)
-            places.append(place)
-            size += len(frame)
-        if places:
-            self._send(places, recipe.body(frames=tuple(frames)))
+    def _send_items(self, start: int, items: list[Prepared]) -> None:
+        calls, refused = self._recipe.pack(items)
+        for offset, error in refused:
+            self._settle_one(start + offset, Outcome(ERROR, error, True), failed=True)
+        for offset, number, body in calls:
+            self._send(range(start + offset, start + offset + number), body)
 
     def _send(self, places: Sequence[int], body: bytes) -> None:
         # The lock is held until the call is noted, so that its reply cannot come first.
@@ -565,16 +512,7 @@ class Batch(Generic[R]):
         return ended
 
     def _keep_arguments(self, call: OpenCall, place: int) -> None:
-        # Opened again from the call's own bytes, past version and signature.
-        from nbqueue.codec.messages import item_arguments, load_call
-
-        body = load_call(call.call.payload[33:])
-        offset = place - call.base
-        if body.frames:
-            self._arguments[place] = body.frames[offset]
-        else:
-            args, kwargs = item_arguments(body, pickle.loads(body.packed), offset)
-            self._arguments[place] = dumps((args, kwargs))
+        self._arguments[place] = arguments_of(call.call.payload, place - call.base)
 
     def on_started(self, call: OpenCall, item: int, worker: str, attempt: int) -> None:
         place = call.base + item
@@ -648,11 +586,6 @@ class Batch(Generic[R]):
         self.tally.finish()
         for callback in callbacks:
             callback()
-
-
-def _is_long(value: object) -> bool:
-    # Long strings go as frames, whose sizes are added up.
-    return isinstance(value, str | bytes) and len(value) > 10_000
 
 
 class _Futures(Sequence[TaskFuture[R]], Generic[R]):

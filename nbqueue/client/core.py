@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from nbqueue import context
-from nbqueue.client.batch import Batch, Recipe
+from nbqueue.client.batch import Batch
 from nbqueue.client.future import TaskFuture
 from nbqueue.client.launch import LocalLauncher, local_launcher
 from nbqueue.client.listener import Link
 from nbqueue.client.options import Options
+from nbqueue.client.recipe import Recipe
 from nbqueue.client.setting import SettingWatch
 from nbqueue.codec.functions import digest, dump_arguments, dump_function
 from nbqueue.codec.messages import CallBody, dump_call
@@ -49,6 +50,7 @@ class Core:
         self._lock = threading.Lock()
         self._started = False  # or never to be started without run()
         self._running = False
+        self._starter: threading.Thread | None = None
 
     @property
     def launcher(self) -> LocalLauncher:
@@ -70,10 +72,18 @@ class Core:
         with self._lock:
             first = not self._started
             self._started = True
-        if not first:
-            return
-        self.link.starting = True
-        threading.Thread(target=self._start_quietly, name="nbqueue-start", daemon=True).start()
+            if first:
+                self.link.starting = True
+                self._starter = threading.Thread(target=self._start_quietly, name="nbqueue-start", daemon=True)
+                self._starter.start()
+
+    def _let_start(self) -> None:
+        """Wait for a start that is under way: what is asked for now must come after it."""
+        with self._lock:
+            starter = self._starter
+        if starter is not None and starter is not threading.current_thread():
+            starter.join()
+            self._starter = None
 
     def _start_quietly(self) -> None:
         try:
@@ -94,6 +104,7 @@ class Core:
     def run(self, workers: int | None) -> int:
         self.check_process()
         self._started = True
+        self._let_start()
         number = self.launcher.start(self, workers)
         self._running = True
         self.link.expected_workers = self.link.workers = number
@@ -103,6 +114,7 @@ class Core:
         self.check_process()
         # From now on nothing starts by itself: run() does.
         self._started = True
+        self._let_start()
         if self.link.open_calls and not self.link.flush(FLUSH_TIMEOUT_S):
             raise PoolError("What was submitted could not be handed to the server; the workers go on.")
         self.launcher.stop(self)

@@ -203,7 +203,8 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
             return
         if self._link is not None:
             self._link.check_process()
-        if not wait_until(self._condition, lambda: self._state in _DONE, timeout, self._link, on_interrupt or self.cancel):
+        cancel = on_interrupt or self.cancel
+        if not wait_until(self._condition, lambda: self._state in _DONE, timeout, self._link, cancel):
             raise TimeoutError(f"`{self.name}` has not ended within {timeout:g} s; it goes on.")
 
     # Arriving

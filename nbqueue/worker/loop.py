@@ -156,6 +156,7 @@ class Worker:
         self._slot.hello(self._pid)
         os.environ.update(self._spec.environ)
         self._surroundings = Surroundings()
+        self._surroundings.own_output()
         sys.stdin = NoKeyboard()
         # What a function defined in a notebook calls __main__ is not this program.
         sys.modules["__main__"] = types.ModuleType("__main__")

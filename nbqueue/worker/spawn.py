@@ -203,10 +203,6 @@ def _become_worker(spec: WorkerSpec, board: Board, doorbell: int) -> NoReturn:
     code = 70
     try:
         _be_first_to_be_killed()
-        for stream in (sys.stdout, sys.stderr):
-            # What a task prints is seen when it is printed, also through a pipe.
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(line_buffering=True)
         code = Worker(spec, board.slot(spec.slot), _bell(doorbell)).run()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -9,7 +9,7 @@ import importlib
 import io
 import os
 import sys
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from nbqueue.errors import InputNotAvailable
 from nbqueue.stream.records import Setting
@@ -43,6 +43,8 @@ class Surroundings:
 
     def __init__(self) -> None:
         self._path = list(sys.path)
+        self._wanted_path = self._path
+        self._output: dict[str, TextIO] = {}
         self._environ = dict(os.environ)
         self._cwd = os.getcwd()
         self._setting: Setting | None = None
@@ -54,8 +56,7 @@ class Surroundings:
         if setting != self._setting:
             self._setting = setting
             own = [entry for entry in self._path if entry not in setting.path]
-            sys.path[:] = [*setting.path, *own]
-            importlib.invalidate_caches()
+            self._wanted_path = [*setting.path, *own]
             wanted = dict(self._environ)
             for name, value in setting.environ:
                 if value is None:
@@ -67,8 +68,27 @@ class Surroundings:
                 self._cwd = setting.cwd
         self.restore()
 
+    def own_output(self) -> None:
+        """Give this process a stdout and stderr that a task may close or replace without harm to the next one."""
+        for name, fd in (("stdout", 1), ("stderr", 2)):
+            # Line by line: what a task prints is seen when it is printed, also through a pipe.
+            self._output[name] = stream = open(  # noqa: SIM115 - as long as the process
+                fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+            )
+            setattr(sys, name, stream)
+
     def restore(self) -> None:
-        """Undo what a task did to the working directory and the environment."""
+        """Undo what a task did to the working directory, the import path, the environment and its output."""
+        if self._output and (
+            sys.stdout is not self._output["stdout"]
+            or sys.stderr is not self._output["stderr"]
+            or sys.stdout.closed
+            or sys.stderr.closed
+        ):
+            self.own_output()
+        if sys.path != self._wanted_path:
+            sys.path[:] = self._wanted_path
+            importlib.invalidate_caches()
         try:
             moved = os.getcwd() != self._cwd
         except FileNotFoundError:

@@ -147,35 +147,42 @@ def test_instances_of_a_cells_class_come_back_as_that_class(queue: Any, cell: Ce
     assert point.describe() == "new 3"
 
 
-def test_a_notebook_kernel_uses_what_the_last_cell_said(session_home: Path) -> None:
+KERNEL = """
+from jupyter_client.manager import start_new_kernel
+
+manager, client = start_new_kernel(kernel_name="python3")
+
+def run(code):
+    shown = []
+    def hook(message):
+        content = message["content"]
+        shown.append(content.get("text") or content.get("data", {}).get("text/plain", ""))
+        shown.extend(content.get("traceback", ()))
+    client.execute_interactive(code, timeout=60, output_hook=hook)
+    return "".join(shown)
+
+try:
+    run("from nbqueue import TaskQueue\\nqueue = TaskQueue(workers=1, progress=False)")
+    run("def helper(x): return x + 1")
+    run("@queue.task\\ndef work(x): return helper(x)")
+    print("before", run("work.map(range(3)).results()"), flush=True)
+    run("def helper(x): return 'fresh'")
+    print("after", run("work(1).result()"), flush=True)
+    print("error", "ZeroDivisionError" in run("queue.submit(lambda: 1 / 0).result()"), flush=True)
+finally:
+    client.stop_channels()
+    manager.shutdown_kernel()
+"""
+
+
+def test_a_notebook_kernel_uses_what_the_last_cell_said(start_script: Callable[..., Any]) -> None:
     """The same through a real ipykernel."""
-    manager_module = pytest.importorskip("jupyter_client.manager")
-    manager, client = manager_module.start_new_kernel(kernel_name="python3", cwd=str(session_home))
-    try:
-
-        def run(code: str) -> str:
-            shown: list[str] = []
-
-            def hook(message: dict[str, Any]) -> None:
-                content = message["content"]
-                shown.append(content.get("text") or content.get("data", {}).get("text/plain", ""))
-                shown.extend(content.get("traceback", ()))
-
-            client.execute_interactive(code, timeout=60, output_hook=hook)
-            return "".join(shown)
-
-        assert "/" not in run("from nbqueue import TaskQueue\nqueue = TaskQueue(workers=1, progress=False)")
-        run("def helper(x): return x + 1")
-        run("@queue.task\ndef work(x): return helper(x)")
-        assert run("work(1).result()") == "2"
-        assert run("work.map(range(3)).results()") == "[1, 2, 3]"
-        run("def helper(x): return 'fresh'")
-        assert run("work(1).result()") == "'fresh'"
-        assert "ZeroDivisionError" in run("queue.submit(lambda: 1 / 0).result()")
-        assert run("work(1)()") == "'fresh'"
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
+    pytest.importorskip("jupyter_client")
+    script = start_script(KERNEL)
+    assert script.line("before") == "[1, 2, 3]"
+    assert script.line("after") == "'fresh'"
+    assert script.line("error") == "True"
+    script.end()
 
 
 @pytest.mark.xfail(strict=True, reason="local modules travel by name, without a fingerprint of what they are now")

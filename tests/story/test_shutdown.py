@@ -52,6 +52,15 @@ def test_calls_made_while_no_worker_runs_are_done_later(queue: Any, wait_until: 
     assert [future.result(timeout=20) for future in futures] == list(range(5))
 
 
+def test_a_shutdown_right_after_the_first_call_leaves_no_worker(new_key: str) -> None:
+    """The first call starts the pool on the side: it came up after shutdown had returned, and stayed."""
+    for i in range(5):
+        queue = TaskQueue(stream_key=f"{new_key}-{i}", workers=1)
+        assert queue.map(abs, []).results(timeout=5) == []
+        queue.shutdown()
+        assert queue.status().workers == ()
+
+
 def test_run_and_shutdown_as_often_as_you_like(queue: Any) -> None:
     for i in range(3):
         queue.run(1 + i % 2)

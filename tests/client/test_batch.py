@@ -1,0 +1,199 @@
+"""A Batch is the results of a map, still arriving: a sequence that waits, and counts, and can be retried."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbqueue import Batch, NotSendable
+
+
+def reciprocal(x: float) -> float:
+    return 1 / x
+
+
+def test_len_indexing_and_slices(queue: Any) -> None:
+    batch = queue.map(abs, range(-10, 0))
+    assert isinstance(batch, Batch)
+    assert len(batch) == 10
+    assert (batch[0], batch[-1], batch[3]) == (10, 1, 7)
+    assert batch[2:5] == [8, 7, 6]
+    assert batch[::-4] == [1, 5, 9]
+    for index in (10, -11):
+        with pytest.raises(IndexError):
+            batch[index]
+    assert list(batch) == list(batch) == batch.results()
+
+
+def test_futures_are_made_on_access_and_stay_the_same(queue: Any) -> None:
+    batch = queue.map(abs, range(-5, 0))
+    assert batch.futures[1] is batch.futures[1]
+    assert [future.result(timeout=20) for future in batch.futures] == [5, 4, 3, 2, 1]
+    assert batch.futures[-1].result() == 1
+    assert len(batch.futures[1:3]) == 2
+    with pytest.raises(IndexError):
+        batch.futures[5]
+
+
+def test_a_generators_length_is_known_when_it_has_been_consumed(queue: Any) -> None:
+    def items() -> Iterator[int]:
+        yield from range(100)
+
+    batch = queue.map(abs, items())
+    assert batch.results(timeout=20) == list(range(100))
+    assert len(batch) == 100
+
+
+def test_the_length_of_an_unfinished_generator_is_refused(queue: Any, tmp_path: Path) -> None:
+    def items() -> Iterator[Any]:
+        while not (tmp_path / "stop").exists():
+            yield 0
+
+    batch = queue.map(abs, items())
+    with pytest.raises(TypeError, match="not known until its input has been consumed"):
+        len(batch)
+    (tmp_path / "stop").touch()
+    assert set(batch.results(timeout=30)) == {0}
+
+
+@pytest.mark.parametrize("chunksize", [1, 3, 10, 1000])
+def test_any_chunksize_gives_the_same(queue: Any, chunksize: int) -> None:
+    assert queue.map(abs, range(-20, 0), chunksize=chunksize).results(timeout=20) == list(range(20, 0, -1))
+
+
+def test_an_item_that_fails_raises_where_it_is_asked_for_and_only_there(queue: Any) -> None:
+    batch = queue.map(reciprocal, [1, 2, 0, 4])
+    assert (batch[0], batch[3]) == (1, 0.25)
+    with pytest.raises(ZeroDivisionError):
+        batch[2]
+    arrived = iter(batch)
+    assert [next(arrived), next(arrived)] == [1, 0.5]
+    with pytest.raises(ZeroDivisionError):
+        next(arrived)
+    assert [future.name for future in batch.failed] == ["reciprocal[2]"]
+    assert batch.progress.failed == 1
+
+
+def test_retry_failed_runs_only_those_with_the_function_as_it_is_now(queue: Any, tmp_path: Path) -> None:
+    @queue.task
+    def work(x: int) -> int:
+        with (tmp_path / str(x)).open("a") as file:
+            file.write("x")
+        if x % 2 and not (tmp_path / "mended").exists():
+            raise OSError("not yet")
+        return -x
+
+    batch = work.map(range(6))
+    assert [type(r) for r in batch.results(return_exceptions=True, timeout=20)] == [int, OSError] * 3
+    (tmp_path / "mended").touch()
+    assert batch.retry_failed() is batch
+    assert batch.results(timeout=20) == [0, -1, -2, -3, -4, -5]
+    assert [len((tmp_path / str(i)).read_text()) for i in range(6)] == [1, 2, 1, 2, 1, 2]
+    assert batch.failed == []
+    assert batch.retry_failed() is batch, "nothing to do is no error"
+
+
+def test_retries_of_single_items_keep_their_place(queue: Any, tmp_path: Path) -> None:
+    @queue.task(retries=2, chunksize=10)
+    def work(x: int) -> int:
+        runs = tmp_path / str(x)
+        runs.write_text("x" + (runs.read_text() if runs.exists() else ""))
+        if x in (3, 7) and len(runs.read_text()) < 3:
+            raise OSError
+        return x
+
+    batch = work.map(range(10))
+    assert batch.results(timeout=30) == list(range(10))
+    assert batch.progress.retried == 4
+    assert [len((tmp_path / str(i)).read_text()) for i in range(10)] == [1, 1, 1, 3, 1, 1, 1, 3, 1, 1]
+
+
+def test_an_input_that_raises_is_the_batchs_error_and_costs_nothing_that_was_sent(queue: Any) -> None:
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise LookupError("the input broke")
+
+    batch = queue.map(abs, items())
+    assert [batch[i] for i in range(5)] == list(range(5))
+    with pytest.raises(LookupError, match="the input broke"):
+        batch.results(timeout=20)
+    assert batch.results(return_exceptions=True, timeout=20)[:5] == list(range(5))
+
+
+def test_an_input_that_raises_at_once_is_refused_at_once(queue: Any) -> None:
+    def items() -> Iterator[int]:
+        raise LookupError("at once")
+        yield 1
+
+    with pytest.raises(LookupError, match="at once"):
+        queue.map(abs, items()).results(timeout=20)
+
+
+def test_an_item_that_cannot_be_pickled_costs_only_itself(queue: Any) -> None:
+    items: list[Any] = [1, (x for x in ()), 3, 4]
+    results = queue.map(lambda x: x, items).results(return_exceptions=True, timeout=20)
+    assert isinstance(results[1], NotSendable)
+    assert results[0::2] + results[3:] == [1, 3, 4]
+
+
+def test_a_first_item_that_cannot_be_pickled_is_refused_at_once(queue: Any) -> None:
+    with pytest.raises(NotSendable, match="generator"):
+        queue.map(lambda x: x, [(x for x in ()), 1])
+
+
+def test_a_generator_that_refills_one_buffer_gives_the_values_of_its_time(queue: Any) -> None:
+    def items() -> Iterator[list[int]]:
+        buffer = [0]
+        for i in range(50):
+            buffer[0] = i
+            yield buffer
+
+    assert queue.map(sum, items()).results(timeout=20) == list(range(50))
+
+
+def test_waiting_has_a_limit_and_the_batch_goes_on(queue: Any, tmp_path: Path) -> None:
+    def held(x: int) -> int:
+        while not (tmp_path / "go").exists():
+            time.sleep(0.005)
+        return x
+
+    batch = queue.map(held, range(4))
+    assert not batch.wait(timeout=0.05)
+    with pytest.raises(TimeoutError, match="it goes on"):
+        batch.results(timeout=0.05)
+    with pytest.raises(TimeoutError):
+        next(batch.as_completed(timeout=0.05))
+    (tmp_path / "go").touch()
+    assert batch.wait(timeout=20)
+    assert batch.results() == [0, 1, 2, 3]
+
+
+def test_as_completed_may_be_asked_again_after_the_end(queue: Any) -> None:
+    batch = queue.map(abs, range(-5, 0))
+    batch.wait(20)
+    for _ in range(2):
+        assert sorted(future.result() for future in batch.as_completed(timeout=5)) == [1, 2, 3, 4, 5]
+
+
+def test_its_progress_is_counted(queue: Any, wait_until: Callable[..., Any]) -> None:
+    batch = queue.map(reciprocal, [1, 0, 2, 4])
+    batch.wait(20)
+    progress = batch.progress
+    assert (progress.total, progress.done, progress.failed, progress.cancelled) == (4, 3, 1, 0)
+    assert progress.finished
+    assert repr(batch) == "<Batch reciprocal 3/4 done, 1 failed>"
+
+
+def test_two_batches_at_once_share_the_workers(queue: Any) -> None:
+    batches = [queue.map(pow, [base] * 50, range(50)) for base in (2, 3)]
+    assert batches[1].results(timeout=20) == [3**i for i in range(50)]
+    assert batches[0].results(timeout=20) == [2**i for i in range(50)]
+
+
+def test_a_future_of_an_item_far_ahead_waits_for_it_to_be_sent(queue: Any) -> None:
+    batch = queue.map(abs, range(2_000))
+    assert batch.futures[1_999].result(timeout=30) == 1_999

@@ -1,0 +1,69 @@
+"""The front door: what `nbqueue` promises to export, and that opening it costs nothing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import nbqueue
+
+NAMES = [
+    "Batch",
+    "NbqueueError",
+    "NotSendable",
+    "QueueStatus",
+    "RemoteError",
+    "ServerError",
+    "Task",
+    "TaskCancelled",
+    "TaskError",
+    "TaskFuture",
+    "TaskQueue",
+    "TaskTimeout",
+    "WorkerDied",
+    "as_completed",
+    "gather",
+    "wait",
+]
+
+
+def test_these_names_are_promised() -> None:
+    assert nbqueue.__all__ == NAMES
+
+
+def test_every_name_leads_somewhere_and_can_be_completed() -> None:
+    for name in NAMES:
+        value = getattr(nbqueue, name)
+        assert value.__name__ == name
+        assert name in dir(nbqueue)
+        assert value.__doc__, f"{name} is shown without a word on Shift-Tab"
+
+
+def test_a_name_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'TaskQueu'"):
+        nbqueue.TaskQueu  # noqa: B018
+
+
+def test_star_import_gives_exactly_the_promised_names() -> None:
+    namespace: dict[str, object] = {}
+    exec("from nbqueue import *", namespace)
+    assert set(namespace) - {"__builtins__"} == set(NAMES)
+
+
+def _import_times() -> dict[str, int]:
+    """Module → cumulative microseconds of ``import nbqueue`` in a fresh interpreter."""
+    command = [sys.executable, "-X", "importtime", "-c", "import nbqueue"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return {name.strip(): int(us) for us, name in re.findall(r"import time:\s*\d+ \|\s*(\d+) \|(.*)", said)}
+
+
+def test_importing_costs_less_than_60_ms_and_loads_nothing_heavy() -> None:
+    runs = [_import_times() for _ in range(3)]
+    loaded = runs[0].keys()
+    assert "nbqueue" in loaded
+    for heavy in ("redis", "IPython", "ipywidgets", "cloudpickle", "psutil", "rich", "asyncio", "multiprocessing"):
+        assert heavy not in loaded
+    assert min(run["nbqueue"] for run in runs) < 60_000
