@@ -115,7 +115,7 @@ class Core:
         # From now on nothing starts by itself: run() does.
         self._started = True
         self._let_start()
-        if self.link.open_calls and not self.link.flush(FLUSH_TIMEOUT_S):
+        if not self.link.flush(FLUSH_TIMEOUT_S):
             raise PoolError("What was submitted could not be handed to the server; the workers go on.")
         self.launcher.stop(self)
         self._running = False

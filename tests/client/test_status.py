@@ -36,7 +36,9 @@ def test_who_runs_what_and_for_how_long(queue: Any, wait_until: Callable[..., An
 def test_counts_of_every_ending(queue: Any, wait_until: Callable[..., Any], tmp_path: Path) -> None:
     queue.map(lambda x: 1 / x, [0, 1, 0, 2]).wait(20)
     queue.task(retries=1)(lambda: 1 / 0)().exception(timeout=20)
-    queue.submit(time.sleep, 60).cancel()
+    future = queue.submit(time.sleep, 60)
+    wait_until(future.running, timeout=20)
+    future.cancel()
     status = wait_until(lambda: (s := queue.status()).cancelled and s)
     assert (status.done, status.failed, status.retried, status.cancelled) == (2, 3, 1, 1)
 
