@@ -291,30 +291,48 @@ def _threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name != "nbqueue-launcher"}
 
 
-def _children() -> set[int]:
-    return {child.pid for child in psutil.Process().children()} - {supervisor_pid()}
+def _family() -> set[int]:
+    """Every descendant, except the supervisor and what lives as long: its server and its fork template.
+
+    One look at the process table, which is what costs.
+    """
+    supervisor = supervisor_pid()
+    descendants = psutil.Process().children(recursive=True)
+    return {p.pid for p in descendants if supervisor is None or supervisor not in (p.pid, _parent(p))}
 
 
-def _sockets() -> set[int]:
-    """Unix sockets: what nbqueue opens here. (A test's Jupyter client keeps TCP sockets of its own.)"""
-    return {connection.fd for connection in psutil.Process().net_connections(kind="unix")}
+def _parent(process: psutil.Process) -> int | None:
+    try:
+        return process.ppid()
+    except psutil.NoSuchProcess:
+        return None
 
 
-def _workers() -> list[int]:
-    pid = supervisor_pid()
-    if pid is None or not psutil.pid_exists(pid):
-        return []
-    # The template, which forks workers, is the supervisor's child; a worker is the template's.
-    return [worker.pid for child in psutil.Process(pid).children() for worker in child.children()]
+def _sockets() -> int:
+    """Unix sockets: what nbqueue opens here."""
+    return len(psutil.Process().net_connections(kind="unix"))
 
 
-def _immortal_keys() -> set[bytes]:
+def _private_server() -> redis.Redis | None:
     launch = sys.modules.get("nbqueue.client.launch")
     server = launch._local._server if launch and launch._local else None
-    if server is None:
-        return set()
-    with redis.Redis(unix_socket_path=server.path) as client:
-        return {key for key in client.scan_iter("nbq:*", count=1000) if client.ttl(key) == -1}
+    return redis.Redis(unix_socket_path=server.path) if server else None
+
+
+def _immortal_keys() -> list[bytes]:
+    """Keys without a lifetime on this session's private server, which is emptied when there are none."""
+    client = _private_server()
+    if client is None:
+        return []
+    with client:
+        keys = list(client.scan_iter("nbq:*", count=1000))
+        with client.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.ttl(key)
+            left = [key for key, ttl in zip(keys, pipe.execute(), strict=True) if ttl == -1]
+        if not left:
+            client.flushall()
+        return left
 
 
 @pytest.fixture(autouse=True)
@@ -323,20 +341,17 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.path.parent.name in SHOWING:
         yield
         return
-    threads, children = _threads(), _children()
-    sockets = len(_sockets()) if supervisor_pid() else None
-    immortal = _immortal_keys()
+    threads, family = _threads(), _family()
+    sockets = _sockets() if supervisor_pid() else None
     yield
     close_queues()
     for what, left in (
         ("threads", lambda: _threads() - threads),
-        ("child processes", lambda: _children() - children),
-        ("workers", _workers),
-        ("keys without a lifetime", lambda: _immortal_keys() - immortal),
+        ("processes", lambda: _family() - family),
+        ("keys without a lifetime", _immortal_keys),
+        ("sockets", lambda: sockets is not None and _sockets() > sockets),
     ):
         try:
             eventually(lambda left=left: not left(), timeout=5)
         except AssertionError:
             pytest.fail(f"{what} left behind: {left()}")
-    if sockets is not None:
-        eventually(lambda: len(_sockets()) <= sockets, timeout=5)

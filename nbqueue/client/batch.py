@@ -12,11 +12,15 @@ consumed as results come back, so it may be longer than memory or have no end.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import itertools
 import pickle
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures._base import RUNNING
+from operator import itemgetter
 from typing import Any, Generic, TypeVar, cast, overload
 
 from nbqueue.client.chunking import Chunker
@@ -34,6 +38,8 @@ __all__ = ["Batch"]
 R = TypeVar("R")
 
 _OPEN, _CANCELLED = 0, ord("c")
+# Items that were drawn from the input do not wait longer than this for the rest of their chunk.
+STALLED_S = 0.05
 
 
 class Batch(Generic[R]):
@@ -85,7 +91,11 @@ class Batch(Generic[R]):
         self._callbacks: list[Callable[[], object]] = []
         self._chunker = Chunker(total, recipe.options.chunksize)
         self._source = iter(items)
-        self._feeding = threading.Lock()
+        self._drawing = threading.Lock()  # guards what was drawn from the input and not sent yet
+        self._drawn: list[Prepared] = []
+        self._drawn_since = 0.0
+        self._unwanted: set[int] = set()  # places that were cancelled before they were drawn
+        self._details = _Details()
         self._feeder: threading.Thread | None = None
         self.tally = Tally(self._name, total)
         self._check_first()
@@ -105,6 +115,10 @@ class Batch(Generic[R]):
         if self._total is None:
             raise TypeError("The length of this batch is not known until its input has been consumed.")
         return self._total
+
+    def __bool__(self) -> bool:
+        """False only for a batch that is known to be empty."""
+        return self._total != 0
 
     def __iter__(self) -> Iterator[R]:
         __tracebackhide__ = True
@@ -133,7 +147,8 @@ class Batch(Generic[R]):
         Parameters
         ----------
         return_exceptions : bool
-            Put exceptions into the list instead of raising the first.
+            Put exceptions into the list instead of raising the first. An error of the input itself is not in the
+            list: iterating over the batch raises it at its end.
         timeout : float, optional
             Seconds to wait for all of them.
 
@@ -142,7 +157,7 @@ class Batch(Generic[R]):
         TimeoutError
             If they have not all arrived in time; the batch goes on.
         Exception
-            What the first failed item raised. The others' results stay: ask again with
+            What the first failed item, or the input itself, raised. The others' results stay: ask again with
             ``return_exceptions=True``.
         """
         __tracebackhide__ = True
@@ -214,12 +229,23 @@ class Batch(Generic[R]):
         return [self.future(i) for i in failed]
 
     def future(self, index: int) -> TaskFuture[R]:
-        """The future of one item; the same one every time."""
+        """The future of one item; the same one every time.
+
+        Raises
+        ------
+        IndexError
+            If there is no such item.
+        """
+        if index < 0 or (self._total is not None and index >= self._total):
+            raise IndexError(f"This batch has no item {index}.")
         with self._lock:
             future = self._futures.get(index)
             if future is None:
                 future = TaskFuture(f"{self._name}[{index}]", self._link, lambda: self._cancel_items([index]))
                 self._futures[index] = future
+                if index in self._running:
+                    future._state = RUNNING
+                future.worker, future.attempts, future.seconds = self._details.of(index)
             kind = self._kinds[index] if index < len(self._kinds) else _OPEN
         if kind == _CANCELLED:
             future.cancel()
@@ -268,6 +294,8 @@ class Batch(Generic[R]):
             return self
         self._recipe.renew()
         with self._lock:
+            # A cancelled batch has no more input, but what failed in it may be run again.
+            self._cancelled = False
             frames = [self._arguments.pop(i) for i in again]
             for i in again:
                 self._kinds[i] = _OPEN
@@ -366,6 +394,7 @@ class Batch(Generic[R]):
         while self._room():
             if not self._send_chunk():
                 return
+        self._link.watch(self._send_stalled)
         self._feeder = threading.Thread(target=self._keep_feeding, name="nbqueue-feeder", daemon=True)
         self._feeder.start()
 
@@ -384,10 +413,15 @@ class Batch(Generic[R]):
     def _send_chunk(self) -> bool:
         """Take items from the input and send them together. False when there are no more."""
         size = self._chunker.next_size(self._link.workers or self._link.expected_workers)
-        items: list[Prepared] = []
+        drawn = 0
         try:
-            while len(items) < size:
-                items.append(self._recipe.prepare(next(self._source)))
+            while drawn < size and not self._cancelled:
+                item = self._recipe.prepare(next(self._source))
+                with self._drawing:
+                    if not self._drawn:
+                        self._drawn_since = time.monotonic()
+                    self._drawn.append(item)
+                drawn += 1
         except StopIteration:
             self._source = iter(())
         except Exception as error:  # noqa: BLE001 - the input is the user's code; its error is the batch's
@@ -396,25 +430,37 @@ class Batch(Generic[R]):
         except BaseException:
             self.cancel()
             raise
-        if items:
-            self._chunker.took(len(items))
-            with self._lock:
-                if self._cancelled:
-                    # An item that was added now would stay open for ever.
-                    return False
-                start = len(self._kinds)
-                self._kinds.extend(bytes(len(items)))
-                self._values.extend([None] * len(items))
-            if self._total is None:
-                self.tally.expect(len(self._kinds))
-            self._send_items(start, items)
-        if len(items) < size:
+        self._chunker.took(drawn)
+        self._send_drawn()
+        if drawn < size:
             self._input_ended()
             return False
         if self._total is not None and len(self._kinds) >= self._total and self._at_end():
             self._input_ended()
             return False
         return True
+
+    def _send_drawn(self) -> None:
+        with self._drawing:
+            items, self._drawn = self._drawn, []
+            if not items or self._cancelled:
+                return
+            with self._lock:
+                start = len(self._kinds)
+                self._kinds.extend(bytes(len(items)))
+                self._values.extend([None] * len(items))
+            for place in [place for place in self._unwanted if start <= place < start + len(items)]:
+                items[place - start] = None
+                self._unwanted.discard(place)
+            if self._total is None:
+                self.tally.expect(len(self._kinds))
+            self._send_items(start, items)
+
+    def _send_stalled(self) -> bool:
+        """Send what was drawn while the input keeps the feeder waiting. False when the input has ended."""
+        if self._drawn and time.monotonic() - self._drawn_since > STALLED_S:
+            self._send_drawn()
+        return not self._exhausted
 
     def _at_end(self) -> bool:
         # A sized input that has given all its items: do not leave the last wake-up to a thread.
@@ -441,7 +487,8 @@ class Batch(Generic[R]):
     def _send_items(self, start: int, items: list[Prepared]) -> None:
         calls, refused = self._recipe.pack(items)
         for offset, error in refused:
-            self._settle_one(start + offset, Outcome(ERROR, error, True), failed=True)
+            outcome = None if error is None else Outcome(ERROR, error, True)
+            self._settle_one(start + offset, outcome, failed=error is not None)
         for offset, number, body in calls:
             self._send(range(start + offset, start + offset + number), body)
 
@@ -496,6 +543,7 @@ class Batch(Generic[R]):
             if self._finished is not None:
                 self._finished.extend(arrived)
             self._chunker.observe(body.items, body.seconds)
+            self._details.add(start, body)
             # A call is over when none of its items is open: one that is being retried still is.
             ended = not self._kinds.count(_OPEN, call.base, call.base + call.call.items)
             if ended:
@@ -545,8 +593,8 @@ class Batch(Generic[R]):
         with self._changed:
             if self._kinds[place] != _OPEN:
                 return
-            self._kinds[place] = outcome.kind if outcome is not None else _CANCELLED
             self._values[place] = outcome
+            self._kinds[place] = outcome.kind if outcome is not None else _CANCELLED
             self._settled += 1
             was_running = place in self._running
             self._running.discard(place)
@@ -565,6 +613,8 @@ class Batch(Generic[R]):
         for place in places:
             if place < len(self._kinds):
                 self._settle_one(place, None, failed=False)
+            elif not self._exhausted:
+                self._unwanted.add(place)
         with self._changed:
             over = [
                 call
@@ -588,6 +638,29 @@ class Batch(Generic[R]):
             callback()
 
 
+class _Details:
+    """Which worker ran which items of a batch: one line a reply, found by the place of an item."""
+
+    def __init__(self) -> None:
+        self._lines: list[tuple[int, int, str, int, float]] = []
+        self._sorted = True
+
+    def add(self, start: int, body: ReplyBody) -> None:
+        self._sorted = self._sorted and (not self._lines or self._lines[-1][0] <= start)
+        self._lines.append((start, body.items, body.worker, body.attempt, body.seconds / body.items))
+
+    def of(self, place: int) -> tuple[str | None, int, float | None]:
+        """Worker, attempt and seconds of an item; nothing known is ``(None, 0, None)``."""
+        if not self._sorted:
+            self._lines.sort(key=itemgetter(0))
+            self._sorted = True
+        # The last reply that begins at the item or before: a later attempt is a later line.
+        at = bisect.bisect_right(self._lines, place, key=itemgetter(0)) - 1
+        if at >= 0 and place < self._lines[at][0] + self._lines[at][1]:
+            return self._lines[at][2:]
+        return None, 0, None
+
+
 class _Futures(Sequence[TaskFuture[R]], Generic[R]):
     """A batch's futures, made on access."""
 
@@ -604,8 +677,4 @@ class _Futures(Sequence[TaskFuture[R]], Generic[R]):
     def __getitem__(self, index: int | slice) -> TaskFuture[R] | list[TaskFuture[R]]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(f"This batch has no item {index}.")
-        return self._batch.future(index)
+        return self._batch.future(index + len(self) if index < 0 else index)

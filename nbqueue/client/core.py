@@ -166,7 +166,7 @@ class Core:
     ) -> Batch[Any]:
         self.check_process()
         self.start_workers()
-        recipe = Recipe(fn, options, kwargs, lambda: self.blobs(fn, options.name))
+        recipe = Recipe(fn, options, kwargs, lambda fn: self.blobs(fn, options.name))
         show = options.progress is not False and not context.in_task()
         return Batch(self.link, recipe, items, total, show)
 

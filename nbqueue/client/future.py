@@ -193,6 +193,12 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         self._invoke_callbacks()  # type: ignore[attr-defined]
         return True
 
+    def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
+        """Done, cancelled, value, exception: how asyncio of Python 3.14 and later copies a future."""
+        if not self.done():
+            return False, False, None, None
+        return (True, True, None, None) if self.cancelled() else (True, False, *self._decoded())
+
     def _decoded(self) -> tuple[Any, BaseException | None]:
         assert self._outcome is not None
         return self._outcome.get()

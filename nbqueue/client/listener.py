@@ -44,6 +44,7 @@ MOST_BYTES = 8_000_000
 # Replies that were read are deleted when so many, or so large ones, have come together.
 TRIM_EVERY = 200
 TRIM_BYTES = 8_000_000
+WATCH_MS = 50
 # How long to wait before the next attempt while the server's memory is full.
 FULL_MS = 200
 # Sealed blobs kept for calls to come, if they are small.
@@ -106,6 +107,7 @@ class Link:
         self._outbox: deque[int] = deque()
         self._open: dict[int, OpenCall] = {}
         self._cancels: list[str] = []
+        self._watched: list[Callable[[], bool]] = []
         self._blobs: OrderedDict[str, bytes] = OrderedDict()
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
@@ -193,6 +195,12 @@ class Link:
                 return self._mark >= last or not any(n <= last for n in self._outbox)
 
             return self._changed.wait_for(lambda: not self._cancels and taken(), timeout_s)
+
+    def watch(self, check: Callable[[], bool]) -> None:
+        """Call `check` from the listener every 50 ms, as long as it returns True."""
+        with self._lock:
+            self._watched.append(check)
+            self._wake()
 
     @property
     def open_calls(self) -> int:
@@ -319,7 +327,8 @@ class Link:
         poller.register(replies.wire.fileno(), select.POLLIN)
         here = self._listen(replies)
         while not self._closing:
-            ready = {fd for fd, _ in poller.poll(0 if here else FULL_MS if self._full else BLOCK_MS)}
+            longest = WATCH_MS if self._watched else FULL_MS if self._full else BLOCK_MS
+            ready = {fd for fd, _ in poller.poll(0 if here else longest)}
             if self._wake_r in ready:
                 with self._lock:
                     os.read(self._wake_r, 64)
@@ -327,10 +336,19 @@ class Link:
             if here or replies.wire.fileno() in ready:
                 self._dispatch(replies.parse_replies(replies.wire.receive()))
                 here = self._listen(replies)
+            if self._watched:
+                self._look_after()
             self._send_cancels(steps)
             self._try_to_send(steps)
             if time.monotonic() - self._said_hello > HELLO_S:
                 self._say_hello(steps)
+
+    def _look_after(self) -> None:
+        with self._lock:
+            watched, self._watched = self._watched, []
+        kept = [check for check in watched if check()]
+        with self._lock:
+            self._watched += kept
 
     def _listen(self, replies: Broker) -> bool:
         """Ask for the next replies. True if they came together with another answer, so that no poll tells."""
@@ -435,7 +453,7 @@ class Link:
                 ended = opened.sink.on_reply(opened, body.first + shift, body)
             except BadMessage as error:
                 ended = opened.sink.on_broken(opened, shift, error)
-            except Exception as error:  # noqa: BLE001 - one bad reply must not stop all others
+            except BaseException as error:  # noqa: BLE001 - a bad reply or callback must not stop all others
                 sys.excepthook(*sys.exc_info())
                 ended = opened.sink.on_broken(opened, shift, BadMessage(f"A reply could not be read: {error!r}"))
             if ended:

@@ -10,16 +10,20 @@ from nbqueue.client.options import Options
 from nbqueue.codec.functions import dump_arguments, dumps, is_plain
 from nbqueue.codec.messages import CallBody, dump_call, item_arguments, load_call
 from nbqueue.codec.seal import body_of
+from nbqueue.codec.values import LARGEST_BYTES
 from nbqueue.errors import NotSendable
 
 __all__ = ["Packed", "Recipe", "arguments_of"]
 
 # Bytes of arguments that travel together at most.
 CHUNK_BYTES = 1_000_000
+# Strings that are longer do not count as plain.
+LONG = 200
 
 
 # An item on its way: plain arguments as they are, others pickled, or why it cannot be sent.
-Prepared = tuple[Any, ...] | bytes | NotSendable
+# None for one that was cancelled before it left.
+Prepared = tuple[Any, ...] | bytes | NotSendable | None
 
 
 class Packed(NamedTuple):
@@ -38,7 +42,7 @@ class Recipe:
         fn: Callable[..., Any],
         options: Options,
         kwargs: dict[str, Any],
-        make: Callable[[], tuple[str, str, dict[str, bytes]]],
+        make: Callable[[Callable[..., Any]], tuple[str, str, dict[str, bytes]]],
     ) -> None:
         self.fn = fn
         self.options = options
@@ -47,8 +51,9 @@ class Recipe:
         self.renew()
 
     def renew(self) -> None:
-        """Pickle the function and take note of the surroundings again."""
-        self.function, self.setting, self.blobs = self._make()
+        """Pickle the function, as its notebook defines it now, and take note of the surroundings again."""
+        self.fn = _latest(self.fn)
+        self.function, self.setting, self.blobs = self._make(self.fn)
         # Refused here with the name of the argument, then made as a packed call wants it.
         dump_arguments((), self.kwargs, self.options.name, self.fn)
         self.keywords = dumps(self.kwargs) if self.kwargs else b""
@@ -66,19 +71,30 @@ class Recipe:
 
     def prepare(self, args: tuple[Any, ...]) -> Prepared:
         """Take hold of an item's value now: a generator may refill the buffer that it has just given."""
-        if all(is_plain(value) and not _is_long(value) for value in args):
+        for value in args:
+            # Long strings go as frames, whose sizes are added up.
+            if not is_plain(value) or (isinstance(value, str | bytes) and len(value) > LONG):
+                break
+        else:
             return args
+        name = self.options.name
         try:
-            return dump_arguments(args, self.kwargs, self.options.name, self.fn)
+            frame = dump_arguments(args, self.kwargs, name, self.fn)
         except NotSendable as error:
             return error
+        if len(frame) > LARGEST_BYTES:
+            return NotSendable(
+                f"`{name}` could not be sent: its arguments are {len(frame) / 1e6:.0f} MB when pickled; the limit is "
+                f"{LARGEST_BYTES / 1e6:.0f} MB. Load the data in the task, or send it in parts."
+            )
+        return frame
 
-    def pack(self, items: Sequence[Prepared]) -> tuple[list[Packed], list[tuple[int, NotSendable]]]:
-        """Bodies for prepared items, and the offsets of those that cannot be sent, with the reason."""
+    def pack(self, items: Sequence[Prepared]) -> tuple[list[Packed], list[tuple[int, NotSendable | None]]]:
+        """Bodies for prepared items, and the offsets of those that are not sent, with the reason."""
         if all(type(item) is tuple for item in items):
             return [Packed(0, len(items), self.body(packed=pickle.dumps(items, protocol=5)))], []
         calls: list[Packed] = []
-        refused: list[tuple[int, NotSendable]] = []
+        refused: list[tuple[int, NotSendable | None]] = []
         frames: list[bytes] = []
         size = 0
 
@@ -89,7 +105,7 @@ class Recipe:
             frames, size = [], 0
 
         for offset, item in enumerate(items):
-            if isinstance(item, NotSendable):
+            if item is None or isinstance(item, NotSendable):
                 close(offset)
                 refused.append((offset, item))
                 continue
@@ -110,6 +126,11 @@ def arguments_of(payload: bytes, item: int) -> bytes:
     return dumps(item_arguments(body, pickle.loads(body.packed), item))
 
 
-def _is_long(value: object) -> bool:
-    # Long strings go as frames, whose sizes are added up.
-    return isinstance(value, str | bytes) and len(value) > 10_000
+def _latest(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that now has this one's name where it was defined, in case its cell was run again."""
+    name = getattr(fn, "__qualname__", "")
+    found = getattr(fn, "__globals__", {}).get(name)
+    # A decorated one is a task, which wraps it.
+    found = getattr(found, "__wrapped__", found)
+    same = getattr(found, "__qualname__", None) == name and getattr(found, "__module__", "") == fn.__module__
+    return found if same and callable(found) else fn

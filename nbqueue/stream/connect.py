@@ -140,7 +140,7 @@ class Address:
 
     def __str__(self) -> str:
         if self.path:
-            return f"unix://{self.path}"
+            return f"unix://{self.path}" + (f"?db={self.db}" if self.db else "")
         return f"redis{'s' if self.tls is not None else ''}://{self.host}:{self.port}/{self.db}"
 
     def require_safe(self, *, insecure: bool) -> None:

@@ -82,9 +82,14 @@ def test_a_kernel_that_ends_by_itself_leaves_nothing_and_does_not_linger(
     start_script: Callable[..., Any], wait_until: Callable[..., Any]
 ) -> None:
     """Ending took ten seconds: the supervisor never saw the end of its socket and had to be killed."""
-    script = _up(start_script, then="import nbqueue.client.launch as l; pid = l._local._process.pid\n"
-                 "import atexit; p = l._local._process\natexit.register(lambda: print('code', p.returncode, flush=True))\n"
-                 "atexit.register(l._local.close)")  # fmt: skip
+    then = """
+import atexit
+from nbqueue.client import launch
+supervisor = launch._local._process
+atexit.register(lambda: print("code", supervisor.returncode, flush=True))
+atexit.register(launch._local.close)
+"""
+    script = _up(start_script, then=then)
     family = script.family()
     assert "code 0" in script.end()
     wait_until(lambda: not _left(script, family), timeout=FIVE_SECONDS)

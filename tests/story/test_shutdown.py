@@ -140,9 +140,15 @@ def test_a_block_waits_for_everything_and_stops_the_workers(new_key: str) -> Non
 
 
 def test_a_block_that_ends_with_an_error_cancels_what_is_open(new_key: str) -> None:
-    with pytest.raises(LookupError), TaskQueue(stream_key=new_key, workers=2) as queue:
-        future = queue.submit(time.sleep, 60)
-        raise LookupError
+    def cell() -> None:
+        with TaskQueue(stream_key=new_key, workers=2) as queue:
+            sent.append(queue.submit(time.sleep, 60))
+            raise LookupError
+
+    sent: list[Any] = []
+    with pytest.raises(LookupError):
+        cell()
+    (future,) = sent
     assert future.cancelled()
 
 
