@@ -56,6 +56,7 @@ def session_home() -> Iterator[Path]:
     close_queues()
     end_supervisor()
     left = [str(path) for path in (home / "run").iterdir() if path.name.startswith("nbqueue-")]
+    left += [str(path) for path in Path("/dev/shm").glob("nbqueue*")]
     left += [f"{child.pid} {child.name()}" for child in psutil.Process().children() if _lives(child)]
     shutil.rmtree(home)
     for name, value in before.items():
