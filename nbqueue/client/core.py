@@ -62,6 +62,11 @@ class Core:
             return self.fixed
         return self.launcher.serve(self._executable)
 
+    @property
+    def in_use(self) -> bool:
+        """True while workers run that this process has started, or are about to."""
+        return self._running or self.link.starting
+
     def check_process(self) -> None:
         self.link.check_process()
 

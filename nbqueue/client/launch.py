@@ -195,9 +195,13 @@ class LocalLauncher:
                     if message["op"] == "server-lost":
                         sys.stderr.write(f"nbqueue: {message['error']}\n")
                         continue
-                    futures = self._waiting.get((message["op"], message["id"]))
-                    if futures:
-                        futures.pop(0).set_result(message)
+                    with self._lock:
+                        futures = self._waiting.get((message["op"], message["id"]), [])
+                        # One end of a pool answers everybody who waits for it.
+                        answered = futures[:] if message["op"] == "stop" else futures[:1]
+                        del futures[: len(answered)]
+                    for future in answered:
+                        future.set_result(message)
             except OSError:
                 # Closed from here.
                 pass

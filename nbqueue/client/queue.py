@@ -137,6 +137,7 @@ class TaskQueue:
         if workers is not None:
             core.resize(workers)
         self._core: Core | None = core
+        self._shared = False
         self._server = str(core.fixed or "private")
 
     def __repr__(self) -> str:
@@ -302,11 +303,15 @@ class TaskQueue:
         )
 
     def __enter__(self) -> TaskQueue:
+        """A block that finds the queue's workers running leaves them running at its end."""
+        self._shared = self._here().in_use
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Waits for everything that was sent, then stops the workers; after an exception, cancels it."""
         core = self._here()
+        if self._shared:
+            return
         if kind is not None:
             self.cancel()
         else:
@@ -340,6 +345,7 @@ class TaskQueue:
 def _arrived(stream_key: str, server: str, options: Options) -> TaskQueue:
     queue = TaskQueue.__new__(TaskQueue)
     queue.stream_key, queue._server, queue._options, queue._core = stream_key, server, options, None
+    queue._shared = False
     return queue
 
 

@@ -178,6 +178,9 @@ class Supervisor:
         """Start a pool, or give the one with this id its new size."""
         pool = self._pools.get(spec.id)
         if pool is not None:
+            if pool.stopping:
+                # Asked to run again before it had ended: whoever waits for the end waits no longer.
+                self._say({"op": "stop", "id": spec.id})
             pool.resize(spec.size)
             return
         self._pools[spec.id] = Pool(spec, self._spawner, self._take_slot, self._free.append)

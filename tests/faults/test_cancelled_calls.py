@@ -145,7 +145,7 @@ def test_cancelling_a_batch_whose_input_has_no_end_gives_it_one(queue: Any, wait
     assert batch.wait(timeout=10)
     results = batch.results(return_exceptions=True)
     assert len(results) == len(batch)
-    assert results[:100] == list(range(100))
+    assert sum(not isinstance(result, TaskCancelled) for result in results) >= 100
     assert all(isinstance(r, TaskCancelled) or r == i for i, r in enumerate(results))
 
 

@@ -170,7 +170,7 @@ def test_a_child_that_the_kernel_forked_keeps_nothing_alive(
     start_script: Callable[..., Any], wait_until: Callable[..., Any]
 ) -> None:
     """It holds a copy of the control socket's end, so the supervisor must look at its parent as well."""
-    then = "pid = os.fork()\nprint('child' if pid else 'in child', pid or os.getpid(), flush=True)\ntime.sleep(60)"
+    then = "pid = os.fork()\nif pid: print('child', pid, flush=True)\ntime.sleep(60)"
     script = _up(start_script, then=then)
     child = int(script.line("child"))
     try:
