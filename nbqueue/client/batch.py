@@ -394,6 +394,9 @@ class Batch(Generic[R]):
         while self._room():
             if not self._send_chunk():
                 return
+            if self._total is None:
+                # A generator may take its time; it must not take the caller's.
+                break
         self._link.watch(self._send_stalled)
         self._feeder = threading.Thread(target=self._keep_feeding, name="nbqueue-feeder", daemon=True)
         self._feeder.start()

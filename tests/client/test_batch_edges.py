@@ -150,3 +150,16 @@ def test_two_databases_of_one_server_are_two_queues(redis_server: Any, new_key: 
     assert zero.status().workers == ()
     assert len(three.status().workers) == 1
     zero.cancel()
+
+
+def test_map_returns_although_its_generator_is_slow(queue: Any) -> None:
+    go_on = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 1
+        go_on.wait(30)
+        yield 2
+
+    batch = queue.map(abs, items())
+    go_on.set()
+    assert batch.results(timeout=20) == [1, 2]
