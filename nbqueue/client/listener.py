@@ -38,6 +38,8 @@ __all__ = ["Link", "OpenCall", "Sink"]
 
 STEP_TIMEOUT_S = 30.0
 HELLO_S = 2.0
+# How long a status waits for the hosts' word on what they run right now.
+STATUS_S = 1.0
 # One SUBMIT: as many calls as a script does in a few milliseconds, as many bytes as pass quickly.
 MOST_CALLS = 500
 MOST_BYTES = 8_000_000
@@ -222,12 +224,16 @@ class Link:
         broker = Broker(Wire(self._address(), timeout_s=STEP_TIMEOUT_S), self._keys)
         broker.wire.connect()
         try:
-            hosts = broker.counts().hosts
-            for host in hosts:
-                broker.poke(host.host)
-            if hosts:
-                # Supervisors answer in a few milliseconds; a host that is gone never does.
-                time.sleep(0.05)
+            before = broker.counters()
+            for host in before:
+                broker.poke(host)
+            # Supervisors answer with a beat, in a few milliseconds; a host that is gone never does.
+            deadline = time.monotonic() + STATUS_S
+            while time.monotonic() < deadline:
+                now = broker.counters()
+                if all(now.get(host) != counter for host, counter in before.items()):
+                    break
+                time.sleep(0.005)
             return broker.counts()
         finally:
             broker.wire.close()

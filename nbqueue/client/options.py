@@ -11,6 +11,9 @@ from nbqueue.errors import BadOption
 
 __all__ = ["Options", "check_workers"]
 
+# Seen with 600: the supervisor orders faster than births are reported, and both wait for each other.
+MOST_WORKERS = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -64,6 +67,8 @@ def _whole(name: str, value: object, *, at_least: int) -> None:
 
 
 def check_workers(workers: object, name: str = "workers") -> None:
-    """Raises BadOption unless it is None or a whole number, 1 or more."""
+    """Raises BadOption unless it is None or a whole number, 1 or more, and no more than one host can start."""
+    if isinstance(workers, int) and workers > MOST_WORKERS:
+        raise BadOption(f"{name}={workers}: one host starts {MOST_WORKERS} workers at most.")
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise BadOption(f"{name}={workers!r}: give a whole number, 1 or more, or None for one per core.")

@@ -332,6 +332,11 @@ class Broker:
             for id, fields in answer[0][1]
         ]
 
+    def counters(self) -> dict[str, int]:
+        """Every host's heartbeat counter."""
+        answer = self.wire.call("HGETALL", self.keys.beats)
+        return {host.decode(): int(n) for host, n in zip(answer[::2], answer[1::2], strict=True)}
+
     def poke(self, host: str) -> None:
         """Ask a host's supervisor to publish its state now."""
         inbox = self.keys.inbox(host)

@@ -90,6 +90,10 @@ class Keys:
         return self.prefix + "pool"
 
     @property
+    def beats(self) -> str:
+        return self.prefix + "hb"
+
+    @property
     def host_workers(self) -> str:
         return self.prefix + "hw"
 

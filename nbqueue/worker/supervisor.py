@@ -37,6 +37,7 @@ __all__ = ["Supervisor", "main"]
 
 TICK_S = 0.1
 SLOTS = 1024
+MOST_BY_DEFAULT = 256
 
 
 class Supervisor:
@@ -238,7 +239,7 @@ class Supervisor:
         if op == "server":
             self._say({"op": op, "id": None, "path": self._start_server(message["executable"])})
         elif op == "pool":
-            size = message["size"] or available_cores()
+            size = message["size"] or min(available_cores(), MOST_BY_DEFAULT)
             spec = make_spec(message, size)
             self.add_pool(spec)
             self._say({"op": op, "id": spec.id, "size": size})

@@ -87,7 +87,10 @@ for way, wait in ways.items():
     print(way, "next", queue.submit(abs, -3).result(timeout=20), flush=True)
     print(way, "map", sum(queue.map(abs, range(-9, 0)).results(timeout=20)), flush=True)
     print(way, "started", len(list(notes.iterdir())), flush=True)
-    print(way, "running", len(queue.status().running), flush=True)
+    deadline = time.monotonic() + 10
+    while (running := len(queue.status().running)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    print(way, "running", running, flush=True)
     shutil.rmtree(notes)
     notes.mkdir()
 """
