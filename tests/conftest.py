@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -208,6 +209,8 @@ class Script:
             cwd=folder,
             env={**os.environ, "XDG_RUNTIME_DIR": str(run), "NBQUEUE_PROGRESS": "0", **env},
             start_new_session=True,
+            # A shell ignores it in what it starts in the background, and so would everything from there on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.out: list[str] = []
         self.err: list[str] = []
