@@ -26,10 +26,9 @@ from typing import Any, Generic, TypeVar, cast, overload
 from nbqueue.client.chunking import Chunker
 from nbqueue.client.future import Outcome, TaskFuture, _call_soon, tick, wait_until
 from nbqueue.client.listener import Link, OpenCall
-from nbqueue.client.recipe import Prepared, Recipe, arguments_of
-from nbqueue.codec.functions import dump_arguments
+from nbqueue.client.recipe import Prepared, Recipe, items_of
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, ReplyBody
-from nbqueue.errors import NbqueueError, TaskCancelled
+from nbqueue.errors import NbqueueError, NotSendable, TaskCancelled
 from nbqueue.progress.tally import Snapshot, Tally
 from nbqueue.progress.views import Handle, open_view
 
@@ -78,7 +77,7 @@ class Batch(Generic[R]):
         self._changed = threading.Condition(self._lock)
         self._kinds = bytearray()
         self._values: list[Any] = []
-        self._arguments: dict[int, bytes] = {}  # of failed items, to run them again
+        self._arguments: dict[int, Prepared] = {}  # of failed items, to run them again
         self._settled = 0
         self._total = total
         self._exhausted = False
@@ -90,7 +89,7 @@ class Batch(Generic[R]):
         self._calls: dict[int, OpenCall] = {}
         self._callbacks: list[Callable[[], object]] = []
         self._chunker = Chunker(total, recipe.options.chunksize)
-        self._source = iter(items)
+        self._source: Iterator[tuple[Any, ...]] = iter(items)
         self._drawing = threading.Lock()  # guards what was drawn from the input and not sent yet
         self._drawn: list[Prepared] = []
         self._drawn_since = 0.0
@@ -123,7 +122,7 @@ class Batch(Generic[R]):
     def __iter__(self) -> Iterator[R]:
         __tracebackhide__ = True
         index = 0
-        while self._wait_for(index, None):
+        while self._wait_for(index):
             yield self._get(index)
             index += 1
 
@@ -137,7 +136,7 @@ class Batch(Generic[R]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if index < 0:
             index += len(self)
-        if index < 0 or not self._wait_for(index, None):
+        if index < 0 or not self._wait_for(index):
             raise IndexError(f"This batch has no item {index}.")
         return self._get(index)
 
@@ -296,7 +295,7 @@ class Batch(Generic[R]):
         with self._lock:
             # A cancelled batch has no more input, but what failed in it may be run again.
             self._cancelled = False
-            frames = [self._arguments.pop(i) for i in again]
+            items = [self._arguments.pop(i) for i in again]
             for i in again:
                 self._kinds[i] = _OPEN
                 self._values[i] = None
@@ -308,8 +307,8 @@ class Batch(Generic[R]):
         self.tally.reopen(len(again))
         if self._view is not None:
             self._view = open_view(self.tally, self.cancel)
-        for i, frame in zip(again, frames, strict=True):
-            self._send([i], self._recipe.body(frames=(frame,)))
+        for i, item in zip(again, items, strict=True):
+            self._send_items(i, [item])
         return self
 
     def __await__(self) -> Generator[Any, None, list[R]]:
@@ -327,7 +326,7 @@ class Batch(Generic[R]):
         await tick(ended, self.cancel)
         return self.results()
 
-    def _wait_for(self, index: int, timeout: float | None) -> bool:
+    def _wait_for(self, index: int) -> bool:
         """True when the item has ended, False when there is none."""
         __tracebackhide__ = True
         if not (index < len(self._kinds) and self._kinds[index] != _OPEN):
@@ -338,7 +337,7 @@ class Batch(Generic[R]):
                     return self._kinds[index] != _OPEN
                 return self._exhausted
 
-            wait_until(self._changed, ready, timeout, self._link, self.cancel)
+            wait_until(self._changed, ready, None, self._link, self.cancel)
         if self.done:
             self._close_view()
         if index < len(self._kinds):
@@ -380,14 +379,10 @@ class Batch(Generic[R]):
         if first is None:
             self._input_ended()
             return
-        dump_arguments(first, self._recipe.kwargs, self._name, self._recipe.fn)
-        rest = self._source
-
-        def with_first() -> Iterator[tuple[Any, ...]]:
-            yield first
-            yield from rest
-
-        self._source = with_first()
+        item = self._recipe.prepare(first)
+        if isinstance(item, NotSendable):
+            raise item
+        self._drawn.append(item)
 
     def _feed(self) -> None:
         """Fill what may be in flight. Later the feeder thread goes on, if more is left."""
@@ -411,12 +406,12 @@ class Batch(Generic[R]):
                 return
 
     def _room(self) -> bool:
-        return len(self._calls) < self._chunker.in_flight(self._link.workers or self._link.expected_workers)
+        return len(self._calls) < self._chunker.in_flight(self._link.planned_workers)
 
     def _send_chunk(self) -> bool:
         """Take items from the input and send them together. False when there are no more."""
-        size = self._chunker.next_size(self._link.workers or self._link.expected_workers)
-        drawn = 0
+        size = self._chunker.next_size(self._link.planned_workers)
+        drawn = len(self._drawn)  # the first item, at the first time
         try:
             while drawn < size and not self._cancelled:
                 item = self._recipe.prepare(next(self._source))
@@ -470,13 +465,7 @@ class Batch(Generic[R]):
         item = next(self._source, None)
         if item is None:
             return True
-        rest = self._source
-
-        def with_item() -> Iterator[tuple[Any, ...]]:
-            yield item
-            yield from rest
-
-        self._source = with_item()
+        self._source = itertools.chain((item,), self._source)
         return False
 
     def _input_ended(self) -> None:
@@ -526,6 +515,7 @@ class Batch(Generic[R]):
             else:
                 kinds = body.kinds or bytes([VALUE]) * body.items
                 plain = pickle.loads(body.packed) if body.packed else None
+                items: Sequence[Prepared] = ()
                 for offset, kind in enumerate(kinds):
                     place = start + offset
                     if kind == RETRYING:
@@ -539,7 +529,8 @@ class Batch(Generic[R]):
                         arrived.append(place)
                         if kind != VALUE:
                             failed += 1
-                            self._keep_arguments(call, place)
+                            items = items or items_of(call.call.payload)
+                            self._arguments[place] = items[place - call.base]
             self._settled += len(arrived)
             was_running = len(self._running.intersection(range(start, start + body.items)))
             self._running.difference_update(range(start, start + body.items))
@@ -547,8 +538,7 @@ class Batch(Generic[R]):
                 self._finished.extend(arrived)
             self._chunker.observe(body.items, body.seconds)
             self._details.add(start, body)
-            # A call is over when none of its items is open: one that is being retried still is.
-            ended = not self._kinds.count(_OPEN, call.base, call.base + call.call.items)
+            ended = self._is_over(call)
             if ended:
                 self._calls.pop(call.call.n, None)
             futures = [(self._futures[i], i) for i in arrived if i in self._futures] if self._futures else []
@@ -562,8 +552,9 @@ class Batch(Generic[R]):
         self._finish_if_done()
         return ended
 
-    def _keep_arguments(self, call: OpenCall, place: int) -> None:
-        self._arguments[place] = arguments_of(call.call.payload, place - call.base)
+    def _is_over(self, call: OpenCall) -> bool:
+        """None of its items is open: one that is being retried still is."""
+        return not self._kinds.count(_OPEN, call.base, call.base + call.call.items)
 
     def on_started(self, call: OpenCall, item: int, worker: str, attempt: int) -> None:
         place = call.base + item
@@ -619,11 +610,7 @@ class Batch(Generic[R]):
             elif not self._exhausted:
                 self._unwanted.add(place)
         with self._changed:
-            over = [
-                call
-                for call in self._calls.values()
-                if not self._kinds.count(_OPEN, call.base, call.base + call.call.items)
-            ]
+            over = [call for call in self._calls.values() if self._is_over(call)]
             for call in over:
                 del self._calls[call.call.n]
             self._changed.notify_all()

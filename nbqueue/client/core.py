@@ -17,9 +17,9 @@ from nbqueue.client.future import TaskFuture
 from nbqueue.client.launch import LocalLauncher, local_launcher
 from nbqueue.client.listener import Link
 from nbqueue.client.options import Options
-from nbqueue.client.recipe import Recipe
+from nbqueue.client.recipe import Recipe, dump_call_arguments
 from nbqueue.client.setting import SettingWatch
-from nbqueue.codec.functions import digest, dump_arguments, dump_function
+from nbqueue.codec.functions import digest, dump_function
 from nbqueue.codec.messages import CallBody, dump_call
 from nbqueue.codec.seal import Seal, fingerprint, new_secret
 from nbqueue.codec.values import LARGEST_BYTES
@@ -149,12 +149,7 @@ class Core:
         self.check_process()
         name = options.name
         function, setting, blobs = self.blobs(fn, name)
-        arguments = dump_arguments(args, kwargs, name, fn)
-        if len(arguments) > LARGEST_BYTES:
-            raise NotSendable(
-                f"`{name}` could not be sent: its arguments are {len(arguments) / 1e6:.0f} MB when pickled; the limit "
-                f"is {LARGEST_BYTES / 1e6:.0f} MB. Load the data in the task, or send it in parts."
-            )
+        arguments = dump_call_arguments(args, kwargs, name, fn)
         body = CallBody(name, function, setting, options.timeout, options.retries, frames=(arguments,))
         future: TaskFuture[Any] = TaskFuture(name, self.link)
         future._call = self.link.submit(dump_call(body), (function, setting), blobs, future)

@@ -296,9 +296,6 @@ def wait_until(
     return True
 
 
-_hinted: dict[str, str] = {}
-
-
 def hint(link: Link) -> None:
     """Tell the waiting user, once per cause, why nothing may be coming."""
     if link.failure is not None:
@@ -309,10 +306,10 @@ def hint(link: Link) -> None:
             "`nbqueue worker URL`."
         )
     else:
-        _hinted.pop(link.client, None)
+        link.hinted = ""
         return
-    if _hinted.get(link.client) != text:
-        _hinted[link.client] = text
+    if link.hinted != text:
+        link.hinted = text
         sys.stderr.write(f"nbqueue: {text}\n")
 
 

@@ -99,6 +99,7 @@ class Link:
         self.expected_workers = 2  # to plan with, while none are
         self.starting = False  # workers are on their way
         self.failure: NbqueueError | None = None  # why the server cannot be used now
+        self.hinted = ""  # the reason for waiting that the user was told last
         self._address = address
         self._keys = keys
         self._seal = seal
@@ -203,6 +204,11 @@ class Link:
         with self._lock:
             self._watched.append(check)
             self._wake()
+
+    @property
+    def planned_workers(self) -> int:
+        """How many workers to plan with."""
+        return self.workers or self.expected_workers
 
     @property
     def open_calls(self) -> int:

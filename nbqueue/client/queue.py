@@ -124,14 +124,13 @@ class TaskQueue:
         check_workers(workers)
         _check_kernel(self._options)
         self.stream_key = stream_key
+        Keys.of(stream_key, "")
         if client is None:
-            Keys.of(stream_key, "")
             core = private_core(stream_key, find_executable())
         else:
             address = Address.from_url(client) if isinstance(client, str) else Address.from_client(client)
             address.require_safe(insecure=insecure)
             secret = user_secret()
-            Keys.of(stream_key, "")
             _check_reachable(address)
             core = core_of(stream_key, address, secret)
         if workers is not None:

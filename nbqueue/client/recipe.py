@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from nbqueue.client.options import Options
 from nbqueue.codec.functions import dump_arguments, dumps, is_plain
-from nbqueue.codec.messages import CallBody, dump_call, item_arguments, load_call
+from nbqueue.codec.messages import CallBody, dump_call, load_call
 from nbqueue.codec.seal import body_of
 from nbqueue.codec.values import LARGEST_BYTES
 from nbqueue.errors import NotSendable
 
-__all__ = ["Packed", "Recipe", "arguments_of"]
+__all__ = ["Packed", "Prepared", "Recipe", "dump_call_arguments", "items_of"]
 
 # Bytes of arguments that travel together at most.
 CHUNK_BYTES = 1_000_000
@@ -77,17 +77,10 @@ class Recipe:
                 break
         else:
             return args
-        name = self.options.name
         try:
-            frame = dump_arguments(args, self.kwargs, name, self.fn)
+            return dump_call_arguments(args, self.kwargs, self.options.name, self.fn)
         except NotSendable as error:
             return error
-        if len(frame) > LARGEST_BYTES:
-            return NotSendable(
-                f"`{name}` could not be sent: its arguments are {len(frame) / 1e6:.0f} MB when pickled; the limit is "
-                f"{LARGEST_BYTES / 1e6:.0f} MB. Load the data in the task, or send it in parts."
-            )
-        return frame
 
     def pack(self, items: Sequence[Prepared]) -> tuple[list[Packed], list[tuple[int, NotSendable | None]]]:
         """Bodies for prepared items, and the offsets of those that are not sent, with the reason."""
@@ -118,12 +111,21 @@ class Recipe:
         return calls, refused
 
 
-def arguments_of(payload: bytes, item: int) -> bytes:
-    """The pickled ``(args, kwargs)`` of one item, out of a call's sealed message of our own making."""
+def items_of(payload: bytes) -> Sequence[tuple[Any, ...] | bytes]:
+    """The prepared items of a call, out of its sealed message, which is of our own making."""
     body = load_call(body_of(payload))
-    if body.frames:
-        return body.frames[item]
-    return dumps(item_arguments(body, pickle.loads(body.packed), item))
+    return body.frames or cast("list[tuple[Any, ...]]", pickle.loads(body.packed))
+
+
+def dump_call_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], name: str, fn: Callable[..., Any]) -> bytes:
+    """Pickle ``(args, kwargs)`` of one call. Raises NotSendable if they cannot be pickled or are too large."""
+    frame = dump_arguments(args, kwargs, name, fn)
+    if len(frame) > LARGEST_BYTES:
+        raise NotSendable(
+            f"`{name}` could not be sent: its arguments are {len(frame) / 1e6:.0f} MB when pickled; the limit is "
+            f"{LARGEST_BYTES / 1e6:.0f} MB. Load the data in the task, or send it in parts."
+        )
+    return frame
 
 
 def _latest(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "load_call",
     "load_event",
     "load_reply",
+    "only_item",
 ]
 
 VALUE, EXCEPTION, ERROR, RETRYING, SKIPPED = b"vxers"
@@ -112,6 +113,13 @@ def dump_event(kind: str, **details: int | str | float) -> bytes:
 def load_event(data: bytes) -> dict[str, Any]:
     event: dict[str, Any] = json.loads(data)
     return event
+
+
+def only_item(body: CallBody, plain: Sequence[Any] | None, item: int) -> CallBody:
+    """The call with one item only, to be sent on its own. Runs no user's code."""
+    if plain is None:
+        return replace(body, frames=(body.frames[item],))
+    return replace(body, packed=pickle.dumps([plain[item]], protocol=5))
 
 
 def item_arguments(body: CallBody, plain: Sequence[Any] | None, item: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

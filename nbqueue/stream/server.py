@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from nbqueue.errors import ServerError, ServerNotFound, ServerTooOld, ServerUnreachable
@@ -88,6 +89,16 @@ def _bundled() -> str | None:
 
 
 def _version(path: str) -> tuple[int, int] | None:
+    """Major and minor version; asked once for as long as the file is the same, since asking costs 10 ms."""
+    try:
+        changed_ns = os.stat(path).st_mtime_ns
+    except OSError:
+        return None
+    return _ask_version(path, changed_ns)
+
+
+@cache
+def _ask_version(path: str, _changed_ns: int) -> tuple[int, int] | None:
     try:
         out = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):

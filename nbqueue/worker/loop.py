@@ -128,8 +128,8 @@ class Worker:
         self._spec = spec
         self._slot = slot
         self._ring = ring
-        self._name = f"{spec.consumer}"
-        self._seal = Seal(bytes.fromhex(spec.secret), spec.prefix)
+        self._secret = bytes.fromhex(spec.secret)
+        self._seal = Seal(self._secret, spec.prefix)
         self._broker = Broker(Wire(Address.from_dict(spec.address), timeout_s=REPLY_TIMEOUT_S), Keys(spec.prefix))
         self._surroundings = Surroundings()
         self._functions: OrderedDict[str, Any] = OrderedDict()
@@ -167,6 +167,7 @@ class Worker:
             try:
                 with self._io:
                     self._connect()
+                    self._read_own()
                 pause = 0.02
                 while self._fetch():
                     while (call := self._next()) is not None:
@@ -183,10 +184,8 @@ class Worker:
     # Fetch and report
 
     def _connect(self) -> None:
-        broker = self._broker
-        broker.connect()
-        self._slot.connected(int(broker.wire.call("CLIENT", "ID")))
-        self._read_own()
+        self._broker.connect()
+        self._slot.connected(int(self._broker.wire.call("CLIENT", "ID")))
 
     def _read_own(self) -> None:
         """A lost reply has left its entries with us. What is finished is reported before, so it is not among them."""
@@ -215,8 +214,7 @@ class Worker:
                 self._flush_now()
                 return False
             self._slot.idle()
-            wanted = MOST_AHEAD if self._seconds <= 0 else int(AHEAD_S / self._seconds)
-            count = min(MOST_AHEAD, max(1, wanted)) if self._seconds > 0 else 1
+            count = min(MOST_AHEAD, max(1, int(AHEAD_S / self._seconds))) if self._seconds > 0 else 1
             fetch = broker.fetch_command(self._spec.consumer, count, block_ms=None if last else BLOCK_MS)
             if reports:
                 broker.wire.send(broker.finish_command(reports), fetch)
@@ -270,8 +268,7 @@ class Worker:
         """Make sure of a connection while a task runs; what lies in our pending list is looked at later."""
         if not self._broker.wire.connected:
             self._unsure = True
-            self._broker.connect()
-            self._slot.connected(int(self._broker.wire.call("CLIENT", "ID")))
+            self._connect()
 
     def _try_flush(self) -> None:
         """Report what is finished; while the server is away it waits in the outbox and the work goes on."""
@@ -293,7 +290,7 @@ class Worker:
             kinds=b"" if all(kind == VALUE for kind in piece.kinds) else bytes(piece.kinds),
             packed=pickle.dumps(piece.values, protocol=5) if piece.plain else b"",
             frames=() if piece.plain else tuple(piece.values),
-            worker=self._name,
+            worker=self._spec.consumer,
             attempt=call.attempt,
             started=piece.started,
             seconds=piece.seconds,
@@ -498,18 +495,12 @@ class Worker:
         payload = b""
         if call.items > 1:
             # The item goes on alone, as the call "<n>.<item>".
-            frame = body.frames[item] if plain is None else self._frame(body, plain[item])
-            single = CallBody(body.name, body.function, body.setting, body.timeout_s, body.retries, frames=(frame,))
             id = call_id(call.client, f"{call.n}.{item}")
-            payload = self._seal.close("call", id, messages.dump_call(single))
+            payload = self._seal.close("call", id, messages.dump_call(messages.only_item(body, plain, item)))
         with self._lock:
             self._close_piece(delay_s, payload)
         self._try_flush()
         self._ring()
-
-    @staticmethod
-    def _frame(body: CallBody, args: Any) -> bytes:
-        return pickle.dumps((args, pickle.loads(body.common) if body.common else {}), protocol=5)
 
     def _failure(self, error: BaseException) -> tuple[int, bytes, bool]:
         if isinstance(error, NbqueueError):
@@ -548,7 +539,7 @@ class Worker:
             attempt=call.attempt,
             queue=self._spec.queue,
             address=self._spec.address,
-            secret=bytes.fromhex(self._spec.secret),
+            secret=self._secret,
             begin_wait=self._begin_wait,
             end_wait=self._end_wait,
         )

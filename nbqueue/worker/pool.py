@@ -402,8 +402,7 @@ class Pool:
         dead = {s.host for s in self._broker.hosts() if machine and s.machine == machine and not _alive(s.pid)}
         if not dead:
             return
-        answer = self._broker.beat(self._host, self._offered(), self.state(), list(self.members), self._epoch)
-        for host, counter in answer.counters.items() if isinstance(answer, Beat) else ():
+        for host, counter in self._broker.counters().items():
             if host in dead:
                 self._broker.reap(host, counter)
         self._beat_at = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from pathlib import Path
 from typing import Any
 
 
@@ -88,3 +89,23 @@ def test_an_empty_input_is_an_empty_batch(queue: Any) -> None:
     assert batch.results(timeout=5) == []
     assert list(batch) == []
     assert list(batch.as_completed(timeout=5)) == []
+
+
+def test_an_item_is_retried_although_its_keyword_is_an_instance_of_a_class_of_a_cell(
+    queue: Any, tmp_path: Path
+) -> None:
+    """The worker once pickled such keywords anew, could not, and died of it."""
+
+    class Offset:
+        def __init__(self, by: int) -> None:
+            self.by = by
+
+    @queue.task(retries=2)
+    def shift(i: int, offset: Offset) -> int:
+        if i == 3 and len(list(tmp_path.iterdir())) < 2:
+            (tmp_path / str(time.monotonic_ns())).touch()
+            raise OSError("twice")
+        return i + offset.by
+
+    assert shift.options(chunksize=6).map(range(6), offset=Offset(10)).results(timeout=20) == [10, 11, 12, 13, 14, 15]
+    assert len(list(tmp_path.iterdir())) == 2
