@@ -150,7 +150,11 @@ class Core:
         name = options.name
         function, setting, blobs = self.blobs(fn, name)
         arguments = dump_call_arguments(args, kwargs, name, fn)
-        body = CallBody(name, function, setting, options.timeout, options.retries, frames=(arguments,))
+        body = CallBody(
+            *(name, function, setting, options.timeout, options.retries),
+            frames=(arguments,),
+            retry_on=options.retry_on_names,
+        )
         future: TaskFuture[Any] = TaskFuture(name, self.link)
         future._call = self.link.submit(dump_call(body), (function, setting), blobs, future)
         self.start_workers()

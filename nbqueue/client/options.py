@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from nbqueue.errors import BadOption
+from nbqueue.codec.messages import type_name
+from nbqueue.errors import BadOption, TaskError
 
 __all__ = ["Options", "check_workers"]
 
@@ -25,6 +26,9 @@ class Options:
         Shown in progress bars and messages.
     retries : int
         How often a call that raised an exception is run again, with growing pauses.
+    retry_on : exception type or tuple of them
+        Which exceptions `retries` is for; any by default. Compared by name, so a class that was defined anew
+        by its cell is still the same.
     timeout : float or None
         Seconds that one item may run before it is stopped.
     chunksize : int or None
@@ -35,12 +39,14 @@ class Options:
 
     name: str = ""
     retries: int = 0
+    retry_on: type[Exception] | tuple[type[Exception], ...] = Exception
     timeout: float | None = None
     chunksize: int | None = None
     progress: bool | None = None
 
     def __post_init__(self) -> None:
         _whole("retries", self.retries, at_least=0)
+        self._check_retry_on()
         if self.chunksize is not None:
             _whole("chunksize", self.chunksize, at_least=1)
         if self.timeout is not None and (
@@ -51,6 +57,23 @@ class Options:
             raise BadOption(f"timeout={self.timeout!r}: give seconds greater than 0, or None for no limit.")
         if not isinstance(self.name, str):
             raise BadOption(f"name={self.name!r}: give a string.")
+
+    def _check_retry_on(self) -> None:
+        kinds = self.retry_on if isinstance(self.retry_on, tuple) else (self.retry_on,)
+        for kind in kinds or (None,):
+            if not isinstance(kind, type) or not issubclass(kind, Exception):
+                raise BadOption(f"retry_on={self.retry_on!r}: give an exception type, or a tuple of them.")
+            if issubclass(kind, TaskError):
+                raise BadOption(
+                    f"retry_on={kind.__name__}: retries are for exceptions that the task itself raises. A task whose "
+                    "worker died runs once more anyway, and one that reached its timeout does not."
+                )
+
+    @property
+    def retry_on_names(self) -> tuple[str, ...]:
+        """What a worker compares an exception's classes with; empty for any."""
+        kinds = self.retry_on if isinstance(self.retry_on, tuple) else (self.retry_on,)
+        return () if Exception in kinds else tuple(type_name(kind) for kind in kinds)
 
     def with_(self, **changes: Any) -> Options:
         """A copy with `changes`. Raises BadOption for an option that does not exist."""

@@ -154,6 +154,7 @@ class TaskQueue:
         *,
         name: str = ...,
         retries: int = ...,
+        retry_on: type[Exception] | tuple[type[Exception], ...] = ...,
         timeout: float | None = ...,
         chunksize: int | None = ...,
         progress: bool | None = ...,
@@ -170,6 +171,8 @@ class TaskQueue:
             Shown in progress bars and messages; the function's own by default.
         retries : int
             How often a call that raised an exception is run again, with growing pauses.
+        retry_on : exception type or tuple of them
+            Which exceptions that is for; any by default.
         timeout : float
             Seconds that one call, or one item of a map, may run before it is stopped.
         chunksize : int
@@ -216,6 +219,7 @@ class TaskQueue:
         *iterables: Iterable[Any],
         timeout: float | None = None,
         retries: int | None = None,
+        retry_on: type[Exception] | tuple[type[Exception], ...] | None = None,
         chunksize: int | None = None,
         progress: bool | None = None,
         name: str | None = None,
@@ -225,7 +229,8 @@ class TaskQueue:
         The options are those of `task`; the result is a `Batch`.
         """
         given = {
-            "timeout": timeout, "retries": retries, "chunksize": chunksize, "progress": progress, "name": name,
+            "timeout": timeout, "retries": retries, "retry_on": retry_on, "chunksize": chunksize,
+            "progress": progress, "name": name,
         }  # fmt: skip
         changes = {option: value for option, value in given.items() if value is not None}
         if isinstance(fn, Task):

@@ -65,9 +65,10 @@ class Recipe:
     def body(self, packed: bytes = b"", frames: tuple[bytes, ...] = ()) -> bytes:
         o = self.options
         common = self.keywords if packed else b""
-        return dump_call(
-            CallBody(o.name, self.function, self.setting, o.timeout, o.retries, packed, frames, common)
+        body = CallBody(
+            o.name, self.function, self.setting, o.timeout, o.retries, packed, frames, common, o.retry_on_names
         )
+        return dump_call(body)
 
     def prepare(self, args: tuple[Any, ...]) -> Prepared:
         """Take hold of an item's value now: a generator may refill the buffer that it has just given."""

@@ -99,7 +99,7 @@ class Task(Generic[P, R]):
         return cast("Batch[R]", self._submitter.submit_items(self._fn, items, total, kwargs, self._options))
 
     def options(self, **changes: Any) -> Task[P, R]:
-        """The same task with other options: name, retries, timeout, chunksize, progress.
+        """The same task with other options: name, retries, retry_on, timeout, chunksize, progress.
 
         Raises
         ------

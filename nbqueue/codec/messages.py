@@ -31,6 +31,7 @@ __all__ = [
     "load_event",
     "load_reply",
     "only_item",
+    "type_name",
 ]
 
 VALUE, EXCEPTION, ERROR, RETRYING, SKIPPED = b"vxers"
@@ -48,7 +49,8 @@ class CallBody:
     """What a worker needs to run a call.
 
     Either `packed` (a pickled list of argument tuples) or `frames` (one pickled ``(args, kwargs)`` an item)
-    is given; `common` is a pickled dict of keyword arguments for every packed item, or empty.
+    is given; `common` is a pickled dict of keyword arguments for every packed item, or empty. `retry_on` has the
+    names of the exception types that `retries` is for; empty means all.
     """
 
     name: str
@@ -59,6 +61,7 @@ class CallBody:
     packed: bytes = b""
     frames: tuple[bytes, ...] = ()
     common: bytes = b""
+    retry_on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +83,17 @@ class ReplyBody:
     seconds: float
 
 
+def type_name(kind: type) -> str:
+    """By which a type of one process is known in another: a class of a cell is not the same object there."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def dump_call(body: CallBody) -> bytes:
     return pickle.dumps(
-        (body.name, body.function, body.setting, body.timeout_s, body.retries, body.packed, body.frames, body.common),
+        (
+            *(body.name, body.function, body.setting, body.timeout_s, body.retries),
+            *(body.packed, body.frames, body.common, body.retry_on),
+        ),
         protocol=5,
     )
 

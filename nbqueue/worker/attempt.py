@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from nbqueue.codec.messages import type_name
 from nbqueue.errors import TaskError, TaskTimeout, WorkerDied
 
-__all__ = ["CRASH_CAP", "Exit", "death", "retry_delay"]
+__all__ = ["CRASH_CAP", "Exit", "death", "retry_delay", "wanted"]
 
 # A task whose worker died may run once more (BullMQ's maxStalledCount 1; dask allows 3, loky none).
 CRASH_CAP = 1
@@ -31,6 +32,17 @@ def retry_delay(failures: int, retries: int, *, draw: Callable[[], float] = rand
         return None
     delay = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2 ** (failures - 1))
     return float(delay / 2 + draw() * delay / 2)
+
+
+def wanted(error: BaseException, retry_on: Sequence[str]) -> bool:
+    """Whether a retry is wanted after `error`; `retry_on` names exception types, or is empty for all.
+
+    >>> wanted(ConnectionResetError(), ["builtins.OSError"]), wanted(ValueError(), ["builtins.OSError"])
+    (True, False)
+    """
+    if not isinstance(error, Exception):
+        return False
+    return not retry_on or any(type_name(kind) in retry_on for kind in type(error).__mro__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -462,7 +462,7 @@ class Worker:
             else:
                 kind, value, is_one_pickle = self._failure(error)
                 failures = call.attempt - max(0, call.crashes) if call.items == 1 else 1
-                delay = attempt.retry_delay(failures, body.retries) if isinstance(error, Exception) else None
+                delay = attempt.retry_delay(failures, body.retries) if attempt.wanted(error, body.retry_on) else None
                 if kind == EXCEPTION and delay is not None:
                     self._retry(call, body, plain, item, value, ended - began, delay)
                     return call.entry not in self._stale
