@@ -84,8 +84,11 @@ class ReplyBody:
 
 
 def type_name(kind: type) -> str:
-    """By which a type of one process is known in another: a class of a cell is not the same object there."""
-    return f"{kind.__module__}.{kind.__qualname__}"
+    """By which a type of one process is known in another: a class of a cell is not the same object there.
+
+    Not the qualified name, which cloudpickle drops.
+    """
+    return f"{kind.__module__}.{kind.__name__}"
 
 
 def dump_call(body: CallBody) -> bytes:
