@@ -84,6 +84,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_queue(worker)
     worker.add_argument("-n", "--workers", type=_count, metavar="N", help="worker processes (default: one per core)")
+    worker.add_argument(
+        "--memory-limit",
+        type=_size,
+        metavar="SIZE",
+        help="memory that one worker may use, as 2GB or 2GiB; a task that needs more is ended (default: any)",
+    )
+    worker.add_argument(
+        "--max-tasks-per-worker",
+        type=_count,
+        metavar="N",
+        help="replace a worker after so many tasks, for tasks that leak (default: never)",
+    )
     worker.set_defaults(run=_worker)
 
     status = commands.add_parser(
@@ -118,6 +130,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _size(text: str) -> str:
+    from nbqueue.client.options import check_limits
+
+    try:
+        check_limits(text, None)
+    except NbqueueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 # Commands
 
 
@@ -129,6 +151,9 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _worker(given: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from nbqueue.client.options import check_limits
     from nbqueue.codec.seal import fingerprint, user_secret
     from nbqueue.stream.connect import Address, Wire, check_server
     from nbqueue.stream.keys import Keys
@@ -148,8 +173,15 @@ def _worker(given: argparse.Namespace) -> int:
         wire.close()
     size = given.workers or available_cores()
     supervisor = Supervisor(None)
-    message = {"id": keys.prefix, "queue": given.queue, "prefix": keys.prefix}
-    supervisor.add_pool(make_spec({**message, "address": address.to_dict(), "secret": secret.hex()}, size))
+    message = {
+        "id": keys.prefix,
+        "queue": given.queue,
+        "prefix": keys.prefix,
+        "address": address.to_dict(),
+        "secret": secret.hex(),
+        "limits": asdict(check_limits(given.memory_limit, given.max_tasks_per_worker)),
+    }
+    supervisor.add_pool(make_spec(message, size))
     _say_when_ready(given.queue, address, keys, size)
     return supervisor.run()
 

@@ -120,6 +120,8 @@ class WorkerDied(TaskError):
         How often the task was started.
     peak_rss_bytes : int or None
         The largest resident memory that the last process had, in bytes.
+    last_output : str
+        The last lines that the call printed, and of a crash in compiled code where in the task it was.
     """
 
     def __init__(
@@ -130,12 +132,14 @@ class WorkerDied(TaskError):
         exitcode: int | None = None,
         attempts: int = 1,
         peak_rss_bytes: int | None = None,
+        last_output: str = "",
     ) -> None:
         super().__init__(message)
         self.signal = signal
         self.exitcode = exitcode
         self.attempts = attempts
         self.peak_rss_bytes = peak_rss_bytes
+        self.last_output = last_output
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.args[0], self.__dict__.copy()))

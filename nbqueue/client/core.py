@@ -26,6 +26,7 @@ from nbqueue.codec.values import LARGEST_BYTES
 from nbqueue.errors import NbqueueError, NotSendable, PoolError
 from nbqueue.stream.connect import Address
 from nbqueue.stream.keys import Keys
+from nbqueue.stream.records import WorkerLimits
 
 __all__ = ["Core", "core_of", "find_core", "private_core"]
 
@@ -47,6 +48,7 @@ class Core:
         self.link = Link(queue, self.address, self.keys, Seal(secret, self.prefix))
         self.watch = SettingWatch()
         self.workers: int | None = None
+        self.limits = WorkerLimits()
         self._lock = threading.Lock()
         self._started = False  # or never to be started without run()
         self._running = False
@@ -100,11 +102,15 @@ class Core:
         finally:
             self.link.starting = False
 
-    def resize(self, workers: int) -> None:
-        """What a new handle asks for. A private pool that runs follows; others follow `run` only."""
-        changed, self.workers = workers != self.workers, workers
-        if changed and self._running and self.private:
-            self.run(workers)
+    def change(self, workers: int | None, limits: WorkerLimits) -> None:
+        """What a new handle asks for, as far as it does. A private pool that runs follows; others follow `run` only."""
+        before = self.workers, self.limits
+        self.workers = workers or self.workers
+        self.limits = WorkerLimits(
+            limits.memory_bytes or self.limits.memory_bytes, limits.tasks or self.limits.tasks
+        )
+        if (self.workers, self.limits) != before and self._running and self.private:
+            self.run(self.workers)
 
     def run(self, workers: int | None) -> int:
         self.check_process()

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ import nbqueue
 from nbqueue import errors
 from nbqueue.errors import ForkedQueue, NbqueueError, PoolError
 from nbqueue.stream.connect import Address
+from nbqueue.stream.records import WorkerLimits
 
 __all__ = ["Launcher", "LocalLauncher", "PoolOrder", "local_launcher"]
 
@@ -39,6 +41,7 @@ class PoolOrder(Protocol):
     queue: str
     prefix: str
     secret: bytes
+    limits: WorkerLimits
 
     def address(self) -> Address: ...
 
@@ -98,6 +101,7 @@ class LocalLauncher:
                 "address": order.address().to_dict(),
                 "secret": order.secret.hex(),
                 "size": workers,
+                "limits": asdict(order.limits),
             }
         )
         self._pools[order.id] = (order, workers)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from nbqueue.codec.messages import type_name
 from nbqueue.errors import BadOption, TaskError
+from nbqueue.stream.records import WorkerLimits
 
-__all__ = ["Options", "check_workers"]
+__all__ = ["Options", "check_limits", "check_workers", "parse_bytes"]
 
 # Seen with 600: the supervisor orders faster than births are reported, and both wait for each other.
 MOST_WORKERS = 256
+# A worker that has done nothing yet uses 20 MB, and with NumPy 40.
+LEAST_MEMORY_BYTES = 50_000_000
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?")
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +101,29 @@ def check_workers(workers: object, name: str = "workers") -> None:
         raise BadOption(f"{name}={workers}: one host starts {MOST_WORKERS} workers at most.")
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise BadOption(f"{name}={workers!r}: give a whole number, 1 or more, or None for one per core.")
+
+
+def check_limits(memory_limit: object, max_tasks_per_worker: object) -> WorkerLimits:
+    """Raises BadOption for what cannot be meant."""
+    memory_bytes = 0
+    if memory_limit is not None:
+        memory_bytes = parse_bytes(memory_limit) or 0
+        if memory_bytes < LEAST_MEMORY_BYTES:
+            raise BadOption(f"memory_limit={memory_limit!r}: give bytes, at least 50 MB, as 2_000_000_000 or '2 GB'.")
+    if max_tasks_per_worker is not None:
+        _whole("max_tasks_per_worker", max_tasks_per_worker, at_least=1)
+    return WorkerLimits(memory_bytes, int(max_tasks_per_worker or 0))  # type: ignore[call-overload]
+
+
+def parse_bytes(size: object) -> int | None:
+    """A size in bytes, from a number or a text with a unit; None for what is neither.
+
+    >>> parse_bytes("2 GB"), parse_bytes("1.5GiB"), parse_bytes(7), parse_bytes("much")
+    (2000000000, 1610612736, 7, None)
+    """
+    if isinstance(size, int) and not isinstance(size, bool):
+        return size
+    match = _SIZE.fullmatch(size.strip().lower()) if isinstance(size, str) else None
+    if match is None or match[2] not in _UNITS:
+        return None
+    return int(float(match[1]) * _UNITS[match[2]])

@@ -17,7 +17,7 @@ from nbqueue import context
 from nbqueue.client.batch import Batch
 from nbqueue.client.core import Core, core_of, find_core, private_core
 from nbqueue.client.future import TaskFuture
-from nbqueue.client.options import Options, check_workers
+from nbqueue.client.options import Options, check_limits, check_workers
 from nbqueue.client.task import Task, length_of, require_iterable, zip_arguments
 from nbqueue.codec.seal import user_secret
 from nbqueue.errors import BadOption, NbqueueError, UnsupportedKernel
@@ -88,6 +88,12 @@ class TaskQueue:
     workers : int, optional
         Worker processes that the first call starts, or `run` if it is given no number. By default as many as
         the cores that this process may use (affinity, cgroup quota, ``CPU_LIMIT``).
+    memory_limit : int or str, optional
+        Memory that one worker may use, in bytes or as ``"2 GB"`` (10^9) or ``"2 GiB"`` (2^30). A task whose worker
+        uses more is ended as `WorkerDied`; a worker that keeps most of it for itself is replaced. What it shares
+        with others, as memory-mapped files, does not count.
+    max_tasks_per_worker : int, optional
+        Items after which a worker is replaced by a fresh one, for tasks that leak.
     retries, timeout, progress
         Defaults for all tasks of this handle, see `task`.
     insecure : bool
@@ -115,6 +121,8 @@ class TaskQueue:
         stream_key: str = "tasks",
         *,
         workers: int | None = None,
+        memory_limit: int | str | None = None,
+        max_tasks_per_worker: int | None = None,
         retries: int = 0,
         timeout: float | None = None,
         progress: bool | None = None,
@@ -122,6 +130,7 @@ class TaskQueue:
     ) -> None:
         self._options = Options(retries=retries, timeout=timeout, progress=progress)
         check_workers(workers)
+        limits = check_limits(memory_limit, max_tasks_per_worker)
         _check_kernel(self._options)
         self.stream_key = stream_key
         Keys.of(stream_key, "")
@@ -133,8 +142,7 @@ class TaskQueue:
             secret = user_secret()
             _check_reachable(address)
             core = core_of(stream_key, address, secret)
-        if workers is not None:
-            core.resize(workers)
+        core.change(workers, limits)
         self._core: Core | None = core
         self._shared = False
         self._server = str(core.fixed or "private")

@@ -13,7 +13,18 @@ from typing import TypeVar
 
 _T = TypeVar("_T")
 
-__all__ = ["Call", "Fetched", "HostState", "Incoming", "QueueCounts", "Report", "RunningTask", "Setting", "WorkerState"]
+__all__ = [
+    "Call",
+    "Fetched",
+    "HostState",
+    "Incoming",
+    "QueueCounts",
+    "Report",
+    "RunningTask",
+    "Setting",
+    "WorkerLimits",
+    "WorkerState",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +152,14 @@ class QueueCounts:
     cancelled: int
     retried: int
     hosts: Sequence[HostState] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    """What a worker may use: memory of its own in bytes, and items until it is replaced. 0: any number."""
+
+    memory_bytes: int = 0
+    tasks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

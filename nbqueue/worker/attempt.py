@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,10 @@ def retry_delay(failures: int, retries: int, *, draw: Callable[[], float] = rand
         return None
     delay = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2 ** (failures - 1))
     return float(delay / 2 + draw() * delay / 2)
+
+
+def _over(used_bytes: int, limit_bytes: int) -> str:
+    return f"was killed for using {used_bytes / 2**20:.0f} MiB of memory where {limit_bytes / 2**20:.0f} are allowed"
 
 
 def wanted(error: BaseException, retry_on: Sequence[str]) -> bool:
@@ -64,8 +69,19 @@ class Exit:
         return f"was ended by {name}{hint}"
 
 
-def death(name: str, exit: Exit, *, attempts: int, timeout_s: float | None) -> TaskError:
-    """The error of a task whose process ended under it. With `timeout_s`, we ended it for its time limit."""
+def death(
+    name: str,
+    exit: Exit,
+    *,
+    attempts: int,
+    timeout_s: float | None,
+    over: tuple[int, int] | None = None,
+    last_output: str = "",
+) -> TaskError:
+    """The error of a task whose process ended under it.
+
+    With `timeout_s`, we ended it for its time limit; with `over`, for using more bytes of memory than it may.
+    """
     if timeout_s is not None:
         return TaskTimeout(
             f"`{name}` ran longer than its timeout of {timeout_s:g} s and did not stop when interrupted; its worker "
@@ -74,10 +90,12 @@ def death(name: str, exit: Exit, *, attempts: int, timeout_s: float | None) -> T
         )
     peak = f" Peak memory: {exit.peak_rss_bytes / 2**20:.0f} MiB." if exit.peak_rss_bytes else ""
     times = "once" if attempts == 1 else f"{attempts} times"
+    said = "\nIts last output:\n" + textwrap.indent(last_output, "  ") if last_output else ""
     return WorkerDied(
-        f"The worker that ran `{name}` {exit}; the task was started {times}.{peak}",
+        f"The worker that ran `{name}` {_over(*over) if over else exit}; the task was started {times}.{peak}{said}",
         signal=exit.signal,
         exitcode=exit.code,
         attempts=attempts,
         peak_rss_bytes=exit.peak_rss_bytes,
+        last_output=last_output,
     )

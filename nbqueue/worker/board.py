@@ -27,11 +27,13 @@ _SEQ, _STATE, _PID, _REDIS_ID, _STREAM, _MS, _ID_SEQ = range(7)
 _CLIENT, _N, _SPLIT, _ITEM, _ATTEMPT, _STARTED, _TIMEOUT = range(7, 14)
 _NAME, _NAME_WORDS = 14, 8
 _STOP, _FOR_STREAM, _FOR_MS, _FOR_SEQ, _FOR_ITEM, _FOR_WHY = range(22, 28)
+_PRINTED_OUT, _PRINTED_ERR, _LEAVE = range(28, 31)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One reading of a slot. `started_ns` is of the monotonic clock; `timeout_ms` is 0 without a limit."""
+    """One reading of a slot. `started_ns` is of the monotonic clock; `timeout_ms` is 0 without a limit;
+    `printed` is how long the worker's stdout and stderr were, in bytes, when the call began."""
 
     state: int
     pid: int
@@ -44,6 +46,7 @@ class Line:
     started_ns: int
     timeout_ms: int
     name: str
+    printed: tuple[int, int] = (0, 0)
 
     @property
     def running(self) -> bool:
@@ -116,6 +119,7 @@ class Slot:
             started_ns=words[_STARTED],
             timeout_ms=words[_TIMEOUT],
             name=name.rstrip(b"\0").decode("utf-8", "ignore"),
+            printed=(words[_PRINTED_OUT], words[_PRINTED_ERR]),
         )
 
     def state(self) -> int:
@@ -123,6 +127,10 @@ class Slot:
 
     def ask_to_stop(self) -> None:
         self._words[_STOP] = 1
+
+    def ask_to_leave(self) -> None:
+        """When the call that it is running is over; another takes its place."""
+        self._words[_LEAVE] = 1
 
     def aim(self, entry: str, item: int, why: int) -> None:
         """Say whom the SIGINT that follows is for: an item of an entry, or with item -1 whichever runs."""
@@ -144,13 +152,25 @@ class Slot:
     def stop_asked(self) -> bool:
         return bool(self._words[_STOP])
 
+    def leave_asked(self) -> bool:
+        return bool(self._words[_LEAVE])
+
     def idle(self) -> None:
         self._words[_STATE] = IDLE
 
     def waiting(self, on: bool) -> None:
         self._words[_STATE] = WAITING if on else BUSY
 
-    def call(self, entry: str, client: str, n: str, attempt: int, timeout_ms: int, name: str) -> None:
+    def call(
+        self,
+        entry: str,
+        client: str,
+        n: str,
+        attempt: int,
+        timeout_ms: int,
+        name: str,
+        printed: tuple[int, int] = (0, 0),
+    ) -> None:
         """A call begins; its items follow with `item`."""
         stream, ms, seq = _entry_words(entry)
         number, _, split = n.partition(".")
@@ -159,6 +179,7 @@ class Slot:
         w[_STREAM], w[_MS], w[_ID_SEQ] = stream, ms, seq
         w[_CLIENT], w[_N], w[_SPLIT] = int(client, 16), int(number), int(split) + 1 if split else 0
         w[_ATTEMPT], w[_TIMEOUT] = attempt, timeout_ms
+        w[_PRINTED_OUT], w[_PRINTED_ERR] = printed
         data = name.encode()[: _NAME_WORDS * 8]
         self._bytes[_NAME * 8 : _NAME * 8 + _NAME_WORDS * 8] = data + bytes(_NAME_WORDS * 8 - len(data))
         w[_SEQ] += 1

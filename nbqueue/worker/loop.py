@@ -40,7 +40,7 @@ from nbqueue.stream.records import Fetched, Report, Setting
 from nbqueue.worker import attempt, board
 from nbqueue.worker.surroundings import NoKeyboard, Surroundings
 
-__all__ = ["Worker", "WorkerSpec"]
+__all__ = ["NEWS", "OUTPUT", "Worker", "WorkerSpec"]
 
 # Replies of finished items leave within about this time, also while the next item runs for long.
 FLUSH_S = 0.1
@@ -54,11 +54,14 @@ REPLY_TIMEOUT_S = 12.0
 # Finished values that are larger than this together leave at once: one reply must stay far below 512 MB.
 FLUSH_BYTES = 8_000_000
 FUNCTIONS_KEPT = 128
+# Why the supervisor is woken: the server should hear something, or something was printed.
+NEWS, OUTPUT = b"!", b"o"
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What a worker is told at its birth. `consumer` is its name in the group, used by nobody before."""
+    """What a worker is told at its birth. `consumer` is its name in the group, used by nobody before; after
+    `max_tasks` items it leaves, to be replaced (0: never)."""
 
     slot: int
     consumer: str
@@ -67,6 +70,7 @@ class WorkerSpec:
     address: dict[str, Any]
     secret: str = field(repr=False)
     environ: dict[str, str]
+    max_tasks: int = 0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -121,10 +125,10 @@ class Worker:
     slot : board.Slot
         Its line on the board.
     ring : callable
-        Wakes the supervisor.
+        Wakes the supervisor, with `NEWS` for the server or after `OUTPUT`.
     """
 
-    def __init__(self, spec: WorkerSpec, slot: board.Slot, ring: Callable[[], None]) -> None:
+    def __init__(self, spec: WorkerSpec, slot: board.Slot, ring: Callable[[bytes], None]) -> None:
         self._spec = spec
         self._slot = slot
         self._ring = ring
@@ -147,6 +151,7 @@ class Worker:
         self._why = 0
         self._item_since = 0.0
         self._waits = 0
+        self._left = spec.max_tasks or -1  # items that it may still run; -1: as many as come
         self._pid = os.getpid()
         self._running = threading.Event()
 
@@ -161,6 +166,7 @@ class Worker:
         # What a function defined in a notebook calls __main__ is not this program.
         sys.modules["__main__"] = types.ModuleType("__main__")
         signal.signal(signal.SIGINT, self._on_interrupt)
+        self._surroundings.remember_signals()
         threading.Thread(target=self._courier, name="nbqueue-courier", daemon=True).start()
         pause = 0.02
         while True:
@@ -209,9 +215,10 @@ class Worker:
                 return True
             last = self._slot.stop_asked()
             reports = self._take_reports()
-            if last and not self._last_fetch_empty:
+            if self._left == 0 or (last and not self._last_fetch_empty):
                 # Asked to stop while it was busy: it leaves. An idle worker fetches once more.
                 self._flush_now()
+                self._slot.idle()
                 return False
             self._slot.idle()
             count = min(MOST_AHEAD, max(1, int(AHEAD_S / self._seconds))) if self._seconds > 0 else 1
@@ -348,7 +355,8 @@ class Worker:
             self._all_fail(call, error)
             return
         timeout_ms = int((body.timeout_s or 0) * 1000)
-        self._slot.call(call.entry, call.client, call.n, call.attempt, timeout_ms, body.name)
+        printed = self._surroundings.printed
+        self._slot.call(call.entry, call.client, call.n, call.attempt, timeout_ms, body.name, printed)
         self._slot.item(call.first, time.monotonic_ns())
         if not self._running.is_set():
             self._running.set()
@@ -368,14 +376,24 @@ class Worker:
             for item in range(call.first, call.items):
                 if not self._run_item(call, body, function, plain, item):
                     break
+                self._left -= 1
+                if not self._left:
+                    break
         finally:
             context.set_current(None)
-            self._surroundings.restore()
-            if signal.getsignal(signal.SIGINT) != self._on_interrupt:
-                signal.signal(signal.SIGINT, self._on_interrupt)
             self._flush_output()
+            printed = self._surroundings.printed
+            self._surroundings.restore()
+            if printed != self._surroundings.printed:
+                # So that it is seen when the result is, and not at the next look.
+                self._ring(OUTPUT)
+        if self._slot.leave_asked():
+            self._left = 0
         with self._lock:
             self._close_piece()
+            if not self._left:
+                # What it still holds goes back when its end is noticed.
+                self._ahead.clear()
         took = time.monotonic() - began
         self._seconds = took if not self._seconds else 0.7 * self._seconds + 0.3 * took
 
@@ -500,7 +518,7 @@ class Worker:
         with self._lock:
             self._close_piece(delay_s, payload)
         self._try_flush()
-        self._ring()
+        self._ring(NEWS)
 
     def _failure(self, error: BaseException) -> tuple[int, bytes, bool]:
         if isinstance(error, NbqueueError):
@@ -550,7 +568,7 @@ class Worker:
         # The very call that is waited for may be among them.
         self._return_ahead()
         self._slot.waiting(True)
-        self._ring()
+        self._ring(NEWS)
 
     def _return_ahead(self) -> None:
         """Give back what was fetched and not started; what was cancelled meanwhile goes no further."""

@@ -26,12 +26,13 @@ from nbqueue.errors import ServerError
 from nbqueue.stream.broker import BLOCK_MS, Beat, Broker, Forgot
 from nbqueue.stream.connect import Address, CommandError, Wire
 from nbqueue.stream.keys import Keys
-from nbqueue.stream.records import HostState, RunningTask, WorkerState
+from nbqueue.stream.records import HostState, RunningTask, WorkerLimits, WorkerState
 from nbqueue.worker import board
 from nbqueue.worker.attempt import CRASH_CAP, Exit, death
 from nbqueue.worker.board import Line, Slot
 from nbqueue.worker.loop import WorkerSpec
-from nbqueue.worker.spawn import Spawner
+from nbqueue.worker.output import Outlet, Tape, last_lines
+from nbqueue.worker.spawn import Spawner, end_group
 
 __all__ = ["Member", "Pool", "PoolSpec"]
 
@@ -47,6 +48,8 @@ GRACE_S = 0.5
 CANCELS_KEPT = 1000
 # A task that runs this long is shown as running.
 ANNOUNCE_S = 0.2
+# A worker that uses more than this share of its memory limit is replaced between two calls.
+MUCH_MEMORY = 0.8
 # Substitutes for workers that wait for a task of their own stay this long after they were last needed.
 LINGER_S = 1.0
 MOST_SUBSTITUTES = 256
@@ -63,6 +66,7 @@ class PoolSpec:
     secret: str = field(repr=False)
     size: int
     environ: dict[str, str]
+    limits: WorkerLimits
 
 
 @dataclass(slots=True)
@@ -72,11 +76,12 @@ class Member:
     index: int
     slot: Slot
     consumer: str
-    ordered: float
+    tapes: tuple[Tape, Tape]
     pid: int = 0
     stopping: bool = False
     blameless: bool = False  # killed by us: what it ran is not charged
     overdue_s: float | None = None  # killed for this time limit
+    over_bytes: int = 0  # killed for using so much memory
     kill_at: float | None = None
     aimed: tuple[str, int] | None = None
     announced: tuple[str, int] | None = None
@@ -93,6 +98,8 @@ class Pool:
     spawner : Spawner
     take_slot, free_slot : callable
         Lend and take back lines of the board.
+    outlets
+        Where workers' stdout and stderr go.
     """
 
     def __init__(
@@ -101,15 +108,18 @@ class Pool:
         spawner: Spawner,
         take_slot: Callable[[], tuple[int, Slot]],
         free_slot: Callable[[int], None],
+        outlets: tuple[Outlet, Outlet],
     ) -> None:
         self.spec = spec
         self.size = spec.size
+        self.limits = spec.limits
         self.stopping = False
         self.closed = False
         self.members: dict[str, Member] = {}
         self._spawner = spawner
         self._take_slot = take_slot
         self._free_slot = free_slot
+        self._outlets = outlets
         self._seal = Seal(bytes.fromhex(spec.secret), spec.prefix)
         self._serial = 0
         self._host = ""
@@ -139,8 +149,10 @@ class Pool:
         """The inbox's connection, to wake the loop; None while there is none."""
         return self._inbox.wire.fileno() if self._inbox.wire.connected else None
 
-    def resize(self, size: int) -> None:
+    def change(self, size: int, limits: WorkerLimits) -> None:
+        """Have `size` workers from now on. Limits count at once; that of items, for new workers."""
         self.size = size
+        self.limits = limits
         self.stopping = False
         self._beat_at = 0.0
 
@@ -154,6 +166,9 @@ class Pool:
 
     def tick(self, now: float) -> None:
         self._watch(now)
+        if self.limits.memory_bytes:
+            self._watch_memory(self.limits.memory_bytes)
+        self._pass_on_output()
         self._staff(now)
         if now >= self._retry_at:
             try:
@@ -213,7 +228,7 @@ class Pool:
             self._surplus_since = None
             if now >= self._start_at:
                 for _ in range(wanted - len(active)):
-                    self._start_worker(now)
+                    self._start_worker()
                 self._beat_at = 0.0
         elif len(active) > wanted:
             if self._surplus_since is None:
@@ -227,16 +242,20 @@ class Pool:
             self._surplus_since = None
         self._unblock_stopping(now)
 
-    def _start_worker(self, now: float) -> None:
+    def _start_worker(self) -> None:
         index, slot = self._take_slot()
         slot.clear()
         self._serial += 1
         consumer = f"{self._host}:{index}:{self._serial}"
-        self.members[consumer] = Member(index, slot, consumer, now)
+        out, err = tapes = Tape(), Tape()
+        self.members[consumer] = Member(index, slot, consumer, tapes)
         spec = self.spec
-        order = WorkerSpec(index, consumer, spec.queue, spec.prefix, spec.address, spec.secret, spec.environ)
+        order = WorkerSpec(
+            *(index, consumer, spec.queue, spec.prefix, spec.address, spec.secret, spec.environ),
+            max_tasks=self.limits.tasks,
+        )
         try:
-            self._spawner.start(order)
+            self._spawner.start(order, (out.fd, err.fd))
         except EOFError:
             # The spawner has just died. The supervisor is about to hear of it, and calls `all_died`.
             return
@@ -271,6 +290,9 @@ class Pool:
             if member.overdue_s is not None:
                 cap = -1
             reply = self._death_notice(member, line, exit)
+        self._pass_on(member, ended=True)
+        for tape in member.tapes:
+            tape.close()
         del self.members[member.consumer]
         member.slot.clear()
         self._free_slot(member.index)
@@ -293,10 +315,30 @@ class Pool:
         """The spawner died and took every worker with it; none of them is to blame."""
         for member in list(self.members.values()):
             member.blameless = True
+            if member.pid:
+                end_group(member.pid)
             self.died(member, Exit(signal.SIGKILL, None, None))
 
+    def _pass_on_output(self) -> None:
+        for outlet in self._outlets:
+            outlet.flush()
+        for member in self.members.values():
+            self._pass_on(member)
+
+    def _pass_on(self, member: Member, *, ended: bool = False) -> None:
+        for tape, outlet in zip(member.tapes, self._outlets, strict=True):
+            tape.pass_on(outlet, ended=ended)
+
     def _death_notice(self, member: Member, line: Line, exit: Exit) -> bytes:
-        error = death(line.name, exit, attempts=line.attempt, timeout_s=member.overdue_s)
+        printed = [tape.read(start) for tape, start in zip(member.tapes, line.printed, strict=True)]
+        error = death(
+            line.name,
+            exit,
+            attempts=line.attempt,
+            timeout_s=member.overdue_s,
+            over=(member.over_bytes, self.limits.memory_bytes) if member.over_bytes else None,
+            last_output=last_lines(*printed),
+        )
         seconds = (time.monotonic_ns() - line.started_ns) / 1e9
         body = ReplyBody(
             first=line.item,
@@ -332,6 +374,21 @@ class Pool:
                 self._interrupt(member, line.entry, line.item, board.TIMEOUT, now)
             if age_s > ANNOUNCE_S and member.announced != (line.entry, line.item):
                 self._announce(member, line)
+
+    def _watch_memory(self, limit_bytes: int) -> None:
+        """Kill a worker that uses too much while it runs a task, and replace one that keeps much for itself."""
+        for member in self.members.values():
+            used_bytes = own_memory(member.pid) if member.pid and not member.blameless else 0
+            if used_bytes <= limit_bytes * MUCH_MEMORY:
+                continue
+            if member.slot.state() == board.IDLE:
+                member.stopping = True
+                member.slot.ask_to_stop()
+            elif used_bytes <= limit_bytes:
+                member.slot.ask_to_leave()
+            else:
+                member.over_bytes = used_bytes
+                self._signal(member, signal.SIGKILL)
 
     def _interrupt(self, member: Member, entry: str, item: int, why: int, now: float) -> None:
         member.aimed = (entry, item)
@@ -465,6 +522,18 @@ class Pool:
                 self._interrupt(member, entry, -1, board.CANCEL, time.monotonic())
             else:
                 member.cancelled.append(entry)
+
+
+def own_memory(pid: int) -> int:
+    """Resident memory of a process in bytes, without what it shares (mapped files); 0 if it is gone."""
+    # Here, since only those need it who set a limit.
+    import psutil
+
+    try:
+        memory = psutil.Process(pid).memory_info()
+    except psutil.Error:
+        return 0
+    return int(memory.rss - getattr(memory, "shared", 0))
 
 
 @cache

@@ -15,6 +15,7 @@ fresh interpreter and the supervisor waits for it itself.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import os
@@ -23,6 +24,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -33,7 +35,7 @@ from nbqueue.worker.attempt import Exit
 from nbqueue.worker.board import Board
 from nbqueue.worker.loop import Worker, WorkerSpec
 
-__all__ = ["Born", "Dead", "ForkTemplate", "Interpreters", "Spawner", "spawner"]
+__all__ = ["Born", "Dead", "ForkTemplate", "Interpreters", "Spawner", "end_group", "spawner"]
 
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
@@ -53,7 +55,8 @@ class Dead:
 class Spawner(Protocol):
     """Starts workers; `events` tells what has happened since it was last asked."""
 
-    def start(self, spec: WorkerSpec) -> None: ...
+    def start(self, spec: WorkerSpec, output: tuple[int, int]) -> None:
+        """`output` are the descriptors that its stdout and stderr write to."""
 
     def events(self) -> list[Born | Dead]:
         """Raises EOFError when the spawner itself has died, and with it all its workers."""
@@ -92,11 +95,12 @@ class ForkTemplate:
         self._socket.setblocking(False)
         self._buffer = b""
 
-    def start(self, spec: WorkerSpec) -> None:
+    def start(self, spec: WorkerSpec, output: tuple[int, int]) -> None:
         data = json.dumps(asdict(spec)).encode() + b"\n"
         self._socket.setblocking(True)
         try:
-            self._socket.sendall(data)
+            sent = socket.send_fds(self._socket, [data], output)
+            self._socket.sendall(data[sent:])
         except OSError as error:
             raise EOFError("the fork template has died") from error
         finally:
@@ -152,6 +156,7 @@ def _run_template(control: socket.socket, board: Board, doorbell: int) -> NoRetu
     # Objects made until now are never garbage: keep their pages shared.
     gc.freeze()
     buffer = b""
+    outputs: deque[int] = deque()
     while True:
         readable, _, _ = select.select([control.fileno(), wake_r], [], [])
         if wake_r in readable:
@@ -159,13 +164,15 @@ def _run_template(control: socket.socket, board: Board, doorbell: int) -> NoRetu
             _report_deaths(control)
         if control.fileno() not in readable:
             continue
-        data = control.recv(65536)
+        data, fds, _, _ = socket.recv_fds(control, 65536, 2)
         if not data:
             os._exit(0)
+        outputs.extend(fds)
         buffer += data
         *lines, buffer = buffer.split(b"\n")
         for line in lines:
             spec = WorkerSpec(**json.loads(line))
+            output = outputs.popleft(), outputs.popleft()
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
@@ -175,19 +182,52 @@ def _run_template(control: socket.socket, board: Board, doorbell: int) -> NoRetu
                 control.close()
                 os.close(wake_r)
                 os.close(wake_w)
+                for fd, standard in zip(output, (1, 2), strict=True):
+                    os.dup2(fd, standard)
+                    os.close(fd)
                 _become_worker(spec, board, doorbell)
+            for fd in output:
+                os.close(fd)
             _tell(control, {"born": spec.consumer, "pid": pid})
 
 
 def _report_deaths(control: socket.socket) -> None:
     while True:
         try:
-            pid, status, usage = os.wait4(-1, os.WNOHANG)
+            ended = _reap(-1)
         except ChildProcessError:
             return
-        if pid == 0:
+        if ended is None:
             return
-        _tell(control, {"dead": pid, "status": status, "rss": usage.ru_maxrss * _RSS_UNIT})
+        pid, status, rss_bytes = ended
+        _tell(control, {"dead": pid, "status": status, "rss": rss_bytes})
+
+
+def _reap(pid: int) -> tuple[int, int, int] | None:
+    """A child that has ended (-1: any), its status and peak memory. What it leaves behind is ended, too."""
+    if hasattr(os, "waitid"):
+        which = (os.P_ALL, 0) if pid < 0 else (os.P_PID, pid)
+        ended = os.waitid(*which, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            return None
+        # Before its number can be given to another.
+        end_group(ended.si_pid)
+        pid, status, usage = os.wait4(ended.si_pid, 0)
+    else:
+        pid, status, usage = os.wait4(pid, os.WNOHANG)
+        if pid == 0:
+            return None
+        end_group(pid)
+    return pid, status, usage.ru_maxrss * _RSS_UNIT
+
+
+def end_group(pid: int) -> None:
+    """End what a worker leaves behind: programs that its tasks started and that made no group of their own."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        # There is none; or, on macOS, nobody in it but the dead worker.
+        pass
 
 
 def _tell(control: socket.socket, message: dict[str, Any]) -> None:
@@ -202,6 +242,13 @@ def _exit(status: int, rss_bytes: int) -> Exit:
 def _become_worker(spec: WorkerSpec, board: Board, doorbell: int) -> NoReturn:
     code = 70
     try:
+        os.setpgid(0, 0)
+        # Nobody types to a worker, and one in the background of a terminal would be stopped for trying to read.
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        # So that a crash in compiled code says where in the task it was.
+        faulthandler.enable(2, all_threads=False)
         _be_first_to_be_killed()
         code = Worker(spec, board.slot(spec.slot), _bell(doorbell)).run()
         sys.stdout.flush()
@@ -224,9 +271,9 @@ def _be_first_to_be_killed() -> None:
 
 
 def _bell(doorbell: int) -> Any:
-    def ring() -> None:
+    def ring(why: bytes) -> None:
         try:
-            os.write(doorbell, b"!")
+            os.write(doorbell, why)
         except BlockingIOError:
             # Full: it will ring anyway.
             pass
@@ -264,7 +311,7 @@ class Interpreters:
             # Full: it will be read anyway.
             pass
 
-    def start(self, spec: WorkerSpec) -> None:
+    def start(self, spec: WorkerSpec, output: tuple[int, int]) -> None:
         ours, theirs = socket.socketpair()
         here = str(Path(nbqueue.__path__[0]).parent)
         code = (
@@ -275,6 +322,8 @@ class Interpreters:
             child = subprocess.Popen(
                 [sys.executable, "-P", "-c", code],
                 stdin=subprocess.DEVNULL,
+                stdout=output[0],
+                stderr=output[1],
                 pass_fds=(theirs.fileno(), self._board.fd, self._doorbell),
                 preexec_fn=tie_to_parent(),
             )
@@ -292,10 +341,11 @@ class Interpreters:
             pass
         events, self._born = self._born, []
         for pid in list(self._children):
-            done, status, usage = os.wait4(pid, os.WNOHANG)
-            if done:
+            ended = _reap(pid)
+            if ended is not None:
+                _, status, rss_bytes = ended
                 self._children.pop(pid).returncode = os.waitstatus_to_exitcode(status)
-                events.append(Dead(pid, _exit(status, usage.ru_maxrss * _RSS_UNIT)))
+                events.append(Dead(pid, _exit(status, rss_bytes)))
         return events
 
     def fileno(self) -> int:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -28,8 +29,11 @@ from typing import Any, NoReturn
 
 from nbqueue.errors import NbqueueError
 from nbqueue.stream import server as private
+from nbqueue.stream.records import WorkerLimits
 from nbqueue.worker.board import Board, Slot
 from nbqueue.worker.cores import available_cores, thread_limits
+from nbqueue.worker.loop import NEWS
+from nbqueue.worker.output import Outlet
 from nbqueue.worker.pool import Pool, PoolSpec
 from nbqueue.worker.spawn import Born, Dead, Spawner, spawner
 
@@ -61,6 +65,8 @@ class Supervisor:
         os.set_inheritable(self._doorbell_w, True)
         # First of all: the template must be forked before there are sockets or servers.
         self._spawner: Spawner = spawner(self._board, self._doorbell_w)
+        _allow_descriptors()
+        self._outlets = Outlet(1), Outlet(2)
         self._pools: dict[str, Pool] = {}
         self._server: private.PrivateServer | None = None
         self._server_starts: list[float] = []
@@ -108,10 +114,9 @@ class Supervisor:
             watched.append(kernel.fileno())
         for fd in watched:
             poller.register(fd, select.POLLIN)
-        hurry = any(pool.stopping for pool in self._pools.values())
+        hurry = any(pool.stopping for pool in self._pools.values()) or any(out.behind for out in self._outlets)
         ready = {fd for fd, _ in poller.poll(20 if hurry else TICK_S * 1000)}
-        if self._doorbell_r in ready:
-            os.read(self._doorbell_r, 4096)
+        if self._doorbell_r in ready and NEWS in os.read(self._doorbell_r, 4096):
             for pool in self._pools.values():
                 pool.hurry()
         if kernel is not None:
@@ -144,6 +149,15 @@ class Supervisor:
             pool.close()
         if self._server is not None:
             self._server.remove()
+        self._flush_outlets()
+
+    def _flush_outlets(self) -> None:
+        """What was printed last is still read, if anybody reads."""
+        deadline = time.monotonic() + 0.5
+        while any(outlet.behind for outlet in self._outlets) and time.monotonic() < deadline:
+            for outlet in self._outlets:
+                outlet.flush()
+            time.sleep(0.005)
 
     # Workers
 
@@ -182,9 +196,9 @@ class Supervisor:
             if pool.stopping:
                 # Asked to run again before it had ended: whoever waits for the end waits no longer.
                 self._say({"op": "stop", "id": spec.id})
-            pool.resize(spec.size)
+            pool.change(spec.size, spec.limits)
             return
-        self._pools[spec.id] = Pool(spec, self._spawner, self._take_slot, self._free.append)
+        self._pools[spec.id] = Pool(spec, self._spawner, self._take_slot, self._free.append, self._outlets)
 
     # The private server
 
@@ -260,6 +274,14 @@ class Supervisor:
                 self._ending = True
 
 
+def _allow_descriptors() -> None:
+    """Two for each worker's output, and then some: more than the usual 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def make_spec(message: dict[str, Any], size: int) -> PoolSpec:
     """A pool of `size` workers; their numeric libraries get as many threads as there are cores for each."""
     return PoolSpec(
@@ -270,6 +292,7 @@ def make_spec(message: dict[str, Any], size: int) -> PoolSpec:
         secret=message["secret"],
         size=size,
         environ=thread_limits(size, available_cores(), os.environ),
+        limits=WorkerLimits(**message["limits"]),
     )
 
 
