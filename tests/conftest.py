@@ -281,6 +281,25 @@ def start_script(session_home: Path) -> Iterator[Callable[..., Script]]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+HOST = """
+import sys
+from nbqueue.worker import pool
+pool.LEASE_S, pool.BEAT_S = {lease_s}, {lease_s} / 5
+from nbqueue.cli import main
+sys.exit(main(["worker", {url!r}, "--queue", {key!r}, "-n", "{workers}"]))
+"""
+
+
+@pytest.fixture
+def start_host(start_script: Callable[..., Script]) -> Callable[..., Script]:
+    """``start_host(url, key, workers=2, lease_s=12.0)``: ``nbqueue worker`` on another host, as far as can be told."""
+
+    def start(url: str, key: str, *, workers: int = 2, lease_s: float = 12.0) -> Script:
+        return start_script(HOST.format(url=url, key=key, workers=workers, lease_s=lease_s))
+
+    return start
+
+
 # Nothing left
 
 

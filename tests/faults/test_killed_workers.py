@@ -171,6 +171,7 @@ def test_a_child_that_a_task_forks_and_that_outlives_it_hides_no_death(queue: An
         if not note.exists():
             pid = os.fork()
             if pid == 0:
+                os.setsid()
                 time.sleep(60)
                 os._exit(0)
             note.write_text(str(pid))
