@@ -146,8 +146,8 @@ class Batch(Generic[R]):
         Parameters
         ----------
         return_exceptions : bool
-            Put exceptions into the list instead of raising the first. An error of the input itself is not in the
-            list: iterating over the batch raises it at its end.
+            Put exceptions into the list instead of raising the first. An error of the input itself is raised all
+            the same: the list would be too short.
         timeout : float, optional
             Seconds to wait for all of them.
 
@@ -162,12 +162,14 @@ class Batch(Generic[R]):
         __tracebackhide__ = True
         if not self.wait(timeout):
             raise TimeoutError(f"{self!r} has not ended within {timeout:g} s; it goes on.")
+        places = range(len(self._kinds))
         if return_exceptions:
-            return [value if error is None else error for value, error in map(self._look, range(len(self._kinds)))]
-        values = []
-        for i in range(len(self._kinds)):
-            # Not a comprehension: its frame would show in the traceback of a failed item.
-            values.append(self._get(i))
+            values = [value if error is None else error for value, error in map(self._look, places)]
+        else:
+            values = []
+            for i in places:
+                # Not a comprehension: its frame would show in the traceback of a failed item.
+                values.append(self._get(i))
         if self._input_error is not None:
             raise self._input_error
         return values

@@ -5,6 +5,7 @@ Kept once per process, so that a cell ``queue = TaskQueue()`` that is run again 
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
@@ -33,10 +34,23 @@ __all__ = ["Core", "core_of", "find_core", "private_core"]
 FLUSH_TIMEOUT_S = 30.0
 
 
+def _tell_what_is_lost() -> None:
+    """At the end of Python: what is still open on its private server dies with it, and that must not be silent."""
+    for core in _cores.values():
+        calls = core.link.open_calls
+        if core.private and calls and os.getpid() == core.pid:
+            what = "1 call is" if calls == 1 else f"{calls} calls are"
+            sys.stderr.write(
+                f"nbqueue: Python ends while {what} still open on the queue {core.queue!r}; nobody gets the results. "
+                "Wait for them first: ask for a result(), or use `with TaskQueue() as queue:`.\n"
+            )
+
+
 class Core:
     """One queue on one server, as this process sees it."""
 
     def __init__(self, queue: str, address: Address | None, secret: bytes, executable: str | None) -> None:
+        self.pid = os.getpid()
         self.queue = queue
         self.secret = secret
         self.keys = Keys.of(queue, fingerprint(secret))
@@ -182,6 +196,7 @@ class Core:
 
 
 _cores: dict[tuple[int, str, str], Core] = {}
+atexit.register(_tell_what_is_lost)
 _cores_lock = threading.Lock()
 _private_secret = new_secret()
 

@@ -74,3 +74,20 @@ def test_a_task_that_waits_for_another_is_shown_waiting(
 def test_status_does_not_start_workers(queue: Any) -> None:
     assert queue.status().workers == ()
     assert queue.status().done == 0
+
+
+def test_a_script_that_ends_before_its_calls_is_told_so(start_script: Callable[..., Any]) -> None:
+    """Their results are lost with the private server, which once happened without a word."""
+    code = """
+import time
+from nbqueue import TaskQueue
+queue = TaskQueue(workers=1)
+queue.submit(abs, -1).result()
+futures = [queue.submit(time.sleep, 60) for _ in range({calls})]
+"""
+    ends = start_script(code.format(calls=2))
+    ends.end()
+    assert "Python ends while 2 calls are still open on the queue 'tasks'; nobody gets the results" in ends.text
+    ends = start_script(code.format(calls=0))
+    ends.end()
+    assert ends.text.endswith("--- stderr ---")
