@@ -114,3 +114,21 @@ def test_a_memory_limit_that_cannot_be_meant_is_refused(limit: Any) -> None:
 def test_a_number_of_tasks_that_cannot_be_meant_is_refused() -> None:
     with pytest.raises(BadOption, match="max_tasks_per_worker=0"):
         TaskQueue(max_tasks_per_worker=0)
+
+
+def test_workers_of_the_command_line_have_limits_too(
+    redis_server: Any, new_key: str, start_script: Callable[..., Any]
+) -> None:
+    options = ["worker", redis_server.url, "--queue", new_key, "-n", "1", "--max-tasks-per-worker", "2"]
+    start_script(f"from nbqueue.cli import main\nmain({options + ['--memory-limit', '2 GiB']})")
+    queue = TaskQueue(redis_server.url, new_key)
+    pids = [queue.submit(os.getpid).result(timeout=30) for _ in range(6)]
+    assert sorted(Counter(pids).values()) == [2, 2, 2]
+
+
+def test_a_wrong_limit_on_the_command_line_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:
+    from nbqueue.cli import main
+
+    with pytest.raises(SystemExit, match="2"):
+        main(["worker", "redis://localhost", "--memory-limit", "2 XB"])
+    assert "--memory-limit: memory_limit='2 XB': give bytes, at least 50 MB" in capsys.readouterr().err
