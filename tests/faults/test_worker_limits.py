@@ -120,7 +120,7 @@ def test_workers_of_the_command_line_have_limits_too(
     redis_server: Any, new_key: str, start_script: Callable[..., Any]
 ) -> None:
     options = ["worker", redis_server.url, "--queue", new_key, "-n", "1", "--max-tasks-per-worker", "2"]
-    start_script(f"from nbqueue.cli import main\nmain({options + ['--memory-limit', '2 GiB']})")
+    start_script(f"from nbqueue.cli import main\nmain({[*options, '--memory-limit', '2 GiB']})")
     queue = TaskQueue(redis_server.url, new_key)
     pids = [queue.submit(os.getpid).result(timeout=30) for _ in range(6)]
     assert sorted(Counter(pids).values()) == [2, 2, 2]
