@@ -38,7 +38,9 @@ class QueueStatus:
 
     `queued` calls wait for a worker; `delayed` ones wait for their next attempt; `running` items run now.
     `done`, `failed`, `cancelled` and `retried` count since the queue was made (or was empty for a week).
-    A call of a map is a chunk of several items: `queued` counts chunks, the others items.
+    A call of a map is a chunk of several items: `queued` counts chunks, the others items. `refused` counts
+    messages on the server that were not ours or could not be trusted: those that workers met, and those that
+    came back to this process.
     """
 
     queue: str
@@ -49,6 +51,7 @@ class QueueStatus:
     failed: int
     cancelled: int
     retried: int
+    refused: int
     workers: tuple[WorkerState, ...]
 
     @property
@@ -57,7 +60,7 @@ class QueueStatus:
 
     def __repr__(self) -> str:
         counts = [f"{self.queued} queued", f"{len(self.running)} running", f"{self.done} done"]
-        for name in ("failed", "delayed", "retried", "cancelled"):
+        for name in ("failed", "delayed", "retried", "cancelled", "refused"):
             if getattr(self, name):
                 counts.append(f"{getattr(self, name)} {name}")
         lines = [f"queue {self.queue!r} on {self.server}", "  " + " · ".join(counts)]
@@ -299,6 +302,7 @@ class TaskQueue:
             failed=counts.failed,
             cancelled=counts.cancelled,
             retried=counts.retried,
+            refused=counts.refused + core.link.refused,
             workers=workers,
         )
 

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nbqueue.errors import BadMessage
+
 __all__ = [
     "ERROR",
     "EXCEPTION",
@@ -30,6 +32,7 @@ __all__ = [
     "load_call",
     "load_event",
     "load_reply",
+    "plain_items",
 ]
 
 VALUE, EXCEPTION, ERROR, RETRYING, SKIPPED = b"vxers"
@@ -112,6 +115,20 @@ def dump_event(kind: str, **details: int | str | float) -> bytes:
 def load_event(data: bytes) -> dict[str, Any]:
     event: dict[str, Any] = json.loads(data)
     return event
+
+
+def plain_items(body: CallBody, items: int) -> list[Any] | None:
+    """The argument tuples of a packed call, None of one with frames. Runs no user's code.
+
+    Raises
+    ------
+    BadMessage
+        If the call has not as many `items` as its entry, which nobody has signed, claims.
+    """
+    plain: list[Any] | None = pickle.loads(body.packed) if body.packed else None
+    if len(body.frames if plain is None else plain) != items:
+        raise BadMessage(f"A call of `{body.name}` claims {items} items and holds another number. It was not run.")
+    return plain
 
 
 def item_arguments(body: CallBody, plain: Sequence[Any] | None, item: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -66,7 +66,8 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """One message of a client's reply stream; `kind` is ``r`` (a reply) or ``e`` (an event)."""
+    """One message of a client's reply stream; `kind` is ``r`` (a reply), ``e`` (an event) or ``x`` (the
+    call was refused)."""
 
     id: bytes
     n: str
@@ -131,7 +132,8 @@ def _known(cls: type[_T], data: dict[str, object]) -> _T:
 
 @dataclass(frozen=True, slots=True)
 class QueueCounts:
-    """What the streams and counters say: `queued` not yet fetched, `fetched` not yet finished."""
+    """What the streams and counters say: `queued` not yet fetched, `fetched` not yet finished, `refused` entries
+    that were no calls of ours or could not be trusted."""
 
     queued: int
     fetched: int
@@ -140,6 +142,7 @@ class QueueCounts:
     failed: int
     cancelled: int
     retried: int
+    refused: int = 0
     hosts: Sequence[HostState] = ()
 
 

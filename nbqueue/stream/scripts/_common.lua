@@ -110,7 +110,7 @@ end
 
 local function workers()
   local sum = 0
-  for _, n in ipairs(redis.call('HVALS', P .. 'hw')) do sum = sum + tonumber(n) end
+  for _, n in ipairs(redis.call('HVALS', P .. 'hw')) do sum = sum + (tonumber(n) or 0) end
   return sum
 end
 
