@@ -64,7 +64,7 @@ class WorkerSpec:
     consumer: str
     queue: str
     prefix: str
-    address: dict[str, Any]
+    address: dict[str, Any] = field(repr=False)  # with its password
     secret: str = field(repr=False)
     environ: dict[str, str]
 
