@@ -67,14 +67,19 @@ class QueueStatus:
         if not self.workers:
             lines.append("  no workers")
         for worker in self.workers:
-            what = worker.state
+            what = _printable(worker.state)
             if worker.task is not None:
                 task = worker.task
                 again = f", attempt {task.attempt}" if task.attempt > 1 else ""
                 waits = ", waiting for a task of its own" if worker.state == "waiting" else ""
-                what = f"{task.name} for {task.seconds:.1f} s{again}{waits}"
+                what = f"{_printable(task.name)} for {task.seconds:.1f} s{again}{waits}"
             lines.append(f"  worker {worker.slot} (pid {worker.pid}): {what}")
         return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    """What hosts publish is not signed: nothing in it may speak to the terminal."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 class TaskQueue:

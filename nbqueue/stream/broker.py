@@ -424,6 +424,6 @@ def _states(texts: Iterable[bytes]) -> tuple[HostState, ...]:
     for text in texts:
         try:
             states.append(HostState.from_json(text))
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
             continue
     return tuple(states)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -144,7 +145,13 @@ def test_foreign_words_in_what_hosts_publish_are_read_past(broker: Broker) -> No
     """They would end a supervisor, and a status with an error."""
     epoch = broker.register("h", 1, STATE, "e")
     keys = broker.keys
-    for n, text in enumerate([b"", b"\xff", b"[]", b"7", b"{}", b'{"host":1,"hostname":2,"pid":3,"workers":[4]}']):
+    worker: dict[str, Any] = {"slot": 0, "pid": 1, "state": "busy", "task": None}
+    task = {"name": "f", "client": "c", "n": "1", "item": 0, "attempt": 1, "seconds": 1.0}
+    workers = [[4], 7, None, [{**worker, "pid": "1"}], [{**worker, "state": 1}], [{}], [{**worker, "task": 7}]]
+    workers += [[{**worker, "task": {**task, "seconds": "long"}}], [{**worker, "task": {**task, "name": None}}]]
+    host = {"host": "x", "hostname": "y", "pid": 3, "workers": []}
+    forged = [{**host, "workers": some} for some in workers] + [{**host, "pid": "x"}, {**host, "host": 1}, [], 7, {}]
+    for n, text in enumerate([b"", b"\xff", b"[" * 10**5, *(json.dumps(one) for one in forged)]):
         broker.wire.call("HSET", keys.pool, f"x{n}", text)
     broker.wire.call("HSET", keys.beats, "x", "many", b"\xff", "1")
     broker.wire.call("HSET", keys.host_workers, "x", "many")
