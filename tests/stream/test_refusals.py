@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nbqueue.stream.broker import Beat, Broker
-from nbqueue.stream.records import Call, Fetched, HostState
+from nbqueue.stream.records import Call, Fetched, HostState, Report
 
 STATE = HostState("h", "laptop", 1)
 GOOD = {"c": "c", "n": "1", "d": "", "i": "3", "s": "1 0 0 -1", "p": "payload"}
@@ -164,3 +164,55 @@ def test_foreign_words_in_what_hosts_publish_are_read_past(broker: Broker) -> No
     answer = broker.beat("h", 1, STATE, [], epoch)
     assert isinstance(answer, Beat)
     assert answer.counters["h"] == 1
+
+
+# Steps among records that others have written
+
+
+def test_a_consumer_that_is_nobodys_does_not_stop_a_beat(broker: Broker) -> None:
+    submit(broker, Call(1, (), 1, b"payload"))
+    epoch = broker.register("h", 1, STATE, "e")
+    for consumer in (":", ":x", ""):
+        broker.wire.call("XGROUP", "CREATECONSUMER", broker.keys.normal, "w", consumer)
+    broker.wire.call(*broker.fetch_command(":x", 1, block_ms=None))
+    assert isinstance(broker.beat("h", 1, STATE, ["h:1"], epoch), Beat)
+    (got,) = broker.sift(fetch(broker))
+    assert got.n == "1"
+    broker.leave("h")
+    assert broker.wire.call("XINFO", "CONSUMERS", broker.keys.normal, "w") == []
+
+
+@pytest.mark.parametrize("change", [{"s": "x"}, {"s": ""}, {"i": "x"}, {"i": ""}], ids=repr)
+def test_a_forged_record_of_a_forged_entry_does_not_stop_a_beat(broker: Broker, change: dict[str, Any]) -> None:
+    epoch = broker.register("h", 1, STATE, "e")
+    id = add(broker, {**GOOD, **change})
+    broker.wire.call("HSET", broker.keys.open_calls("c"), "1", b"1/" + id + b"|0")
+    fetch(broker)
+    assert broker.reclaim("h:1", f"1/{id.decode()}", 0, 1, b"reply") == (0, 0)
+    assert isinstance(broker.beat("h", 1, STATE, [], epoch), Beat)
+    assert broker.wire.call("XLEN", broker.keys.normal) == 0
+    broker.wire.call("DEL", broker.keys.open_calls("c"))
+
+
+def test_what_others_have_parked_does_not_stop_a_beat_or_a_cancel(broker: Broker) -> None:
+    epoch = broker.register("h", 1, STATE, "e")
+    parked = [b"", b"\xc1", b"\x01", b"\x90", b"\x96" + b"\x01" * 6, b"\xdd\xff\xff\xff\xff", b"\x91" * 50]
+    for n, content in enumerate(parked):
+        for name in (f"c {n}", f"c 1{n}"):
+            broker.wire.call("ZADD", broker.keys.delayed, "1" if len(name) == 3 else "inf", name)
+            broker.wire.call("HSET", broker.keys.prefix + "zp", name, content)
+        broker.wire.call("HSET", broker.keys.open_calls("c"), f"1{n}", "z/2|0")
+    assert isinstance(broker.beat("h", 1, STATE, [], epoch), Beat)
+    assert len(broker.cancel("c", [f"1{n}" for n in range(len(parked))])) == len(parked)
+    assert broker.wire.call("ZCARD", broker.keys.delayed) == 0
+    assert broker.wire.call("XLEN", broker.keys.first) == 0
+
+
+def test_a_retry_whose_entry_others_have_deleted_does_not_stop_its_worker(broker: Broker) -> None:
+    """Its report was refused with an error, and sent again for ever."""
+    submit(broker, Call(1, (), 1, b"payload"))
+    (got,) = broker.sift(fetch(broker))
+    broker.wire.call("XDEL", broker.keys.normal, got.entry.partition("/")[2])
+    assert broker.finish([Report(got, 0, 1, 0, b"reply", retry_delay_s=0.0)]) == [False]
+    assert broker.counts().fetched == 0
+    broker.cancel("c", ["1"])
