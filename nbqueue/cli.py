@@ -1,4 +1,4 @@
-"""The command line: ``nbqueue demo | worker | status``.
+"""The command line: ``nbqueue demo | worker | status | acl``.
 
 The only room that may knock at both wings. What a command needs is imported when it runs, so that help
 comes at once. nbqueue's own errors become one line on stderr.
@@ -107,16 +107,49 @@ def _parser() -> argparse.ArgumentParser:
     _add_queue(status)
     status.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     status.set_defaults(run=_status)
+
+    acl = commands.add_parser(
+        "acl",
+        help="print the least rights that a queue needs on a shared Redis server",
+        description="Print one line for redis-cli that makes a user of a shared Redis or Valkey server who can use one "
+        "queue and nothing else: its keys, whose names hold the fingerprint of your secret, and the commands that "
+        "notebooks, workers and status need. What the user was allowed before is taken away. Nothing is sent.",
+        epilog="For example, asking for a password and handing the line to the server: "
+        "nbqueue acl ana --password | redis-cli -h example.net --tls. Then use rediss://ana:PASSWORD@example.net. "
+        "To keep the user, the administrator adds ACL SAVE or CONFIG REWRITE.",
+    )
+    acl.add_argument("user", metavar="NAME", help="the user's name on the server")
+    _add_name(acl)
+    acl.add_argument(
+        "--password",
+        action="store_true",
+        help="ask for the user's password (in a pipe: read one line) and print its SHA-256; otherwise the line says "
+        "THE PASSWORD, and is refused by the server until both words are replaced",
+    )
+    acl.add_argument(
+        "--fingerprint",
+        metavar="HEX",
+        help="the secret's fingerprint as `nbqueue worker` shows it, where somebody else holds the secret",
+    )
+    acl.set_defaults(run=_acl)
     return parser
 
 
+def _add_name(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--queue", default="tasks", metavar="NAME", help="the queue's name (default: tasks)")
+
+
 def _add_queue(command: argparse.ArgumentParser) -> None:
+    url = os.environ.get("NBQUEUE_URL")
     command.add_argument(
         "url",
         metavar="URL",
-        help="redis://[user:password@]host[:port][/db], rediss://… for TLS, or unix:///path/to/redis.sock",
+        nargs="?" if url else None,
+        default=url,
+        help="redis://[user:password@]host[:port][/db], rediss://… for TLS, or unix:///path/to/redis.sock; may be "
+        "left out if NBQUEUE_URL holds it, which other users of this machine cannot see",
     )
-    command.add_argument("--queue", default="tasks", metavar="NAME", help="the queue's name (default: tasks)")
+    _add_name(command)
     command.add_argument(
         "--insecure",
         action="store_true",
@@ -236,6 +269,29 @@ def _status(given: argparse.Namespace) -> int:
     warnings.formatwarning = lambda message, *_: f"nbqueue: {message}\n"
     status = TaskQueue(given.url, given.queue, insecure=given.insecure).status()
     print(json.dumps(asdict(status), indent=2) if given.json else status)
+    return 0
+
+
+def _acl(given: argparse.Namespace) -> int:
+    import re
+
+    from nbqueue.codec.seal import fingerprint, user_secret
+    from nbqueue.errors import BadOption
+    from nbqueue.stream.acl import setuser
+    from nbqueue.stream.keys import Keys
+
+    if given.fingerprint is not None and not re.fullmatch(r"[0-9a-f]{8}", given.fingerprint):
+        raise BadOption(f"--fingerprint {given.fingerprint!r}: give the eight hex digits that `nbqueue worker` shows.")
+    keys = Keys.of(given.queue, given.fingerprint or fingerprint(user_secret()))
+    password = None
+    if given.password:
+        if sys.stdin.isatty():
+            import getpass
+
+            password = getpass.getpass(f"Password of {given.user}: ")
+        else:
+            password = sys.stdin.readline().rstrip("\r\n")
+    print(setuser(given.user, keys, password))
     return 0
 
 

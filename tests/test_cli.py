@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 import nbqueue
+from nbqueue.codec.seal import fingerprint
 
 NBQUEUE = [sys.executable, "-m", "nbqueue.cli"]
 
@@ -42,7 +44,7 @@ def one_line(text: str) -> str:
 def test_help_names_every_command() -> None:
     shown = run("--help")
     assert shown.returncode == 0
-    for command in ("demo", "worker", "status"):
+    for command in ("demo", "worker", "status", "acl"):
         assert re.search(rf"^ +{command} +\w", shown.stdout, re.MULTILINE)
         assert run(command, "--help").stdout.startswith(f"usage: nbqueue {command}")
 
@@ -103,6 +105,48 @@ def test_a_missing_server_says_how_to_install_one() -> None:
     shown = run("demo", "--quick", NBQUEUE_REDIS_SERVER="/nowhere/redis-server")
     assert shown.returncode == 1
     assert one_line(shown.stderr).startswith("nbqueue: NBQUEUE_REDIS_SERVER='/nowhere/redis-server'")
+
+
+# Least rights
+
+
+def test_acl_prints_one_line_for_the_owner_of_the_secret() -> None:
+    shown = run("acl", "ana", "--queue", "jobs", NBQUEUE_SECRET="ab" * 32)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    line = one_line(shown.stdout)
+    expected = fingerprint(bytes.fromhex("ab" * 32))
+    start = f"ACL SETUSER ana reset on >THE PASSWORD resetchannels resetkeys ~nbq:{{jobs:{expected}}}:* -@all +"
+    assert line.startswith(start)
+    assert "ab" * 32 not in line
+
+
+def test_acl_needs_no_secret_where_its_fingerprint_is_known(tmp_path: Path) -> None:
+    shown = run("acl", "ana", "--fingerprint", "0a1b2c3d", XDG_CONFIG_HOME=str(tmp_path))
+    assert "~nbq:{tasks:0a1b2c3d}:* " in one_line(shown.stdout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_acl_shows_only_the_hash_of_a_password_that_it_was_given() -> None:
+    program = [*NBQUEUE, "acl", "ana", "--password", "--fingerprint", "0a1b2c3d"]
+    shown = subprocess.run(program, input="my secret\n", capture_output=True, text=True, timeout=30, check=True)
+    assert "secret" not in shown.stdout
+    assert f" #{hashlib.sha256(b'my secret').hexdigest()} " in one_line(shown.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["default"], "choose a name"),
+        (["a b"], "letters, digits"),
+        (["ana", "--queue", "a b"], "without spaces"),
+        (["ana", "--fingerprint", "0a1b"], "eight hex digits"),
+        (["ana", "--password"], "empty password"),
+    ],
+)
+def test_acl_refuses_what_cannot_be_meant(arguments: list[str], words: str) -> None:
+    shown = run("acl", *arguments)
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert words in one_line(shown.stderr)
 
 
 # Demo

@@ -49,6 +49,8 @@ TRIM_BYTES = 8_000_000
 WATCH_MS = 50
 # How long to wait before the next attempt while the server's memory is full.
 FULL_MS = 200
+# What a message in the reply stream is signed as.
+_KINDS = {"r": "reply", "e": "event", "x": "refusal"}
 # Sealed blobs kept for calls to come, if they are small.
 BLOBS_KEPT = 64
 SMALL_BLOB_BYTES = 1_000_000
@@ -100,6 +102,7 @@ class Link:
         self.starting = False  # workers are on their way
         self.failure: NbqueueError | None = None  # why the server cannot be used now
         self.hinted = ""  # the reason for waiting that the user was told last
+        self.refused = 0  # messages that came back and could not be trusted
         self._address = address
         self._keys = keys
         self._seal = seal
@@ -452,19 +455,31 @@ class Link:
             number, _, split = incoming.n.partition(".")
             with self._lock:
                 opened = self._open.get(int(number))
-            if opened is None:
-                # Cancelled, or a late second answer.
-                continue
             shift = int(split) if split else 0
-            id = call_id(self.client, incoming.n)
-            if incoming.kind == "e":
-                self._event(opened, shift, id, incoming.message)
+            try:
+                kind = _KINDS.get(incoming.kind, "foreign")
+                data = self._seal.open(kind, call_id(self.client, incoming.n), incoming.message)
+            except BadMessage as error:
+                self.refused += 1
+                refusal: BadMessage | None = error
+                data = b""
+            else:
+                # A worker's word that it was the call that could not be trusted.
+                refusal = BadMessage(data.decode()) if kind == "refusal" else None
+            if opened is None:
+                # Cancelled, or a late second answer, or nobody's.
+                continue
+            if kind == "event":
+                # News only: a bad one costs nothing, the reply itself will be checked.
+                if refusal is None:
+                    self._event(opened, shift, data)
                 continue
             try:
-                body = messages.load_reply(self._seal.open("reply", id, incoming.message))
-                ended = opened.sink.on_reply(opened, body.first + shift, body)
-            except BadMessage as error:
-                ended = opened.sink.on_broken(opened, shift, error)
+                if refusal is not None:
+                    ended = opened.sink.on_broken(opened, shift, refusal)
+                else:
+                    body = messages.load_reply(data)
+                    ended = opened.sink.on_reply(opened, body.first + shift, body)
             except BaseException as error:  # noqa: BLE001 - a bad reply or callback must not stop all others
                 sys.excepthook(*sys.exc_info())
                 ended = opened.sink.on_broken(opened, shift, BadMessage(f"A reply could not be read: {error!r}"))
@@ -474,11 +489,7 @@ class Link:
                     if not self._open:
                         self._changed.notify_all()
 
-    def _event(self, opened: OpenCall, shift: int, id: str, message: bytes) -> None:
-        try:
-            event = messages.load_event(self._seal.open("event", id, message))
-        except BadMessage:
-            # News only; the reply itself will be checked.
-            return
+    def _event(self, opened: OpenCall, shift: int, data: bytes) -> None:
+        event = messages.load_event(data)
         if event.get("kind") == "started":
             opened.sink.on_started(opened, event["item"] + shift, event["worker"], event["attempt"])

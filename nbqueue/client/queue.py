@@ -38,7 +38,9 @@ class QueueStatus:
 
     `queued` calls wait for a worker; `delayed` ones wait for their next attempt; `running` items run now.
     `done`, `failed`, `cancelled` and `retried` count since the queue was made (or was empty for a week).
-    A call of a map is a chunk of several items: `queued` counts chunks, the others items.
+    A call of a map is a chunk of several items: `queued` counts chunks, the others items. `refused` counts
+    messages on the server that were not ours or could not be trusted: those that workers met, and those that
+    came back to this process.
     """
 
     queue: str
@@ -49,6 +51,7 @@ class QueueStatus:
     failed: int
     cancelled: int
     retried: int
+    refused: int
     workers: tuple[WorkerState, ...]
 
     @property
@@ -57,21 +60,26 @@ class QueueStatus:
 
     def __repr__(self) -> str:
         counts = [f"{self.queued} queued", f"{len(self.running)} running", f"{self.done} done"]
-        for name in ("failed", "delayed", "retried", "cancelled"):
+        for name in ("failed", "delayed", "retried", "cancelled", "refused"):
             if getattr(self, name):
                 counts.append(f"{getattr(self, name)} {name}")
         lines = [f"queue {self.queue!r} on {self.server}", "  " + " · ".join(counts)]
         if not self.workers:
             lines.append("  no workers")
         for worker in self.workers:
-            what = worker.state
+            what = _printable(worker.state)
             if worker.task is not None:
                 task = worker.task
                 again = f", attempt {task.attempt}" if task.attempt > 1 else ""
                 waits = ", waiting for a task of its own" if worker.state == "waiting" else ""
-                what = f"{task.name} for {task.seconds:.1f} s{again}{waits}"
+                what = f"{_printable(task.name)} for {task.seconds:.1f} s{again}{waits}"
             lines.append(f"  worker {worker.slot} (pid {worker.pid}): {what}")
         return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    """What hosts publish is not signed: nothing in it may speak to the terminal."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 class TaskQueue:
@@ -311,6 +319,7 @@ class TaskQueue:
             failed=counts.failed,
             cancelled=counts.cancelled,
             retried=counts.retried,
+            refused=counts.refused + core.link.refused,
             workers=workers,
         )
 

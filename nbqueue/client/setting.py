@@ -14,6 +14,9 @@ from nbqueue.stream.records import Setting
 
 __all__ = ["SettingWatch"]
 
+# What opens the queue itself must not lie in Redis, where settings are signed and can be read.
+_OURS = ("NBQUEUE_SECRET", "NBQUEUE_URL")
+
 
 class SettingWatch:
     """Notices changes since `baseline`, the environment that the workers were born with."""
@@ -40,10 +43,10 @@ class SettingWatch:
             return self._blob
 
     def _make(self, cwd: str) -> Setting:
-        now = dict(os.environ)
+        now = {name: value for name, value in os.environ.items() if name not in _OURS}
         changed: list[tuple[str, str | None]] = [
             (name, value) for name, value in sorted(now.items()) if self._baseline.get(name) != value
         ]
-        changed += [(name, None) for name in sorted(self._baseline) if name not in now]
+        changed += [(name, None) for name in sorted(self._baseline) if name not in now and name not in _OURS]
         path = [os.path.join(cwd, entry) if entry else cwd for entry in sys.path if isinstance(entry, str)]
         return Setting(cwd, tuple(path), tuple(changed))

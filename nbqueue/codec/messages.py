@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nbqueue.errors import BadMessage
+
 __all__ = [
     "ERROR",
     "EXCEPTION",
@@ -31,6 +33,7 @@ __all__ = [
     "load_event",
     "load_reply",
     "only_item",
+    "plain_items",
     "type_name",
 ]
 
@@ -134,6 +137,20 @@ def only_item(body: CallBody, plain: Sequence[Any] | None, item: int) -> CallBod
     if plain is None:
         return replace(body, frames=(body.frames[item],))
     return replace(body, packed=pickle.dumps([plain[item]], protocol=5))
+
+
+def plain_items(body: CallBody, items: int) -> list[Any] | None:
+    """The argument tuples of a packed call, None of one with frames. Runs no user's code.
+
+    Raises
+    ------
+    BadMessage
+        If the call has not as many `items` as its entry, which nobody has signed, claims.
+    """
+    plain: list[Any] | None = pickle.loads(body.packed) if body.packed else None
+    if len(body.frames if plain is None else plain) != items:
+        raise BadMessage(f"A call of `{body.name}` claims {items} items and holds another number. It was not run.")
+    return plain
 
 
 def item_arguments(body: CallBody, plain: Sequence[Any] | None, item: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

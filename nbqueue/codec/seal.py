@@ -65,7 +65,8 @@ class Seal:
 
     def _mac(self, kind: str, id: str, body: bytes) -> bytes:
         inner = self._inner.copy()
-        inner.update(self._scope + kind.encode() + b"\0" + id.encode() + b"\0")
+        # With their lengths: no other kind, id and body may give the same bytes.
+        inner.update(self._scope + f"{len(kind)} {len(id)} {kind}{id}".encode())
         inner.update(body)
         outer = self._outer.copy()
         outer.update(inner.digest())

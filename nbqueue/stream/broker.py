@@ -37,6 +37,7 @@ _SCRIPTS = (
     "reclaim",
     "release",
     "announce",
+    "refuse",
 )
 
 
@@ -198,7 +199,7 @@ class Broker:
             ("HGETALL", keys.pool),
         )
         fetched = pending0[0] + pending1[0]
-        n = {k.decode(): int(v) for k, v in zip(counts[::2], counts[1::2], strict=True)}
+        n = _numbers(counts)
         return QueueCounts(
             queued=max(0, first + normal - fetched),
             fetched=fetched,
@@ -207,7 +208,8 @@ class Broker:
             failed=n.get("failed", 0),
             cancelled=n.get("cancelled", 0),
             retried=n.get("retried", 0),
-            hosts=tuple(HostState.from_json(text) for text in pool[1::2]),
+            refused=n.get("refused", 0),
+            hosts=_states(pool[1::2]),
         )
 
     def workers(self) -> int:
@@ -232,7 +234,7 @@ class Broker:
         )
 
     def parse_fetch(self, answer: Any) -> tuple[list[Fetched], list[str]]:
-        """Calls, and entries that are none: deleted while pending, or foreign (to be dropped with `forget`)."""
+        """Calls, and entries that are none: deleted while pending, or foreign (to be dropped with `refuse`)."""
         calls: list[Fetched] = []
         gone: list[str] = []
         for key, rows in answer or ():
@@ -241,16 +243,43 @@ class Broker:
                 entry = f"{stream}/{id.decode()}"
                 try:
                     calls.append(_fetched(entry, fields))
-                except (IndexError, TypeError, ValueError):
+                except (TypeError, ValueError):
                     # Deleted while pending, or nothing that we wrote.
                     gone.append(entry)
         return calls, gone
 
-    def forget(self, entries: Iterable[str]) -> None:
-        for entry in entries:
-            stream, _, id = entry.partition("/")
-            key = f"{self.keys.prefix}s:{stream}"
-            self._read_all(("XACK", key, GROUP, id), ("XDEL", key, id))
+    def sift(self, answer: Any) -> list[Fetched]:
+        """The calls of a fetch that are open and stand where they were found.
+
+        Everything else is refused: what is no call of ours, and true calls that somebody has put on the stream
+        once more, which would run again.
+        """
+        calls, strange = self.parse_fetch(answer)
+        if calls:
+            self.wire.send(*[("HGET", self.keys.open_calls(call.client), call.n) for call in calls])
+            stand: list[Fetched] = []
+            for call in calls:
+                try:
+                    place = self.wire.receive()
+                except CommandError:
+                    # A key of a foreign type.
+                    place = None
+                if place is not None and place.rpartition(b"|")[0] == call.entry.encode():
+                    stand.append(call)
+                else:
+                    strange.append(call.entry)
+            calls = stand
+        if strange:
+            self.refuse(strange)
+        return calls
+
+    def refuse(self, entries: Iterable[str]) -> int:
+        """Drop entries that are no calls of ours, and count them. Returns how many were still there."""
+        return int(self.step("refuse", *[word for entry in entries for word in (entry, "", "", "", "")]))
+
+    def refuse_call(self, call: Fetched, message: bytes) -> bool:
+        """End a call that cannot be trusted: all its items, with a sealed `message`. It counts as refused."""
+        return bool(self.step("refuse", call.entry, call.client, call.n, " ".join(call.digests), message))
 
     def blob(self, digest: str) -> bytes | None:
         data: bytes | None = self.wire.call("HGET", self.keys.blob(digest), "b")
@@ -300,11 +329,11 @@ class Broker:
         if answer[0] == b"FORGOT":
             return Forgot()
         due = None if int(answer[1]) < 0 else int(answer[1]) / 1000
-        return Beat(due, {k.decode(): int(v) for k, v in zip(answer[2::2], answer[3::2], strict=True)})
+        return Beat(due, _numbers(answer[2:]))
 
     def hosts(self) -> list[HostState]:
         """Every registered host as it last published itself."""
-        return [HostState.from_json(text) for text in self.wire.call("HVALS", self.keys.pool)]
+        return list(_states(self.wire.call("HVALS", self.keys.pool)))
 
     def reap(self, host: str, counter: int) -> bool:
         return bool(self.step("reap", host, str(counter)))
@@ -334,8 +363,7 @@ class Broker:
 
     def counters(self) -> dict[str, int]:
         """Every host's heartbeat counter."""
-        answer = self.wire.call("HGETALL", self.keys.beats)
-        return {host.decode(): int(n) for host, n in zip(answer[::2], answer[1::2], strict=True)}
+        return _numbers(self.wire.call("HGETALL", self.keys.beats))
 
     def poke(self, host: str) -> None:
         """Ask a host's supervisor to publish its state now."""
@@ -348,11 +376,17 @@ class Broker:
 
 
 _CALL_NAME = re.compile(rb"[0-9]{1,18}(\.[0-9]{1,9})?")
+_STATE = re.compile(rb"([1-9][0-9]{0,8}) (-?[0-9]{1,9}) ([0-9]{1,9}) (-?[0-9]{1,9})")
 
 
 def _fetched(entry: str, fields: Sequence[bytes]) -> Fetched:
-    """Raises TypeError, ValueError or IndexError for what `submit` did not write: anybody may XADD."""
-    attempt, crashes, first, charged = map(int, fields[9].split())
+    """Raises TypeError or ValueError for what `submit` did not write: anybody may XADD."""
+    state = _STATE.fullmatch(fields[9]) if len(fields) == 12 else None
+    if state is None or not _CALL_NAME.fullmatch(fields[3]) or not re.fullmatch(rb"[1-9][0-9]{0,8}", fields[7]):
+        raise ValueError("no call of ours")
+    attempt, crashes, first, charged = map(int, state.groups())
+    if not first < int(fields[7]) > charged or min(crashes, charged) < -1:
+        raise ValueError("no call of ours")
     return Fetched(
         entry=entry,
         client=fields[1].decode(),
@@ -376,3 +410,20 @@ def _incoming(id: bytes, fields: Sequence[bytes]) -> Incoming:
 
 def _text(data: bytes) -> str:
     return data.decode(errors="replace")
+
+
+def _numbers(pairs: Sequence[bytes]) -> dict[str, int]:
+    """A hash of numbers, without what is none: a foreign word must not stop a supervisor."""
+    found = zip(pairs[::2], pairs[1::2], strict=True)
+    return {_text(name): int(value) for name, value in found if re.fullmatch(rb"-?[0-9]{1,19}", value)}
+
+
+def _states(texts: Iterable[bytes]) -> tuple[HostState, ...]:
+    """What hosts have published about themselves, without what no host can have written."""
+    states = []
+    for text in texts:
+        try:
+            states.append(HostState.from_json(text))
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+            continue
+    return tuple(states)

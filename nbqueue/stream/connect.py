@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import ipaddress
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,13 +74,19 @@ class Address:
         BadOption
             If the URL has another scheme or cannot be read.
         """
+        bad = None
         try:
+            if re.match(r"rediss?://[^@]*[/?#].*@", url):
+                raise ValueError("a password that is cut by one of / ? #")
             kwargs: dict[str, Any] = dict(cast(Any, redis.connection).parse_url(url))
-        except (ValueError, AttributeError) as error:
-            raise BadOption(
+        except (ValueError, AttributeError):
+            # Outside of this block, and without the cause: what it quotes may be a piece of the password.
+            bad = BadOption(
                 f"{_without_password(url)!r} is not a Redis URL. Write redis://[user:password@]host:port/db, "
-                "rediss://… for TLS, or unix:///path/to/redis.sock."
-            ) from error
+                "rediss://… for TLS, or unix:///path/to/redis.sock; in a password / ? # @ as %2F %3F %23 %40."
+            )
+        if bad is not None:
+            raise bad
         kind = cast(type, kwargs.pop("connection_class", redis.connection.Connection))
         return cls._from_kwargs(kind, kwargs)
 
@@ -379,7 +386,9 @@ def _short(error: BaseException) -> str:
 def _without_password(url: object) -> str:
     text = str(url)
     head, at, tail = text.rpartition("@")
-    return f"…@{tail}" if at and head else text
+    shown = f"…@{tail}" if at and head else text
+    # A password may be given as an option, too; and what stands where a port should be may be one.
+    return re.sub(r"(?<=[?#]).*|(?<=:)(?!//|\d+(?:/|\Z))[^/?#]+", "…", shown, flags=re.DOTALL)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

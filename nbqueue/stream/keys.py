@@ -20,7 +20,8 @@ key            type    what                                        dies
 ``hw``         hash    host → number of its workers                7 days after the last beat
 ``pool``       hash    host → its PoolState as JSON                7 days after the last beat
 ``h:<host>``   stream  inbox of a host's supervisor                1 minute after the last message
-``n``          hash    counters: done, failed, cancelled, retried  7 days after the last change
+``n``          hash    counters: done, failed, cancelled,          7 days after the last change
+                       retried, refused
 =============  ======  ==========================================  =======================================
 
 Nothing that an open call needs has a lifetime: a laptop may sleep for a night.

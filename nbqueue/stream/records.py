@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
@@ -77,7 +77,8 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """One message of a client's reply stream; `kind` is ``r`` (a reply) or ``e`` (an event)."""
+    """One message of a client's reply stream; `kind` is ``r`` (a reply), ``e`` (an event) or ``x`` (the
+    call was refused)."""
 
     id: bytes
     n: str
@@ -125,24 +126,33 @@ class HostState:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> HostState:
+        """Raises KeyError, TypeError, AttributeError or ValueError for what no host has written: it is not signed."""
         data = json.loads(text)
         workers = []
         for worker in data["workers"]:
             task = worker["task"]
             worker["task"] = _known(RunningTask, task) if task else None
             workers.append(_known(WorkerState, worker))
-        return cls(data["host"], data["hostname"], data["pid"], tuple(workers), data.get("machine", ""))
+        return _known(cls, {**data, "workers": tuple(workers)})
+
+
+_KINDS: dict[str, Any] = {"int": int, "float": (int, float), "str": str}
 
 
 def _known(cls: type[_T], data: dict[str, object]) -> _T:
     # A newer host may publish more than this version knows.
-    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    return cls(**{k: v for k, v in data.items() if k in names})
+    kinds = {f.name: _KINDS.get(str(f.type), object) for f in fields(cls)}  # type: ignore[arg-type]
+    known = {name: value for name, value in data.items() if name in kinds}
+    for name, value in known.items():
+        if not isinstance(value, kinds[name]):
+            raise TypeError(f"{name}={value!r}")
+    return cls(**known)
 
 
 @dataclass(frozen=True, slots=True)
 class QueueCounts:
-    """What the streams and counters say: `queued` not yet fetched, `fetched` not yet finished."""
+    """What the streams and counters say: `queued` not yet fetched, `fetched` not yet finished, `refused` entries
+    that were no calls of ours or could not be trusted."""
 
     queued: int
     fetched: int
@@ -151,6 +161,7 @@ class QueueCounts:
     failed: int
     cancelled: int
     retried: int
+    refused: int = 0
     hosts: Sequence[HostState] = ()
 
 

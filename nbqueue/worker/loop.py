@@ -67,7 +67,7 @@ class WorkerSpec:
     consumer: str
     queue: str
     prefix: str
-    address: dict[str, Any]
+    address: dict[str, Any] = field(repr=False)  # with its password
     secret: str = field(repr=False)
     environ: dict[str, str]
     max_tasks: int = 0
@@ -197,10 +197,9 @@ class Worker:
         """A lost reply has left its entries with us. What is finished is reported before, so it is not among them."""
         self._flush_now()
         broker = self._broker
-        calls, gone = broker.parse_fetch(
+        calls = broker.sift(
             broker.wire.call(*broker.fetch_command(self._spec.consumer, 1000, block_ms=None, own=True))
         )
-        broker.forget(gone)
         with self._lock:
             self._ahead = deque(calls)
         self._unsure = False
@@ -229,13 +228,13 @@ class Worker:
             else:
                 broker.wire.send(fetch)
             try:
-                calls, gone = broker.parse_fetch(broker.wire.receive())
+                answer = broker.wire.receive()
             except CommandError as error:
                 if "NOGROUP" not in str(error) and "UNBLOCKED" not in str(error):
                     raise
                 broker.ensure_group()
                 return not last
-            broker.forget(gone)
+            calls = broker.sift(answer)
             self._last_fetch_empty = not calls
             with self._lock:
                 self._ahead.extend(calls)
@@ -349,10 +348,10 @@ class Worker:
         id = call_id(call.client, call.n)
         try:
             body = messages.load_call(self._seal.open("call", id, call.payload))
+            plain = messages.plain_items(body, call.items)
         except BadMessage as error:
-            # Whose it claims to be is not to be believed, and may not even fit the board.
-            self._slot.call(call.entry, "0", "0", 0, 0, "?")
-            self._all_fail(call, error)
+            # What its entry claims (whose it is, how many items) is not to be believed either.
+            self._refuse(call, error)
             return
         timeout_ms = int((body.timeout_s or 0) * 1000)
         printed = self._surroundings.printed
@@ -363,10 +362,10 @@ class Worker:
         try:
             self._fetch_blobs(body)
         except BadMessage as error:
-            self._all_fail(call, error)
+            self._refuse(call, error)
             return
         try:
-            function, plain = self._prepare(body)
+            function = self._prepare(body)
         except BaseException as error:  # noqa: BLE001 - unpickling a function runs its author's code
             if not (isinstance(error, Interrupted) and self._why == board.CANCEL):
                 self._all_fail(call, error)
@@ -405,7 +404,7 @@ class Worker:
             if len(self._functions) > FUNCTIONS_KEPT:
                 self._functions.popitem(last=False)
 
-    def _prepare(self, body: CallBody) -> tuple[Any, list[Any] | None]:
+    def _prepare(self, body: CallBody) -> Any:
         if body.setting:
             self._surroundings.apply(self._settings[body.setting])
         function = self._functions[body.function]
@@ -414,7 +413,7 @@ class Worker:
             function = self._guarded(lambda: pickle.loads(data))
             self._functions[body.function] = function
         self._functions.move_to_end(body.function)
-        return function, pickle.loads(body.packed) if body.packed else None
+        return function
 
     def _blob(self, digest: str) -> bytes:
         with self._io:
@@ -524,6 +523,12 @@ class Worker:
         if isinstance(error, NbqueueError):
             return ERROR, pickle.dumps(error), False
         return EXCEPTION, dump_exception(error), False
+
+    def _refuse(self, call: Fetched, error: BadMessage) -> None:
+        """End a call whose message cannot be trusted, all its items at once. It is counted, and never run again."""
+        message = self._seal.close("refusal", call_id(call.client, call.n), str(error).encode())
+        with self._io:
+            self._broker.refuse_call(call, message)
 
     def _all_fail(self, call: Fetched, error: BaseException) -> None:
         if self._why == board.TIMEOUT:

@@ -62,7 +62,7 @@ class PoolSpec:
     id: str
     queue: str
     prefix: str
-    address: dict[str, Any]
+    address: dict[str, Any] = field(repr=False)  # with its password
     secret: str = field(repr=False)
     size: int
     environ: dict[str, str]

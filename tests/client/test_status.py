@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from nbqueue import QueueStatus
+from nbqueue.stream.records import RunningTask, WorkerState
 
 
 def test_who_runs_what_and_for_how_long(queue: Any, wait_until: Callable[..., Any], tmp_path: Path) -> None:
@@ -41,6 +42,15 @@ def test_counts_of_every_ending(queue: Any, wait_until: Callable[..., Any], tmp_
     future.cancel()
     status = wait_until(lambda: (s := queue.status()).cancelled and s)
     assert (status.done, status.failed, status.retried, status.cancelled) == (2, 3, 1, 1)
+
+
+def test_what_hosts_publish_cannot_speak_to_the_terminal() -> None:
+    """It is not signed: whoever can write to the server can put anything there."""
+    task = RunningTask("\x1b]0;title\x07\nworker 1", "c", "1", 0, 1, 1.0)
+    worker = WorkerState(0, 1, "busy\x1b[2J", task), WorkerState(1, 2, "idle\r\n\x9b")
+    status = QueueStatus("tasks", "redis://", 0, 0, 0, 0, 0, 0, 0, worker)
+    assert all(line.isprintable() for line in repr(status).split("\n"))
+    assert len(repr(status).split("\n")) == 4
 
 
 def test_a_retry_that_waits_is_delayed(queue: Any, wait_until: Callable[..., Any]) -> None:

@@ -284,6 +284,7 @@ class Actors:
             answer = self.broker.wire.call(*command)
         calls, gone = self.broker.parse_fetch(answer)
         assert not gone, "an entry was deleted while it was pending"
+        assert self.broker.sift(answer) == calls, "a true call was refused"
         for got in calls:
             self.model.fetch(worker.name, got, own)
         return calls

@@ -286,7 +286,7 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
             assert call("TTL", key) > 0, f"{key} has no lifetime"
         counts = self.broker.counts()
         told = {"done": counts.done, "failed": counts.failed, "cancelled": counts.cancelled}
-        told["retried"] = counts.retried
+        told |= {"retried": counts.retried, "refused": counts.refused}
         assert told == {name: self.model.counts[name] for name in told}
 
 

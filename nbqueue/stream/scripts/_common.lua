@@ -8,6 +8,7 @@ local GROUP = 'w'
 local IDLE_S = 604800
 local BLOB_IDLE_S = 3600
 local FIRST, NORMAL = P .. 's:0', P .. 's:1'
+local STATE = '^(%d+) (-?%d+) (%d+) (-?%d+)$'
 
 -- The streams and their group. Each step that needs them makes them, since a server may have lost its data.
 local function ready()
@@ -41,9 +42,22 @@ local function read(entry)
   local rows = redis.call('XRANGE', key_of(entry), id_of(entry), id_of(entry))
   if #rows == 0 then return nil end
   local f = rows[1][2]
-  if #f ~= 12 then return nil end
+  if #f ~= 12 or not string.match(f[8], '^%d+$') or not string.match(f[10], STATE) then return nil end
   return {c = f[2], n = f[4], d = f[6], i = f[8], s = f[10], p = f[12]}
 end
+
+-- What was parked for a retry; nil for what we did not park.
+local function unpark(parked)
+  local ok, v = pcall(cmsgpack.unpack, parked)
+  if not ok or type(v) ~= 'table' then return nil end
+  for at = 1, 6 do
+    if type(v[at]) ~= 'string' then return nil end
+  end
+  return {c = v[1], n = v[2], d = v[3], i = v[4], s = v[5], p = v[6]}
+end
+
+-- The host that a consumer belongs to; '' for one that is nobody's.
+local function host_of(consumer) return string.match(consumer, '^[^:]*') end
 
 local function add(stream, e)
   local id = redis.call('XADD', P .. 's:' .. stream, '*',
@@ -110,7 +124,7 @@ end
 
 local function workers()
   local sum = 0
-  for _, n in ipairs(redis.call('HVALS', P .. 'hw')) do sum = sum + tonumber(n) end
+  for _, n in ipairs(redis.call('HVALS', P .. 'hw')) do sum = sum + (tonumber(n) or 0) end
   return sum
 end
 
@@ -137,7 +151,7 @@ local function take_back(consumer, running, item, cap, reply)
           if current ~= entry then
             drop(e.c, e.n, entry)
           else
-            local attempt, crashes, _, charged = string.match(e.s, '^(%d+) (-?%d+) (%d+) (-?%d+)$')
+            local attempt, crashes, _, charged = string.match(e.s, STATE)
             crashes, charged = tonumber(crashes), tonumber(charged)
             -- An item below `done` was reported before its worker died: nobody is to blame.
             if entry == running and item >= done then

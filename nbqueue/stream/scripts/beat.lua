@@ -19,7 +19,7 @@ local dead = {}
 for _, key in ipairs({FIRST, NORMAL}) do
   for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', key, GROUP)) do
     local consumer = row[2]
-    local owner = string.match(consumer, '^[^:]+')
+    local owner = host_of(consumer)
     if not living[consumer] and (owner == host or redis.call('HEXISTS', P .. 'hb', owner) == 0) then
       dead[consumer] = true
     end
@@ -33,9 +33,8 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', P .. 'z', '-inf', now, 'LIMI
   local parked = redis.call('HGET', P .. 'zp', member)
   redis.call('ZREM', P .. 'z', member)
   redis.call('HDEL', P .. 'zp', member)
-  if parked then
-    local v = cmsgpack.unpack(parked)
-    local e = {c = v[1], n = v[2], d = v[3], i = v[4], s = v[5], p = v[6]}
+  local e = parked and unpark(parked)
+  if e then
     stand(e.c, e.n, add(0, e), 0)
   end
 end

@@ -10,14 +10,15 @@ for at = 2, #ARGV do
     local digests = ''
     if string.sub(current, 1, 1) == 'z' then
       local parked = redis.call('HGET', P .. 'zp', client .. ' ' .. n)
-      if parked then digests = cmsgpack.unpack(parked)[3] end
+      local e = parked and unpark(parked)
+      if e then digests = e.d end
     else
       local e = read(current)
       if e then digests = e.d end
       local ok, rows = pcall(redis.call, 'XPENDING', key_of(current), GROUP, id_of(current), id_of(current), 1)
       if ok and #rows > 0 then
         local consumer = rows[1][2]
-        local inbox = P .. 'h:' .. string.match(consumer, '^[^:]+')
+        local inbox = P .. 'h:' .. host_of(consumer)
         redis.call('XADD', inbox, 'MAXLEN', '~', 1000, '*', 'op', 'cancel', 'entry', current, 'consumer', consumer)
         redis.call('EXPIRE', inbox, 60)
       end

@@ -16,7 +16,9 @@ for at = 1, #ARGV, 11 do
   local retry = delay ~= ''
   local current, done = standing(client, n)
   local upto = first + items
-  if not current then
+  -- Nothing is left to run again where others have deleted the entry.
+  local parked = retry and current == entry and read(entry) or nil
+  if not current or (retry and current == entry and not parked) then
     drop(client, n, entry)
     out[#out + 1] = 'STALE'
   elseif first > done or upto <= done or (current ~= entry and (failed > 0 or retry)) then
@@ -24,9 +26,7 @@ for at = 1, #ARGV, 11 do
     if current ~= entry then drop(client, n, entry) end
     out[#out + 1] = (current == entry and upto <= done) and 'OK' or 'STALE'
   else
-    local parked = nil
     if retry then
-      parked = read(entry)
       now = now or redis.call('TIME')
       parked.due = now[1] * 1000 + math.floor(now[2] / 1000) + tonumber(delay)
     end
@@ -35,7 +35,7 @@ for at = 1, #ARGV, 11 do
       if current ~= entry then drop(client, n, current) end
     end
     if retry then
-      local attempt, crashes, _, charged = string.match(parked.s, '^(%d+) (-?%d+) (%d+) (-?%d+)$')
+      local attempt, crashes, _, charged = string.match(parked.s, STATE)
       attempt = attempt + 1
       local name = n
       if total > 1 then

@@ -5,7 +5,7 @@ for _, name in ipairs({'hb', 'hw', 'pool'}) do redis.call('HDEL', P .. name, ARG
 local dead = {}
 for _, key in ipairs({FIRST, NORMAL}) do
   for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', key, GROUP)) do
-    if string.match(row[2], '^[^:]+') == ARGV[1] then dead[row[2]] = true end
+    if host_of(row[2]) == ARGV[1] then dead[row[2]] = true end
   end
 end
 for consumer in pairs(dead) do take_back(consumer, '', -1, 0, '') end
