@@ -28,6 +28,8 @@ from nbqueue.stream.server import find_executable
 
 __all__ = ["QueueStatus", "TaskQueue"]
 
+CONNECT_PATIENCE_S = 10.0
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -355,7 +357,7 @@ _checked: set[tuple[int, str]] = set()
 def _check_reachable(address: Address) -> None:
     """Connect once, so that a wrong address, password or server is refused where it was given."""
     key = (os.getpid(), repr(address))
-    wire = Wire(address, timeout_s=10.0)
+    wire = Wire(address, timeout_s=CONNECT_PATIENCE_S)
     wire.connect()
     try:
         if key not in _checked:

@@ -25,13 +25,14 @@ from redis.retry import Retry
 
 from nbqueue.errors import (
     BadOption,
+    ServerError,
     ServerRefused,
     ServerTooOld,
     ServerUnreachable,
     ServerUnsafe,
 )
 
-__all__ = ["MINIMUM_VERSION", "Address", "CommandError", "ForgotScripts", "Wire", "check_server"]
+__all__ = ["MINIMUM_VERSION", "Address", "CommandError", "ForgotScripts", "Wire", "check_server", "explaining"]
 
 MINIMUM_VERSION = (6, 2)
 CONNECT_TIMEOUT_S = 5.0
@@ -258,9 +259,15 @@ class Wire:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
+        connecting = self._connection is None
         try:
             yield
         except redis.exceptions.ResponseError as error:
+            if "DB index is out of range" in str(error):
+                raise ServerRefused(
+                    f"The Redis server at {self.address} has no database {self.address.db}. Correct the number at the "
+                    "end of the URL (most servers have 0 to 15)."
+                ) from error
             if not _is_refusal(error):
                 raise
             self.close()
@@ -272,6 +279,12 @@ class Wire:
             self.close()
             if _is_refusal(error):
                 raise self._refused(error) from error
+            if connecting and self.address.tls is not None and "CERTIFICATE" not in str(error):
+                # Told by a port that speaks in the clear: it waits for more, or answers with what is no TLS.
+                raise ServerUnreachable(
+                    f"No Redis server answers with TLS at {self.address}: {_short(error)}. Is it a port without TLS "
+                    "(then write redis:// instead of rediss://)? Else start a server there or correct the address."
+                ) from error
             raise ServerUnreachable(
                 f"No Redis server answers at {self.address}: {_short(error)}. Start one there, correct the "
                 "address, or call TaskQueue() without a client for a private server."
@@ -288,6 +301,20 @@ class Wire:
         )
 
 
+@contextmanager
+def explaining(address: Address) -> Iterator[None]:
+    """For what a user asks himself: whatever command the server refuses, the error is one of ours.
+
+    Raises
+    ------
+    ServerError
+    """
+    try:
+        yield
+    except CommandError as error:
+        raise ServerError(f"The Redis server at {address} refused a command: {_short(error)}.") from error
+
+
 def check_server(wire: Wire) -> list[str]:
     """Check once, at the first connection, that a server can be trusted with a queue.
 
@@ -301,7 +328,8 @@ def check_server(wire: Wire) -> list[str]:
     ServerTooOld, ServerUnsafe
     """
     try:
-        info = _info(wire.call("INFO", "server")) | _info(wire.call("INFO", "memory"))
+        with explaining(wire.address):
+            info = _info(wire.call("INFO", "server")) | _info(wire.call("INFO", "memory"))
     except ServerRefused as error:
         if not isinstance(error.__cause__, redis.exceptions.NoPermissionError):
             # Not this one command: no password was given.
