@@ -275,6 +275,8 @@ def wait_until(
     against the pool.
     """
     __tracebackhide__ = True
+    if link is not None and not ready():
+        link.check_thread()
     deadline = None if timeout is None else time.monotonic() + timeout
     hint_at = time.monotonic() + HINT_S
     try:
@@ -337,6 +339,12 @@ def _cancel_all(futures: list[concurrent.futures.Future[Any]]) -> None:
         future.cancel()
 
 
+def _check_thread(futures: list[concurrent.futures.Future[Any]]) -> None:
+    for future in futures:
+        if isinstance(future, TaskFuture) and future._link is not None and not future.done():
+            future._link.check_thread()
+
+
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
     try:
         loop.call_soon_threadsafe(callback)
@@ -362,6 +370,7 @@ def as_completed(
     ...     print(future.result())
     """
     waited_for = list(futures)
+    _check_thread(waited_for)
     try:
         with context.waiting():
             yield from concurrent.futures.as_completed(waited_for, timeout)
@@ -425,6 +434,7 @@ def wait(
 ) -> Any:
     """``concurrent.futures.wait``: ``(done, not_done)``. Interrupting it cancels what has not ended."""
     waited_for = list(futures)
+    _check_thread(waited_for)
     try:
         with context.waiting():
             return concurrent.futures.wait(waited_for, timeout, return_when)

@@ -139,6 +139,14 @@ class Link:
                 "in the notebook's own process, or make a new TaskQueue here."
             )
 
+    def check_thread(self) -> None:
+        """Raises NbqueueError in the thread that hears of the end of calls: it would wait for itself."""
+        if threading.current_thread() is self._thread:
+            raise NbqueueError(
+                f"A done-callback must not wait for another call of the queue {self.queue!r}: it runs in the thread "
+                "that receives the results. Start a thread in the callback, or wait where the calls are made."
+            )
+
     def seal_blob(self, digest: str, data: bytes) -> bytes:
         with self._lock:
             sealed = self._blobs.get(digest)
@@ -190,6 +198,7 @@ class Link:
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until the server has taken everything submitted so far. False if it has not in time."""
+        self.check_thread()
         with self._changed:
             last = self._last
 
@@ -215,6 +224,7 @@ class Link:
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Wait until no call is open."""
+        self.check_thread()
         with self._changed:
             return self._changed.wait_for(lambda: not self._open, timeout_s)
 
