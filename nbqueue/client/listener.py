@@ -28,7 +28,7 @@ from typing import Protocol
 from nbqueue.codec import messages
 from nbqueue.codec.messages import ReplyBody, call_id
 from nbqueue.codec.seal import Seal
-from nbqueue.errors import BadMessage, ForkedQueue, NbqueueError, ServerError, ServerRefused
+from nbqueue.errors import BadMessage, ForkedQueue, NbqueueError, ServerError, ServerRefused, ServerUnreachable
 from nbqueue.stream.broker import BLOCK_MS, Broker, Hello, NeedBlobs, OtherEpoch
 from nbqueue.stream.connect import Address, CommandError, Wire, is_out_of_memory
 from nbqueue.stream.keys import Keys
@@ -37,6 +37,8 @@ from nbqueue.stream.records import Call, Incoming, QueueCounts
 __all__ = ["Link", "OpenCall", "Sink"]
 
 STEP_TIMEOUT_S = 30.0
+# Longer than BLOCK_MS: a reply that is later than this means a dead connection.
+REPLY_TIMEOUT_S = BLOCK_MS / 1000 + 10
 HELLO_S = 2.0
 # How long a status waits for the hosts' word on what they run right now.
 STATUS_S = 1.0
@@ -303,7 +305,7 @@ class Link:
     def _connect(self) -> None:
         address = self._address()
         self._steps = Broker(Wire(address, timeout_s=STEP_TIMEOUT_S), self._keys)
-        self._replies = Broker(Wire(address, timeout_s=BLOCK_MS / 1000 + 10), self._keys)
+        self._replies = Broker(Wire(address, timeout_s=REPLY_TIMEOUT_S), self._keys)
         self._steps.connect()
         self._replies.wire.connect()
         self._sent_blobs.clear()
@@ -342,6 +344,7 @@ class Link:
         poller.register(self._wake_r, select.POLLIN)
         poller.register(replies.wire.fileno(), select.POLLIN)
         here = self._listen(replies)
+        heard = time.monotonic()
         while not self._closing:
             longest = WATCH_MS if self._watched else FULL_MS if self._full else BLOCK_MS
             ready = {fd for fd, _ in poller.poll(0 if here else longest)}
@@ -352,6 +355,10 @@ class Link:
             if here or replies.wire.fileno() in ready:
                 self._dispatch(replies.parse_replies(replies.wire.receive()))
                 here = self._listen(replies)
+                heard = time.monotonic()
+            elif time.monotonic() - heard > REPLY_TIMEOUT_S:
+                # The other connection may live on, so that nothing else would tell.
+                raise ServerUnreachable(f"{replies.wire.address} has fallen silent.")
             if self._watched:
                 self._look_after()
             self._send_cancels(steps)
