@@ -51,6 +51,8 @@ COURIER_S = 0.05
 MOST_AHEAD = 64
 # Longer than BLOCK_MS: a reply that is later than this means a dead connection.
 REPLY_TIMEOUT_S = 12.0
+# A read that was sent over a lost connection ends this long after at the latest, its way to the server included.
+LATE_READ_S = BLOCK_MS / 1000 + 1.0
 # Finished values that are larger than this together leave at once: one reply must stay far below 512 MB.
 FLUSH_BYTES = 8_000_000
 FUNCTIONS_KEPT = 128
@@ -142,6 +144,7 @@ class Worker:
         self._stale: set[str] = set()  # entries whose reports no longer count
         self._last_fetch_empty = True
         self._unsure = False  # connected again while a task ran: entries may lie unread in our pending list
+        self._look_again_at: float | None = None  # when a read over the connection before this one has ended for sure
         self._seconds = 0.0  # a call's run time, smoothed; 0 before the first
         self._armed = False
         self._why = 0
@@ -187,6 +190,7 @@ class Worker:
         broker.connect()
         self._slot.connected(int(broker.wire.call("CLIENT", "ID")))
         self._read_own()
+        self._look_again_at = time.monotonic() + LATE_READ_S
 
     def _read_own(self) -> None:
         """A lost reply has left its entries with us. What is finished is reported before, so it is not among them."""
@@ -200,11 +204,18 @@ class Worker:
             self._ahead = deque(calls)
         self._unsure = False
 
+    def _own_may_have_grown(self) -> bool:
+        """A server that has not noticed the end of our last connection gives what comes next to the read that
+        waits there: it is ours, and nobody brings it."""
+        if self._look_again_at is not None and time.monotonic() > self._look_again_at:
+            self._look_again_at, self._unsure = None, True
+        return self._unsure and self._broker.wire.connected
+
     def _fetch(self) -> bool:
         """Report what is finished and get more to do. False when it is time to leave."""
         broker = self._broker
         with self._io:
-            if self._unsure and self._broker.wire.connected:
+            if self._own_may_have_grown():
                 self._read_own()
             if self._ahead:
                 return True
@@ -272,6 +283,7 @@ class Worker:
             self._unsure = True
             self._broker.connect()
             self._slot.connected(int(self._broker.wire.call("CLIENT", "ID")))
+            self._look_again_at = time.monotonic() + LATE_READ_S
 
     def _try_flush(self) -> None:
         """Report what is finished; while the server is away it waits in the outbox and the work goes on."""

@@ -63,6 +63,10 @@ def _is_inbox(connection: Connection) -> bool:
     return b"XREAD\r\n" in connection.asked and b"}:h:" in connection.asked
 
 
+def _is_fetch(connection: Connection) -> bool:
+    return b"XREADGROUP\r\n" in connection.asked
+
+
 def _assert_all_kinds_of_calls_end_right(queue: TaskQueue, folder: Path, wait_until: Callable[..., Any]) -> None:
     """Single calls, a map in chunks, a task that needs its retries, a failure, a call that is cancelled as it runs."""
     single = queue.task(_square)
@@ -323,3 +327,27 @@ def test_a_cancellation_arrives_although_the_supervisors_inbox_had_vanished(
     wait_until(lambda: proxy.vanish(_is_inbox) == 1)
     future.cancel()
     assert queue.submit(_square, 3).result(timeout=50) == 9
+
+
+def test_a_call_that_went_to_a_connection_the_server_still_believes_in_is_found(
+    network: Callable[..., Proxy], redis_server: Any, new_key: str, wait_until: Callable[..., Any]
+) -> None:
+    """Symptom: a worker reconnected and read its own pending list, then the server gave the next call to the old
+    connection's blocked read, and nobody ever looked again."""
+    proxy = network()
+    queue = TaskQueue(redis_server.url, new_key)
+    TaskQueue(proxy.url, new_key).run(1)
+    assert queue.submit(_square, 2).result(timeout=30) == 4
+    keys = queue._core.keys  # type: ignore[union-attr]
+
+    def reading() -> int:
+        with redis_server.client() as client:
+            return sum(c["cmd"] == "xreadgroup" and "b" in c["flags"] for c in client.client_list())
+
+    wait_until(lambda: reading() == 1)
+    assert proxy.forsake(_is_fetch) == 1
+    # Both the old connection and the new one wait for work, the old one first.
+    wait_until(lambda: reading() == 2)
+    assert queue.submit(_square, 3).result(timeout=15) == 9
+    with redis_server.client() as client:
+        wait_until(lambda: client.xpending(keys.normal, "w")["pending"] == 0)
