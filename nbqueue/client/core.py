@@ -13,7 +13,7 @@ from typing import Any
 
 from nbqueue import context
 from nbqueue.client.batch import Batch
-from nbqueue.client.future import TaskFuture
+from nbqueue.client.future import TaskFuture, because
 from nbqueue.client.launch import LocalLauncher, local_launcher
 from nbqueue.client.listener import Link
 from nbqueue.client.options import Options
@@ -121,7 +121,9 @@ class Core:
         self._started = True
         self._let_start()
         if not self.link.flush(FLUSH_TIMEOUT_S):
-            raise PoolError("What was submitted could not be handed to the server; the workers go on.")
+            raise PoolError(
+                f"What was submitted could not be handed to the server; the workers go on.{because(self.link)}"
+            )
         self.launcher.stop(self)
         self._running = False
         self.link.workers = 0

@@ -30,7 +30,7 @@ from nbqueue.codec.messages import ReplyBody, call_id
 from nbqueue.codec.seal import Seal
 from nbqueue.errors import BadMessage, ForkedQueue, NbqueueError, ServerError, ServerRefused, ServerUnreachable
 from nbqueue.stream.broker import BLOCK_MS, Broker, Hello, NeedBlobs, OtherEpoch
-from nbqueue.stream.connect import Address, CommandError, Wire, is_out_of_memory
+from nbqueue.stream.connect import Address, CommandError, Wire, explaining, is_out_of_memory
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import Call, Incoming, QueueCounts
 
@@ -49,8 +49,8 @@ MOST_BYTES = 8_000_000
 TRIM_EVERY = 200
 TRIM_BYTES = 8_000_000
 WATCH_MS = 50
-# How long to wait before the next attempt while the server's memory is full.
-FULL_MS = 200
+# How long to wait before the next attempt while the server's memory is full: what is refused travels each time.
+FULL_S, LONGEST_FULL_S = 0.2, 2.0
 # Sealed blobs kept for calls to come, if they are small.
 BLOBS_KEPT = 64
 SMALL_BLOB_BYTES = 1_000_000
@@ -125,7 +125,8 @@ class Link:
         self._cursor = b"0"
         self._untrimmed = 0
         self._untrimmed_bytes = 0
-        self._full = False  # the server refused calls because its memory is full
+        self._full_s = 0.0  # the server refused calls because its memory is full: the pause before the next attempt
+        self._send_at = 0.0
         self._sent_blobs: set[str] = set()
         self._steps: Broker | None = None
         self._replies: Broker | None = None
@@ -236,17 +237,18 @@ class Link:
         broker = Broker(Wire(self._address(), timeout_s=STEP_TIMEOUT_S), self._keys)
         broker.wire.connect()
         try:
-            before = broker.counters()
-            for host in before:
-                broker.poke(host)
-            # Supervisors answer with a beat, in a few milliseconds; a host that is gone never does.
-            deadline = time.monotonic() + STATUS_S
-            while time.monotonic() < deadline:
-                now = broker.counters()
-                if all(now.get(host) != counter for host, counter in before.items()):
-                    break
-                time.sleep(0.005)
-            return broker.counts()
+            with explaining(broker.wire.address):
+                before = broker.counters()
+                for host in before:
+                    broker.poke(host)
+                # Supervisors answer with a beat, in a few milliseconds; a host that is gone never does.
+                deadline = time.monotonic() + STATUS_S
+                while time.monotonic() < deadline:
+                    now = broker.counters()
+                    if all(now.get(host) != counter for host, counter in before.items()):
+                        break
+                    time.sleep(0.005)
+                return broker.counts()
         finally:
             broker.wire.close()
 
@@ -287,13 +289,17 @@ class Link:
         pause = 0.01
         since: float | None = None
         while not self._closing:
+            served: float | None = None
             try:
                 self._connect()
-                pause, since, self.failure = 0.01, None, None
+                served, self.failure = time.monotonic(), None
                 self._serve()
             except (NbqueueError, CommandError) as error:
                 self._disconnect()
                 now = time.monotonic()
+                # What the server refuses each time, it lets us connect before.
+                if served is not None and (isinstance(error, ServerError) or now - served > 3.0):
+                    pause, since = 0.01, None
                 since = since or now
                 passing = isinstance(error, ServerError | CommandError) and not isinstance(error, ServerRefused)
                 if not passing or now - since > 3.0:
@@ -346,7 +352,7 @@ class Link:
         here = self._listen(replies)
         heard = time.monotonic()
         while not self._closing:
-            longest = WATCH_MS if self._watched else FULL_MS if self._full else BLOCK_MS
+            longest = WATCH_MS if self._watched else FULL_S * 1000 if self._full_s else BLOCK_MS
             ready = {fd for fd, _ in poller.poll(0 if here else longest)}
             if self._wake_r in ready:
                 with self._lock:
@@ -392,14 +398,15 @@ class Link:
         except CommandError as error:
             if not is_out_of_memory(error):
                 raise
-            self._full = True
+            self._full_s = min(LONGEST_FULL_S, self._full_s * 2 or FULL_S)
+            self._send_at = time.monotonic() + self._full_s
             self.failure = ServerError(
-                f"The server's memory is full ({error}). Calls wait until results have been taken, or until it is "
-                "given more (maxmemory)."
+                "The server's memory is full (maxmemory). Calls wait until results have been taken, or until it is "
+                "given more."
             )
         else:
-            if self._full:
-                self._full, self.failure = False, None
+            if self._full_s:
+                self._full_s, self.failure = 0.0, None
 
     def _send_calls(self, steps: Broker) -> None:
         while self._outbox:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from nbqueue import context
+from nbqueue.client import future
 from nbqueue.client.batch import Batch
 from nbqueue.client.core import Core, core_of, find_core, private_core
 from nbqueue.client.future import TaskFuture
@@ -318,7 +319,8 @@ class TaskQueue:
             self.cancel()
         else:
             try:
-                core.link.drain()
+                while not core.link.drain(future.HINT_S):
+                    future.hint(core.link)
             except KeyboardInterrupt:
                 self.cancel()
                 raise
