@@ -22,8 +22,7 @@ from nbqueue.client.setting import SettingWatch
 from nbqueue.codec.functions import digest, dump_arguments, dump_function
 from nbqueue.codec.messages import CallBody, dump_call
 from nbqueue.codec.seal import Seal, fingerprint, new_secret
-from nbqueue.codec.values import LARGEST_BYTES
-from nbqueue.errors import NbqueueError, NotSendable, PoolError
+from nbqueue.errors import NbqueueError, PoolError
 from nbqueue.stream.connect import Address
 from nbqueue.stream.keys import Keys
 
@@ -131,11 +130,6 @@ class Core:
     def blobs(self, fn: Callable[..., Any], name: str) -> tuple[str, str, dict[str, bytes]]:
         """Digests of the function and the setting, and both sealed, made from what they are now."""
         code = dump_function(fn, name)
-        if len(code) > LARGEST_BYTES:
-            raise NotSendable(
-                f"`{name}` could not be sent: with what it captures it is {len(code) / 1e6:.0f} MB; the limit is "
-                f"{LARGEST_BYTES / 1e6:.0f} MB. Pass large data as arguments, or load them in the task."
-            )
         function = digest(code)
         setting, text = self.watch.current()
         link = self.link
@@ -152,11 +146,6 @@ class Core:
         name = options.name
         function, setting, blobs = self.blobs(fn, name)
         arguments = dump_arguments(args, kwargs, name, fn)
-        if len(arguments) > LARGEST_BYTES:
-            raise NotSendable(
-                f"`{name}` could not be sent: its arguments are {len(arguments) / 1e6:.0f} MB when pickled; the limit "
-                f"is {LARGEST_BYTES / 1e6:.0f} MB. Load the data in the task, or send it in parts."
-            )
         body = CallBody(name, function, setting, options.timeout, options.retries, frames=(arguments,))
         future: TaskFuture[Any] = TaskFuture(name, self.link)
         future._call = self.link.submit(dump_call(body), (function, setting), blobs, future)

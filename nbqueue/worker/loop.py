@@ -55,6 +55,8 @@ REPLY_TIMEOUT_S = 12.0
 LATE_READ_S = BLOCK_MS / 1000 + 1.0
 # Finished values that are larger than this together leave at once: one reply must stay far below 512 MB.
 FLUSH_BYTES = 8_000_000
+# A value that is longer has its own pickle, whose size is looked at.
+LONG_BYTES = 100_000
 FUNCTIONS_KEPT = 128
 
 
@@ -112,6 +114,12 @@ class _Piece:
         self.kinds.append(kind)
         self.values.append(value)
         self.failed += kind in (EXCEPTION, ERROR)
+
+
+def _is_long(value: object) -> bool:
+    if isinstance(value, str | bytes):
+        return len(value) > LONG_BYTES
+    return type(value) is int and value.bit_length() > 8 * LONG_BYTES
 
 
 class Worker:
@@ -452,7 +460,7 @@ class Worker:
                 self._armed = True
                 args, kwargs = messages.item_arguments(body, plain, item)
                 value = function(*args, **kwargs)
-                if not is_plain(value):
+                if not is_plain(value) or _is_long(value):
                     value, is_one_pickle = dump_value(value, body.name), False
             finally:
                 self._armed = False
