@@ -27,10 +27,26 @@ from typing import Protocol
 
 from nbqueue.codec import messages
 from nbqueue.codec.messages import ReplyBody, call_id
-from nbqueue.codec.seal import Seal
-from nbqueue.errors import BadMessage, ForkedQueue, NbqueueError, ServerError, ServerRefused, ServerUnreachable
+from nbqueue.codec.seal import Seal, body_of
+from nbqueue.errors import (
+    BadMessage,
+    ForkedQueue,
+    NbqueueError,
+    NotSendable,
+    ServerError,
+    ServerRefused,
+    ServerUnreachable,
+)
 from nbqueue.stream.broker import BLOCK_MS, Broker, Hello, NeedBlobs, OtherEpoch
-from nbqueue.stream.connect import Address, CommandError, Wire, explaining, is_out_of_memory
+from nbqueue.stream.connect import (
+    LOWEST_LIMIT_BYTES,
+    Address,
+    CommandError,
+    Wire,
+    explaining,
+    is_out_of_memory,
+    may_be_too_large,
+)
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import Call, Incoming, QueueCounts
 
@@ -127,6 +143,7 @@ class Link:
         self._untrimmed_bytes = 0
         self._full_s = 0.0  # the server refused calls because its memory is full: the pause before the next attempt
         self._send_at = 0.0
+        self._suspect = 0  # bytes of the largest string that was on its way when the connection was lost
         self._sent_blobs: set[str] = set()
         self._steps: Broker | None = None
         self._replies: Broker | None = None
@@ -312,6 +329,10 @@ class Link:
         address = self._address()
         self._steps = Broker(Wire(address, timeout_s=STEP_TIMEOUT_S), self._keys)
         self._replies = Broker(Wire(address, timeout_s=REPLY_TIMEOUT_S), self._keys)
+        if self._suspect:
+            if not Wire(address, timeout_s=STEP_TIMEOUT_S).takes(self._suspect):
+                self._refuse(self._suspect)
+            self._suspect = 0
         self._steps.connect()
         self._replies.wire.connect()
         self._sent_blobs.clear()
@@ -393,6 +414,8 @@ class Link:
 
     def _try_to_send(self, steps: Broker) -> None:
         """Send calls; where the server's memory is full they wait, and what runs there can still end."""
+        if time.monotonic() < self._send_at:
+            return
         try:
             self._send_calls(steps)
         except CommandError as error:
@@ -432,7 +455,14 @@ class Link:
                             size += len(data)
                 numbers = [self._outbox[i] for i in range(taken)]
             if calls:
-                answer = steps.submit(self.client, self._epoch, calls, blobs)
+                try:
+                    answer = steps.submit(self.client, self._epoch, calls, blobs)
+                except (ServerError, CommandError) as error:
+                    if not may_be_too_large(error):
+                        raise
+                    largest = max(map(len, [*blobs.values(), *(call.payload for call in calls)]))
+                    self._suspect = largest if largest > LOWEST_LIMIT_BYTES else 0
+                    raise
                 if isinstance(answer, OtherEpoch):
                     self._say_hello(steps)
                     return
@@ -447,6 +477,24 @@ class Link:
                 for _ in numbers:
                     self._outbox.popleft()
                 self._mark = max(self._mark, numbers[-1])
+                self._changed.notify_all()
+
+    def _refuse(self, size: int) -> None:
+        """End the calls that this server does not let in, so that those behind them can leave."""
+        with self._lock:
+            waiting = [opened for n in self._outbox if (opened := self._open.get(n)) is not None]
+        for opened in waiting:
+            largest = max(len(opened.call.payload), *map(len, opened.blobs.values()))
+            if largest < size:
+                continue
+            name = messages.load_call(body_of(opened.call.payload)).name
+            error = NotSendable(
+                f"`{name}` could not be sent: {largest:,} bytes are more than the server lets in at once. Raise its "
+                "proto-max-bulk-len, load the data in the task, or send it in parts."
+            )
+            opened.sink.on_broken(opened, 0, error)
+            with self._changed:
+                self._open.pop(opened.call.n, None)
                 self._changed.notify_all()
 
     def _send_cancels(self, steps: Broker) -> None:

@@ -36,6 +36,9 @@ __all__ = ["MINIMUM_VERSION", "Address", "CommandError", "ForgotScripts", "Wire"
 
 MINIMUM_VERSION = (6, 2)
 CONNECT_TIMEOUT_S = 5.0
+# The lowest that a server's limit for one string (proto-max-bulk-len) can be; and how long it has to object.
+LOWEST_LIMIT_BYTES = 1024 * 1024
+OBJECT_S = 1.0
 
 CommandError = redis.exceptions.ResponseError
 # To be told by type: redis-py cuts the word NOSCRIPT off the message.
@@ -251,6 +254,29 @@ class Wire:
         except (redis.exceptions.ConnectionError, OSError):
             return True
 
+    def takes(self, size: int) -> bool:
+        """Whether the server lets a string of `size` bytes in (proto-max-bulk-len). The connection is used up.
+
+        Only the announcement of such a string is sent: to the string itself a server does not answer in time,
+        but cuts the connection in the middle of it, as a bad network does.
+
+        Raises
+        ------
+        ServerError
+            If it cannot be asked now.
+        """
+        self.connect()
+        try:
+            with self._explained():
+                self._open.send_packed_command([b"*2\r\n$4\r\nECHO\r\n$%d\r\n" % size], check_health=False)
+            if self.ready(OBJECT_S):
+                self.receive()
+        except CommandError:
+            return False
+        finally:
+            self.close()
+        return True
+
     @property
     def _open(self) -> Any:
         if self._connection is None:
@@ -414,3 +440,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """True where a server refused a command because its memory is full."""
     # Inside a script Redis 6.2 says so in the text only.
     return isinstance(error, redis.exceptions.OutOfMemoryError) or "used memory > 'maxmemory'" in str(error)
+
+
+def may_be_too_large(error: BaseException) -> bool:
+    """True where a server may have cut us off because of the size of a string: ask `Wire.takes`."""
+    return isinstance(error, ServerError) or "invalid bulk length" in str(error)

@@ -1,4 +1,4 @@
-"""Payloads just below, at and just above the limit."""
+"""Payloads just below, at and just above the limit; and a server whose own limit is lower than ours."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nbqueue import NotSendable
+from nbqueue import NotSendable, TaskQueue
 from nbqueue.codec import functions, values
 from nbqueue.errors import RemoteError, ResultNotSendable
 
@@ -197,3 +197,75 @@ def test_the_real_limit(queue: Any) -> None:
     assert queue.submit(_length, data).result(timeout=120) == len(data)
     with pytest.raises(NotSendable, match="argument `data`"):
         queue.submit(_length, data + b"x")
+
+
+# A server whose own limit is lower: managed ones may be set so, and may not tell.
+
+MEGABYTES = 3 * 1024 * 1024
+
+
+def _returning(size: int) -> bytes:
+    return b"x" * size
+
+
+@pytest.fixture(params=["unix", "tcp"])
+def narrow(request: pytest.FixtureRequest, make_server: Callable[..., Any], new_key: str) -> Any:
+    """A queue on a server that takes 2 MB at once, over a unix socket or TCP."""
+    import socket
+
+    port = 0
+    if request.param == "tcp":
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+    server = make_server("--proto-max-bulk-len", "2mb", *(("--port", str(port), "--bind", "127.0.0.1") if port else ()))
+    queue = TaskQueue(f"redis://127.0.0.1:{port}" if port else server.url, new_key)
+    queue.run(2)
+    return queue
+
+
+def test_a_call_that_the_server_does_not_let_in_ends_with_an_error_and_the_others_go_on(narrow: TaskQueue) -> None:
+    """Symptom: the server cut the connection in the middle of it, and the listener sent it again, for ever."""
+    before = narrow.submit(_length, b"a")
+    large = narrow.submit(_length, b"x" * MEGABYTES)
+    after = narrow.submit(_length, b"abc")
+    with pytest.raises(NotSendable, match=r"`_length` could not be sent: 3,\d+,\d+ bytes.*proto-max-bulk-len"):
+        large.result(timeout=20)
+    assert before.result(timeout=20) == 1
+    assert after.result(timeout=20) == 3
+    assert narrow.submit(_length, b"x" * 1_900_000).result(timeout=20) == 1_900_000
+
+
+def test_an_item_and_a_function_that_the_server_does_not_let_in(narrow: TaskQueue) -> None:
+    items = [b"a", b"x" * MEGABYTES, b"abc"]
+    results = narrow.map(_length, items).results(return_exceptions=True, timeout=20)
+    assert [results[0], results[2]] == [1, 3]
+    assert isinstance(results[1], NotSendable)
+    captured = b"x" * MEGABYTES
+    with pytest.raises(NotSendable, match="proto-max-bulk-len"):
+        narrow.submit(lambda: len(captured)).result(timeout=20)
+    assert narrow.submit(_length, b"ab").result(timeout=20) == 2
+
+
+def test_a_result_that_the_server_does_not_let_in_ends_with_an_error_and_the_worker_goes_on(
+    narrow: TaskQueue,
+) -> None:
+    """Symptom: the server cut the worker's connection in the middle of it, and the worker sent it again, for ever."""
+    large = narrow.submit(_returning, MEGABYTES)
+    with pytest.raises(ResultNotSendable, match=r"`_returning` .* 3,\d+,\d+ bytes.*proto-max-bulk-len"):
+        large.result(timeout=20)
+    results = narrow.map(_returning, [1, MEGABYTES, 2, 1_000_000], chunksize=4).results(
+        return_exceptions=True, timeout=20
+    )
+    assert [len(results[i]) for i in (0, 2, 3)] == [1, 2, 1_000_000]
+    assert isinstance(results[1], ResultNotSendable)
+    assert narrow.status().failed == 2
+    assert [narrow.submit(abs, -i).result(timeout=20) for i in range(4)] == [0, 1, 2, 3]
+
+
+def test_many_small_results_that_are_too_large_together_all_arrive(narrow: TaskQueue) -> None:
+    """They are reported together, 8 MB at most: on such a server in several parts."""
+    sizes = [20_000 + i for i in range(200)]
+    assert [len(value) for value in narrow.map(_returning, sizes, chunksize=200).results(timeout=20)] == sizes
+    texts = ["x" * 190 + str(i) for i in range(20_000)]
+    assert narrow.map(_length, texts, chunksize=20_000).results(timeout=20) == [len(text) for text in texts]
