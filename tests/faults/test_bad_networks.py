@@ -227,6 +227,8 @@ def test_an_interrupt_is_felt_while_the_network_stalls(
         lambda: queue.submit(_square, 3).result(timeout=30),
         lambda: queue.map(_slow, range(50)).results(timeout=30),
         lambda: queue.map(_slow, iter(range(50)))[7],
+        lambda: queue.status(),
+        lambda: queue.shutdown(),
     ):
         interrupter = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
         interrupter.start()
