@@ -10,7 +10,7 @@ The ground floor of all floors: imports nothing of ours. All of these survive a 
     ├── ServerError (ConnectionError)
     │   ├── ServerNotFound              no redis-server or valkey-server on this machine
     │   ├── ServerUnreachable           nothing answers at this address
-    │   ├── ServerRefused               wrong password, or a user who may not
+    │   ├── ServerRefused               wrong password or database, or a user who may not
     │   ├── ServerTooOld                older than Redis 6.2
     │   └── ServerUnsafe                evicts keys, or would be talked to in the clear
     ├── PoolError                       the process pool could not be started or kept
@@ -80,7 +80,7 @@ class ServerUnreachable(ServerError):
 
 
 class ServerRefused(ServerError):
-    """The server answers, but refuses this user: a wrong password or a missing permission."""
+    """The server answers, but refuses this user: a wrong password or database, a missing permission."""
 
 
 class ServerTooOld(ServerError):

@@ -24,7 +24,7 @@ from operator import itemgetter
 from typing import Any, Generic, TypeVar, cast, overload
 
 from nbqueue.client.chunking import Chunker
-from nbqueue.client.future import Outcome, TaskFuture, _call_soon, tick, wait_until
+from nbqueue.client.future import Outcome, TaskFuture, _call_soon, because, tick, wait_until
 from nbqueue.client.listener import Link, OpenCall
 from nbqueue.client.recipe import Prepared, Recipe, items_of
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, ReplyBody
@@ -161,7 +161,7 @@ class Batch(Generic[R]):
         """
         __tracebackhide__ = True
         if not self.wait(timeout):
-            raise TimeoutError(f"{self!r} has not ended within {timeout:g} s; it goes on.")
+            raise TimeoutError(f"{self!r} has not ended within {timeout:g} s; it goes on.{because(self._link)}")
         places = range(len(self._kinds))
         if return_exceptions:
             values = [value if error is None else error for value, error in map(self._look, places)]
@@ -214,7 +214,7 @@ class Batch(Generic[R]):
                 return len(finished) > seen or self.done
 
             if not wait_until(self._changed, ready, timeout, self._link, self.cancel):
-                raise TimeoutError(f"No item of {self!r} has ended within {timeout:g} s.")
+                raise TimeoutError(f"No item of {self!r} has ended within {timeout:g} s.{because(self._link)}")
             if seen >= len(finished):
                 self._close_view()
                 if self._input_error is not None:
@@ -325,7 +325,7 @@ class Batch(Generic[R]):
                 self._callbacks.append(lambda: _call_soon(loop, ended.set))
             else:
                 ended.set()
-        await tick(ended, self.cancel)
+        await tick(ended, self.cancel, self._link)
         return self.results()
 
     def _wait_for(self, index: int) -> bool:

@@ -14,17 +14,16 @@ from typing import Any
 
 from nbqueue import context
 from nbqueue.client.batch import Batch
-from nbqueue.client.future import TaskFuture
+from nbqueue.client.future import TaskFuture, because
 from nbqueue.client.launch import LocalLauncher, local_launcher
 from nbqueue.client.listener import Link
 from nbqueue.client.options import Options
-from nbqueue.client.recipe import Recipe, dump_call_arguments
+from nbqueue.client.recipe import Recipe
 from nbqueue.client.setting import SettingWatch
-from nbqueue.codec.functions import digest, dump_function
+from nbqueue.codec.functions import digest, dump_arguments, dump_function
 from nbqueue.codec.messages import CallBody, dump_call
 from nbqueue.codec.seal import Seal, fingerprint, new_secret
-from nbqueue.codec.values import LARGEST_BYTES
-from nbqueue.errors import NbqueueError, NotSendable, PoolError
+from nbqueue.errors import NbqueueError, PoolError
 from nbqueue.stream.connect import Address
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import WorkerLimits
@@ -141,7 +140,9 @@ class Core:
         self._started = True
         self._let_start()
         if not self.link.flush(FLUSH_TIMEOUT_S):
-            raise PoolError("What was submitted could not be handed to the server; the workers go on.")
+            raise PoolError(
+                f"What was submitted could not be handed to the server; the workers go on.{because(self.link)}"
+            )
         self.launcher.stop(self)
         self._running = False
         self.link.workers = 0
@@ -149,11 +150,6 @@ class Core:
     def blobs(self, fn: Callable[..., Any], name: str) -> tuple[str, str, dict[str, bytes]]:
         """Digests of the function and the setting, and both sealed, made from what they are now."""
         code = dump_function(fn, name)
-        if len(code) > LARGEST_BYTES:
-            raise NotSendable(
-                f"`{name}` could not be sent: with what it captures it is {len(code) / 1e6:.0f} MB; the limit is "
-                f"{LARGEST_BYTES / 1e6:.0f} MB. Pass large data as arguments, or load them in the task."
-            )
         function = digest(code)
         setting, text = self.watch.current()
         link = self.link
@@ -169,7 +165,7 @@ class Core:
         self.check_process()
         name = options.name
         function, setting, blobs = self.blobs(fn, name)
-        arguments = dump_call_arguments(args, kwargs, name, fn)
+        arguments = dump_arguments(args, kwargs, name, fn)
         body = CallBody(
             *(name, function, setting, options.timeout, options.retries),
             frames=(arguments,),

@@ -174,7 +174,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
         self.add_done_callback(lambda _: _call_soon(loop, done.set))
-        await tick(done, self.cancel)
+        await tick(done, self.cancel, self._link)
         return self.result()
 
     def cancel(self) -> bool:
@@ -211,7 +211,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
             self._link.check_process()
         cancel = on_interrupt or self.cancel
         if not wait_until(self._condition, lambda: self._state in _DONE, timeout, self._link, cancel):
-            raise TimeoutError(f"`{self.name}` has not ended within {timeout:g} s; it goes on.")
+            raise TimeoutError(f"`{self.name}` has not ended within {timeout:g} s; it goes on.{because(self._link)}")
 
     # Arriving
 
@@ -275,6 +275,8 @@ def wait_until(
     against the pool.
     """
     __tracebackhide__ = True
+    if link is not None and not ready():
+        link.check_thread()
     deadline = None if timeout is None else time.monotonic() + timeout
     hint_at = time.monotonic() + HINT_S
     try:
@@ -298,30 +300,42 @@ def wait_until(
 
 def hint(link: Link) -> None:
     """Tell the waiting user, once per cause, why nothing may be coming."""
-    if link.failure is not None:
-        text = f"still waiting: {link.failure}"
-    elif link.workers == 0 and link.open_calls and not link.starting:
-        text = (
-            f"waiting, but no worker serves the queue {link.queue!r}. Start some with queue.run(), or elsewhere with "
-            "`nbqueue worker URL`."
+    failure, reason = link.failure, _reason(link)
+    if reason is not None and link.hinted != reason:
+        sys.stderr.write(f"nbqueue: {'waiting, but' if failure is None else 'still waiting:'} {reason}\n")
+    link.hinted = reason or ""
+
+
+def because(link: Link | None) -> str:
+    """The same for the end of a message, or nothing."""
+    reason = None if link is None else _reason(link)
+    return "" if reason is None else f" {reason[0].upper()}{reason[1:]}"
+
+
+def _reason(link: Link) -> str | None:
+    failure = link.failure
+    if failure is not None:
+        return str(failure)
+    if link.workers == 0 and link.open_calls and not link.starting:
+        return (
+            f"no worker serves the queue {link.queue!r}. Start some with queue.run(), or elsewhere with `nbqueue "
+            "worker URL`."
         )
-    else:
-        link.hinted = ""
-        return
-    if link.hinted != text:
-        link.hinted = text
-        sys.stderr.write(f"nbqueue: {text}\n")
+    return None
 
 
-async def tick(done: asyncio.Event, cancel: Callable[[], object]) -> None:
+async def tick(done: asyncio.Event, cancel: Callable[[], object], link: Link | None) -> None:
     """Wait for an event in short ticks, so that an interrupted cell notices; then `cancel`."""
     __tracebackhide__ = True
+    hint_at = time.monotonic() + HINT_S
     try:
         while not done.is_set():
             try:
                 await asyncio.wait_for(done.wait(), TICK_S)
             except TimeoutError:
-                continue
+                if link is not None and time.monotonic() >= hint_at:
+                    hint(link)
+                    hint_at = time.monotonic() + HINT_S
     except (asyncio.CancelledError, KeyboardInterrupt) as interrupt:
         cancel()
         # A new one: where in our waiting it struck helps nobody.
@@ -332,6 +346,12 @@ def _cancel_all(futures: list[concurrent.futures.Future[Any]]) -> None:
     # The last first: cancelling what runs makes room, in which what is still queued must not start.
     for future in reversed(futures):
         future.cancel()
+
+
+def _check_thread(futures: list[concurrent.futures.Future[Any]]) -> None:
+    for future in futures:
+        if isinstance(future, TaskFuture) and future._link is not None and not future.done():
+            future._link.check_thread()
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
@@ -359,6 +379,7 @@ def as_completed(
     ...     print(future.result())
     """
     waited_for = list(futures)
+    _check_thread(waited_for)
     try:
         with context.waiting():
             yield from concurrent.futures.as_completed(waited_for, timeout)
@@ -422,6 +443,7 @@ def wait(
 ) -> Any:
     """``concurrent.futures.wait``: ``(done, not_done)``. Interrupting it cancels what has not ended."""
     waited_for = list(futures)
+    _check_thread(waited_for)
     try:
         with context.waiting():
             return concurrent.futures.wait(waited_for, timeout, return_when)

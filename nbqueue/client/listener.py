@@ -27,16 +27,34 @@ from typing import Protocol
 
 from nbqueue.codec import messages
 from nbqueue.codec.messages import ReplyBody, call_id
-from nbqueue.codec.seal import Seal
-from nbqueue.errors import BadMessage, ForkedQueue, NbqueueError, ServerError, ServerRefused
+from nbqueue.codec.seal import Seal, body_of
+from nbqueue.errors import (
+    BadMessage,
+    ForkedQueue,
+    NbqueueError,
+    NotSendable,
+    ServerError,
+    ServerRefused,
+    ServerUnreachable,
+)
 from nbqueue.stream.broker import BLOCK_MS, Broker, Hello, NeedBlobs, OtherEpoch
-from nbqueue.stream.connect import Address, CommandError, Wire, is_out_of_memory
+from nbqueue.stream.connect import (
+    LOWEST_LIMIT_BYTES,
+    Address,
+    CommandError,
+    Wire,
+    explaining,
+    is_out_of_memory,
+    may_be_too_large,
+)
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import Call, Incoming, QueueCounts
 
 __all__ = ["Link", "OpenCall", "Sink"]
 
 STEP_TIMEOUT_S = 30.0
+# Longer than BLOCK_MS: a reply that is later than this means a dead connection.
+REPLY_TIMEOUT_S = BLOCK_MS / 1000 + 10
 HELLO_S = 2.0
 # How long a status waits for the hosts' word on what they run right now.
 STATUS_S = 1.0
@@ -47,10 +65,10 @@ MOST_BYTES = 8_000_000
 TRIM_EVERY = 200
 TRIM_BYTES = 8_000_000
 WATCH_MS = 50
-# How long to wait before the next attempt while the server's memory is full.
-FULL_MS = 200
 # What a message in the reply stream is signed as.
 _KINDS = {"r": "reply", "e": "event", "x": "refusal"}
+# How long to wait before the next attempt while the server's memory is full: what is refused travels each time.
+FULL_S, LONGEST_FULL_S = 0.2, 2.0
 # Sealed blobs kept for calls to come, if they are small.
 BLOBS_KEPT = 64
 SMALL_BLOB_BYTES = 1_000_000
@@ -127,7 +145,9 @@ class Link:
         self._cursor = b"0"
         self._untrimmed = 0
         self._untrimmed_bytes = 0
-        self._full = False  # the server refused calls because its memory is full
+        self._full_s = 0.0  # the server refused calls because its memory is full: the pause before the next attempt
+        self._send_at = 0.0
+        self._suspect = 0  # bytes of the largest string that was on its way when the connection was lost
         self._sent_blobs: set[str] = set()
         self._steps: Broker | None = None
         self._replies: Broker | None = None
@@ -141,6 +161,14 @@ class Link:
             raise ForkedQueue(
                 "This process is a fork of the one that made the queue and must not use its connections. Call tasks "
                 "in the notebook's own process, or make a new TaskQueue here."
+            )
+
+    def check_thread(self) -> None:
+        """Raises NbqueueError in the thread that hears of the end of calls: it would wait for itself."""
+        if threading.current_thread() is self._thread:
+            raise NbqueueError(
+                f"A done-callback must not wait for another call of the queue {self.queue!r}: it runs in the thread "
+                "that receives the results. Start a thread in the callback, or wait where the calls are made."
             )
 
     def seal_blob(self, digest: str, data: bytes) -> bytes:
@@ -194,6 +222,7 @@ class Link:
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until the server has taken everything submitted so far. False if it has not in time."""
+        self.check_thread()
         with self._changed:
             last = self._last
 
@@ -224,6 +253,7 @@ class Link:
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Wait until no call is open."""
+        self.check_thread()
         with self._changed:
             return self._changed.wait_for(lambda: not self._open, timeout_s)
 
@@ -233,17 +263,18 @@ class Link:
         broker = Broker(Wire(self._address(), timeout_s=STEP_TIMEOUT_S), self._keys)
         broker.wire.connect()
         try:
-            before = broker.counters()
-            for host in before:
-                broker.poke(host)
-            # Supervisors answer with a beat, in a few milliseconds; a host that is gone never does.
-            deadline = time.monotonic() + STATUS_S
-            while time.monotonic() < deadline:
-                now = broker.counters()
-                if all(now.get(host) != counter for host, counter in before.items()):
-                    break
-                time.sleep(0.005)
-            return broker.counts()
+            with explaining(broker.wire.address):
+                before = broker.counters()
+                for host in before:
+                    broker.poke(host)
+                # Supervisors answer with a beat, in a few milliseconds; a host that is gone never does.
+                deadline = time.monotonic() + STATUS_S
+                while time.monotonic() < deadline:
+                    now = broker.counters()
+                    if all(now.get(host) != counter for host, counter in before.items()):
+                        break
+                    time.sleep(0.005)
+                return broker.counts()
         finally:
             broker.wire.close()
 
@@ -284,13 +315,17 @@ class Link:
         pause = 0.01
         since: float | None = None
         while not self._closing:
+            served: float | None = None
             try:
                 self._connect()
-                pause, since, self.failure = 0.01, None, None
+                served, self.failure = time.monotonic(), None
                 self._serve()
             except (NbqueueError, CommandError) as error:
                 self._disconnect()
                 now = time.monotonic()
+                # What the server refuses each time, it lets us connect before.
+                if served is not None and (isinstance(error, ServerError) or now - served > 3.0):
+                    pause, since = 0.01, None
                 since = since or now
                 passing = isinstance(error, ServerError | CommandError) and not isinstance(error, ServerRefused)
                 if not passing or now - since > 3.0:
@@ -302,7 +337,11 @@ class Link:
     def _connect(self) -> None:
         address = self._address()
         self._steps = Broker(Wire(address, timeout_s=STEP_TIMEOUT_S), self._keys)
-        self._replies = Broker(Wire(address, timeout_s=BLOCK_MS / 1000 + 10), self._keys)
+        self._replies = Broker(Wire(address, timeout_s=REPLY_TIMEOUT_S), self._keys)
+        if self._suspect:
+            if not Wire(address, timeout_s=STEP_TIMEOUT_S).takes(self._suspect):
+                self._refuse(self._suspect)
+            self._suspect = 0
         self._steps.connect()
         self._replies.wire.connect()
         self._sent_blobs.clear()
@@ -341,8 +380,9 @@ class Link:
         poller.register(self._wake_r, select.POLLIN)
         poller.register(replies.wire.fileno(), select.POLLIN)
         here = self._listen(replies)
+        heard = time.monotonic()
         while not self._closing:
-            longest = WATCH_MS if self._watched else FULL_MS if self._full else BLOCK_MS
+            longest = WATCH_MS if self._watched else FULL_S * 1000 if self._full_s else BLOCK_MS
             ready = {fd for fd, _ in poller.poll(0 if here else longest)}
             if self._wake_r in ready:
                 with self._lock:
@@ -351,6 +391,10 @@ class Link:
             if here or replies.wire.fileno() in ready:
                 self._dispatch(replies.parse_replies(replies.wire.receive()))
                 here = self._listen(replies)
+                heard = time.monotonic()
+            elif time.monotonic() - heard > REPLY_TIMEOUT_S:
+                # The other connection may live on, so that nothing else would tell.
+                raise ServerUnreachable(f"{replies.wire.address} has fallen silent.")
             if self._watched:
                 self._look_after()
             self._send_cancels(steps)
@@ -379,19 +423,22 @@ class Link:
 
     def _try_to_send(self, steps: Broker) -> None:
         """Send calls; where the server's memory is full they wait, and what runs there can still end."""
+        if time.monotonic() < self._send_at:
+            return
         try:
             self._send_calls(steps)
         except CommandError as error:
             if not is_out_of_memory(error):
                 raise
-            self._full = True
+            self._full_s = min(LONGEST_FULL_S, self._full_s * 2 or FULL_S)
+            self._send_at = time.monotonic() + self._full_s
             self.failure = ServerError(
-                f"The server's memory is full ({error}). Calls wait until results have been taken, or until it is "
-                "given more (maxmemory)."
+                "The server's memory is full (maxmemory). Calls wait until results have been taken, or until it is "
+                "given more."
             )
         else:
-            if self._full:
-                self._full, self.failure = False, None
+            if self._full_s:
+                self._full_s, self.failure = 0.0, None
 
     def _send_calls(self, steps: Broker) -> None:
         while self._outbox:
@@ -417,7 +464,14 @@ class Link:
                             size += len(data)
                 numbers = [self._outbox[i] for i in range(taken)]
             if calls:
-                answer = steps.submit(self.client, self._epoch, calls, blobs)
+                try:
+                    answer = steps.submit(self.client, self._epoch, calls, blobs)
+                except (ServerError, CommandError) as error:
+                    if not may_be_too_large(error):
+                        raise
+                    largest = max(map(len, [*blobs.values(), *(call.payload for call in calls)]))
+                    self._suspect = largest if largest > LOWEST_LIMIT_BYTES else 0
+                    raise
                 if isinstance(answer, OtherEpoch):
                     self._say_hello(steps)
                     return
@@ -432,6 +486,24 @@ class Link:
                 for _ in numbers:
                     self._outbox.popleft()
                 self._mark = max(self._mark, numbers[-1])
+                self._changed.notify_all()
+
+    def _refuse(self, size: int) -> None:
+        """End the calls that this server does not let in, so that those behind them can leave."""
+        with self._lock:
+            waiting = [opened for n in self._outbox if (opened := self._open.get(n)) is not None]
+        for opened in waiting:
+            largest = max(len(opened.call.payload), *map(len, opened.blobs.values()))
+            if largest < size:
+                continue
+            name = messages.load_call(body_of(opened.call.payload)).name
+            error = NotSendable(
+                f"`{name}` could not be sent: {largest:,} bytes are more than the server lets in at once. Raise its "
+                "proto-max-bulk-len, load the data in the task, or send it in parts."
+            )
+            opened.sink.on_broken(opened, 0, error)
+            with self._changed:
+                self._open.pop(opened.call.n, None)
                 self._changed.notify_all()
 
     def _send_cancels(self, steps: Broker) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from nbqueue import context
+from nbqueue.client import future
 from nbqueue.client.batch import Batch
 from nbqueue.client.core import Core, core_of, find_core, private_core
 from nbqueue.client.future import TaskFuture
@@ -27,6 +28,8 @@ from nbqueue.stream.records import RunningTask, WorkerState
 from nbqueue.stream.server import find_executable
 
 __all__ = ["QueueStatus", "TaskQueue"]
+
+CONNECT_PATIENCE_S = 10.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -337,7 +340,8 @@ class TaskQueue:
             self.cancel()
         else:
             try:
-                core.link.drain()
+                while not core.link.drain(future.HINT_S):
+                    future.hint(core.link)
             except KeyboardInterrupt:
                 self.cancel()
                 raise
@@ -376,7 +380,7 @@ _checked: set[tuple[int, str]] = set()
 def _check_reachable(address: Address) -> None:
     """Connect once, so that a wrong address, password or server is refused where it was given."""
     key = (os.getpid(), repr(address))
-    wire = Wire(address, timeout_s=10.0)
+    wire = Wire(address, timeout_s=CONNECT_PATIENCE_S)
     wire.connect()
     try:
         if key not in _checked:

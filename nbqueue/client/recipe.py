@@ -10,14 +10,13 @@ from nbqueue.client.options import Options
 from nbqueue.codec.functions import dump_arguments, dumps, is_plain
 from nbqueue.codec.messages import CallBody, dump_call, load_call
 from nbqueue.codec.seal import body_of
-from nbqueue.codec.values import LARGEST_BYTES
 from nbqueue.errors import NotSendable
 
-__all__ = ["Packed", "Prepared", "Recipe", "dump_call_arguments", "items_of"]
+__all__ = ["Packed", "Prepared", "Recipe", "items_of"]
 
 # Bytes of arguments that travel together at most.
 CHUNK_BYTES = 1_000_000
-# Strings that are longer do not count as plain.
+# Strings and integers that are longer do not count as plain.
 LONG = 200
 
 
@@ -76,17 +75,22 @@ class Recipe:
             # Long strings go as frames, whose sizes are added up.
             if not is_plain(value) or (isinstance(value, str | bytes) and len(value) > LONG):
                 break
+            if type(value) is int and value.bit_length() > 8 * LONG:
+                break
         else:
             return args
+        return self._frame(args)
+
+    def _frame(self, args: tuple[Any, ...]) -> bytes | NotSendable:
         try:
-            return dump_call_arguments(args, self.kwargs, self.options.name, self.fn)
+            return dump_arguments(args, self.kwargs, self.options.name, self.fn)
         except NotSendable as error:
             return error
 
     def pack(self, items: Sequence[Prepared]) -> tuple[list[Packed], list[tuple[int, NotSendable | None]]]:
         """Bodies for prepared items, and the offsets of those that are not sent, with the reason."""
         if all(type(item) is tuple for item in items):
-            return [Packed(0, len(items), self.body(packed=pickle.dumps(items, protocol=5)))], []
+            return self._pack_plain(0, items), []
         calls: list[Packed] = []
         refused: list[tuple[int, NotSendable | None]] = []
         frames: list[bytes] = []
@@ -99,11 +103,11 @@ class Recipe:
             frames, size = [], 0
 
         for offset, item in enumerate(items):
-            if item is None or isinstance(item, NotSendable):
+            frame = self._frame(item) if isinstance(item, tuple) else item
+            if not isinstance(frame, bytes):
                 close(offset)
-                refused.append((offset, item))
+                refused.append((offset, frame))
                 continue
-            frame = item if isinstance(item, bytes) else dump_arguments(item, self.kwargs, self.options.name, self.fn)
             if size + len(frame) > CHUNK_BYTES:
                 close(offset)
             frames.append(frame)
@@ -111,22 +115,18 @@ class Recipe:
         close(len(items))
         return calls, refused
 
+    def _pack_plain(self, offset: int, items: Sequence[Prepared]) -> list[Packed]:
+        packed = pickle.dumps(items, protocol=5)
+        if len(packed) > CHUNK_BYTES and len(items) > 1:
+            half = len(items) // 2
+            return self._pack_plain(offset, items[:half]) + self._pack_plain(offset + half, items[half:])
+        return [Packed(offset, len(items), self.body(packed=packed))]
+
 
 def items_of(payload: bytes) -> Sequence[tuple[Any, ...] | bytes]:
     """The prepared items of a call, out of its sealed message, which is of our own making."""
     body = load_call(body_of(payload))
     return body.frames or cast("list[tuple[Any, ...]]", pickle.loads(body.packed))
-
-
-def dump_call_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], name: str, fn: Callable[..., Any]) -> bytes:
-    """Pickle ``(args, kwargs)`` of one call. Raises NotSendable if they cannot be pickled or are too large."""
-    frame = dump_arguments(args, kwargs, name, fn)
-    if len(frame) > LARGEST_BYTES:
-        raise NotSendable(
-            f"`{name}` could not be sent: its arguments are {len(frame) / 1e6:.0f} MB when pickled; the limit is "
-            f"{LARGEST_BYTES / 1e6:.0f} MB. Load the data in the task, or send it in parts."
-        )
-    return frame
 
 
 def _latest(fn: Callable[..., Any]) -> Callable[..., Any]:

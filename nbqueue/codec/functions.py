@@ -24,9 +24,11 @@ from cloudpickle import cloudpickle as _internals
 
 from nbqueue.errors import NotSendable
 
-__all__ = ["digest", "dump_arguments", "dump_function", "dumps", "is_plain"]
+__all__ = ["LARGEST_BYTES", "digest", "dump_arguments", "dump_function", "dumps", "is_plain"]
 
 PROTOCOL = 5
+# A Redis string holds 512 MB (proto-max-bulk-len); what is left is for the frame around the value.
+LARGEST_BYTES = 500_000_000
 
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None), complex})
 
@@ -61,12 +63,20 @@ def dump_function(fn: Callable[..., Any], name: str) -> bytes:
     Raises
     ------
     NotSendable
-        It cannot be pickled. The message names the global, closure variable or default at fault.
+        It cannot be pickled, or is too large with what it captures. The message names the global, closure
+        variable or default at fault.
     """
     try:
-        return dumps(fn)
+        code = dumps(fn)
     except Exception as error:
         raise NotSendable(f"`{name}` could not be sent: {_blame_function(fn, error)}") from error
+    if len(code) > LARGEST_BYTES:
+        raise NotSendable(
+            f"`{name}` could not be sent: with what it captures it is {len(code):,} bytes when pickled"
+            f"{_largest(_parts(fn))}; the limit is {LARGEST_BYTES:,}. Pass large data as arguments, or load them in "
+            "the task."
+        )
+    return code
 
 
 def dump_arguments(
@@ -80,16 +90,24 @@ def dump_arguments(
     Raises
     ------
     NotSendable
-        An argument cannot be pickled. The message names it.
+        An argument cannot be pickled, or they are too large together. The message names the one at fault.
     """
     call = (args, kwargs)
     if _all_plain(args, _LEVELS) and (not kwargs or _all_plain_mapping(kwargs, _LEVELS)):
-        return pickle.dumps(call, PROTOCOL)
-    try:
-        return dumps(call)
-    except Exception as error:
-        blame = _blame_arguments(args, kwargs, fn, error)
-        raise NotSendable(f"`{name}` could not be sent: {blame}") from error
+        data = pickle.dumps(call, PROTOCOL)
+    else:
+        try:
+            data = dumps(call)
+        except Exception as error:
+            blame = _blame_arguments(args, kwargs, fn, error)
+            raise NotSendable(f"`{name}` could not be sent: {blame}") from error
+    if len(data) > LARGEST_BYTES:
+        raise NotSendable(
+            f"`{name}` could not be sent: its arguments are {len(data):,} bytes when pickled"
+            f"{_largest(_arguments(args, kwargs, fn))}; the limit is {LARGEST_BYTES:,}. Load the data in the task, or "
+            "send it in parts."
+        )
+    return data
 
 
 def _all_plain(values: Iterable[object], levels: int) -> bool:
@@ -140,7 +158,7 @@ def _update_class(cls: type, state: Any) -> None:
         _set_class_state(cls, state)
 
 
-# Everything below runs only after a pickle has failed.
+# Everything below runs only after a pickle has failed, or has become too large.
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +186,21 @@ def _blame_arguments(
 ) -> str:
     part = next((part for part in _arguments(args, kwargs, fn) if _failure(part.value) is not None), None)
     return f"its arguments {_verdict(None, error)}" if part is None else " ".join(_blame(part))
+
+
+def _largest(parts: Iterable[_Part]) -> str:
+    sizes = [(_size(part.value), part) for part in parts]
+    if not sizes:
+        return ""
+    size, part = max(sizes, key=lambda pair: pair[0])
+    return f" (the largest is the {part.what} `{part.name}`, {_type_name(part.value)}, with {size:,})"
+
+
+def _size(value: object) -> int:
+    try:
+        return len(dumps(value))
+    except Exception:  # noqa: BLE001 - as a part of the whole it was pickled: it only cannot be weighed alone
+        return 0
 
 
 def _search(fn: object, *, seen: set[int], levels: int) -> tuple[list[str], _Part] | None:

@@ -18,7 +18,7 @@ import os
 import pickle
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ _HOME = f"{Path(__file__).parent.parent}{os.sep}"
 
 # Far more than anyone reads; a failed task group of thousands must not make a reply of megabytes.
 _EXCEPTIONS = 200
+# What is left of a text where the whole is too large to be sent.
+_CUT = 1000
 # The ends of a deep recursion tell its story; the middle repeats.
 _FIRST_FRAMES, _LAST_FRAMES = 100, 200
 _TEXT_CHARACTERS = 10_000
@@ -86,7 +88,14 @@ def dump_exception(exc: BaseException) -> bytes:
     except Exception as error:  # noqa: BLE001 - what a class can override may raise; the task still ends
         name = type(exc).__name__
         links = [_Link(name, "", f"{name} (its traceback is lost: {_text(error)})")]
-    return pickle.dumps((links, sources), protocol=functions.PROTOCOL)
+    data = pickle.dumps((links, sources), protocol=functions.PROTOCOL)
+    if len(data) > functions.LARGEST_BYTES:
+        why = f"(cut: {len(data):,} bytes when pickled; the limit is {functions.LARGEST_BYTES:,})"
+        links = [
+            replace(link, text=link.text[:_CUT], message=f"{link.message[:_CUT]} {why}", body=None) for link in links
+        ]
+        data = pickle.dumps((links, sources), protocol=functions.PROTOCOL)
+    return data
 
 
 def load_exception(data: bytes) -> BaseException:

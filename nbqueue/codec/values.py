@@ -5,13 +5,10 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
-from nbqueue.codec.functions import dumps
+from nbqueue.codec.functions import LARGEST_BYTES, dumps
 from nbqueue.errors import ResultNotSendable
 
 __all__ = ["LARGEST_BYTES", "dump_value", "load_value"]
-
-# A Redis string holds 512 MB (proto-max-bulk-len); what is left is for the frame around the value.
-LARGEST_BYTES = 500_000_000
 
 
 def dump_value(value: object, name: str) -> bytes:
@@ -31,8 +28,8 @@ def dump_value(value: object, name: str) -> bytes:
         ) from error
     if len(data) > LARGEST_BYTES:
         raise ResultNotSendable(
-            f"`{name}` ran to its end, but its result is {len(data) / 1e6:.0f} MB when pickled; the limit is "
-            f"{LARGEST_BYTES / 1e6:.0f} MB. Write it to a file and return the path."
+            f"`{name}` ran to its end, but its result ({_type_name(value)}) is {len(data):,} bytes when pickled; "
+            f"the limit is {LARGEST_BYTES:,}. Write it to a file and return the path."
         )
     return data
 

@@ -38,6 +38,7 @@ _SCRIPTS = (
     "release",
     "announce",
     "refuse",
+    "poke",
 )
 
 
@@ -367,8 +368,7 @@ class Broker:
 
     def poke(self, host: str) -> None:
         """Ask a host's supervisor to publish its state now."""
-        inbox = self.keys.inbox(host)
-        self._read_all(("XADD", inbox, "MAXLEN", "~", "1000", "*", "op", "beat"), ("EXPIRE", inbox, "60"))
+        self.step("poke", host)
 
     def unblock(self, redis_id: int) -> None:
         """End another connection's blocking read."""

@@ -26,16 +26,20 @@ from redis.retry import Retry
 
 from nbqueue.errors import (
     BadOption,
+    ServerError,
     ServerRefused,
     ServerTooOld,
     ServerUnreachable,
     ServerUnsafe,
 )
 
-__all__ = ["MINIMUM_VERSION", "Address", "CommandError", "ForgotScripts", "Wire", "check_server"]
+__all__ = ["MINIMUM_VERSION", "Address", "CommandError", "ForgotScripts", "Wire", "check_server", "explaining"]
 
 MINIMUM_VERSION = (6, 2)
 CONNECT_TIMEOUT_S = 5.0
+# The lowest that a server's limit for one string (proto-max-bulk-len) can be; and how long it has to object.
+LOWEST_LIMIT_BYTES = 1024 * 1024
+OBJECT_S = 1.0
 
 CommandError = redis.exceptions.ResponseError
 # To be told by type: redis-py cuts the word NOSCRIPT off the message.
@@ -257,6 +261,29 @@ class Wire:
         except (redis.exceptions.ConnectionError, OSError):
             return True
 
+    def takes(self, size: int) -> bool:
+        """Whether the server lets a string of `size` bytes in (proto-max-bulk-len). The connection is used up.
+
+        Only the announcement of such a string is sent: to the string itself a server does not answer in time,
+        but cuts the connection in the middle of it, as a bad network does.
+
+        Raises
+        ------
+        ServerError
+            If it cannot be asked now.
+        """
+        self.connect()
+        try:
+            with self._explained():
+                self._open.send_packed_command([b"*2\r\n$4\r\nECHO\r\n$%d\r\n" % size], check_health=False)
+            if self.ready(OBJECT_S):
+                self.receive()
+        except CommandError:
+            return False
+        finally:
+            self.close()
+        return True
+
     @property
     def _open(self) -> Any:
         if self._connection is None:
@@ -265,9 +292,15 @@ class Wire:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
+        connecting = self._connection is None
         try:
             yield
         except redis.exceptions.ResponseError as error:
+            if "DB index is out of range" in str(error):
+                raise ServerRefused(
+                    f"The Redis server at {self.address} has no database {self.address.db}. Correct the number at the "
+                    "end of the URL (most servers have 0 to 15)."
+                ) from error
             if not _is_refusal(error):
                 raise
             self.close()
@@ -279,6 +312,12 @@ class Wire:
             self.close()
             if _is_refusal(error):
                 raise self._refused(error) from error
+            if connecting and self.address.tls is not None and "CERTIFICATE" not in str(error):
+                # Told by a port that speaks in the clear: it waits for more, or answers with what is no TLS.
+                raise ServerUnreachable(
+                    f"No Redis server answers with TLS at {self.address}: {_short(error)}. Is it a port without TLS "
+                    "(then write redis:// instead of rediss://)? Else start a server there or correct the address."
+                ) from error
             raise ServerUnreachable(
                 f"No Redis server answers at {self.address}: {_short(error)}. Start one there, correct the "
                 "address, or call TaskQueue() without a client for a private server."
@@ -295,6 +334,20 @@ class Wire:
         )
 
 
+@contextmanager
+def explaining(address: Address) -> Iterator[None]:
+    """For what a user asks himself: whatever command the server refuses, the error is one of ours.
+
+    Raises
+    ------
+    ServerError
+    """
+    try:
+        yield
+    except CommandError as error:
+        raise ServerError(f"The Redis server at {address} refused a command: {_short(error)}.") from error
+
+
 def check_server(wire: Wire) -> list[str]:
     """Check once, at the first connection, that a server can be trusted with a queue.
 
@@ -308,7 +361,8 @@ def check_server(wire: Wire) -> list[str]:
     ServerTooOld, ServerUnsafe
     """
     try:
-        info = _info(wire.call("INFO", "server")) | _info(wire.call("INFO", "memory"))
+        with explaining(wire.address):
+            info = _info(wire.call("INFO", "server")) | _info(wire.call("INFO", "memory"))
     except ServerRefused as error:
         if not isinstance(error.__cause__, redis.exceptions.NoPermissionError):
             # Not this one command: no password was given.
@@ -395,3 +449,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """True where a server refused a command because its memory is full."""
     # Inside a script Redis 6.2 says so in the text only.
     return isinstance(error, redis.exceptions.OutOfMemoryError) or "used memory > 'maxmemory'" in str(error)
+
+
+def may_be_too_large(error: BaseException) -> bool:
+    """True where a server may have cut us off because of the size of a string: ask `Wire.takes`."""
+    return isinstance(error, ServerError) or "invalid bulk length" in str(error)

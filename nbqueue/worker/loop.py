@@ -21,7 +21,8 @@ import time
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from nbqueue import context
@@ -29,12 +30,12 @@ from nbqueue.codec import messages
 from nbqueue.codec.functions import digest as digest_of
 from nbqueue.codec.functions import is_plain
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, CallBody, ReplyBody, call_id
-from nbqueue.codec.seal import Seal
+from nbqueue.codec.seal import Seal, body_of
 from nbqueue.codec.tracebacks import dump_exception
 from nbqueue.codec.values import dump_value
 from nbqueue.errors import BadMessage, NbqueueError, ResultNotSendable, ServerError, TaskTimeout
 from nbqueue.stream.broker import BLOCK_MS, Broker
-from nbqueue.stream.connect import Address, CommandError, ForgotScripts, Wire
+from nbqueue.stream.connect import LOWEST_LIMIT_BYTES, Address, CommandError, ForgotScripts, Wire, may_be_too_large
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import Fetched, Report, Setting
 from nbqueue.worker import attempt, board
@@ -51,8 +52,12 @@ COURIER_S = 0.05
 MOST_AHEAD = 64
 # Longer than BLOCK_MS: a reply that is later than this means a dead connection.
 REPLY_TIMEOUT_S = 12.0
+# A read that was sent over a lost connection ends this long after at the latest, its way to the server included.
+LATE_READ_S = BLOCK_MS / 1000 + 1.0
 # Finished values that are larger than this together leave at once: one reply must stay far below 512 MB.
 FLUSH_BYTES = 8_000_000
+# A value that is longer has its own pickle, whose size is looked at.
+LONG_BYTES = 100_000
 FUNCTIONS_KEPT = 128
 # Why the supervisor is woken: the server should hear something, or something was printed.
 NEWS, OUTPUT = b"!", b"o"
@@ -116,6 +121,12 @@ class _Piece:
         self.failed += kind in (EXCEPTION, ERROR)
 
 
+def _is_long(value: object) -> bool:
+    if isinstance(value, str | bytes):
+        return len(value) > LONG_BYTES
+    return type(value) is int and value.bit_length() > 8 * LONG_BYTES
+
+
 class Worker:
     """One process that runs one item at a time.
 
@@ -146,6 +157,8 @@ class Worker:
         self._stale: set[str] = set()  # entries whose reports no longer count
         self._last_fetch_empty = True
         self._unsure = False  # connected again while a task ran: entries may lie unread in our pending list
+        self._look_again_at: float | None = None  # when a read over the connection before this one has ended for sure
+        self._suspect = 0  # bytes of the largest reply that was on its way when the connection was lost
         self._seconds = 0.0  # a call's run time, smoothed; 0 before the first
         self._armed = False
         self._why = 0
@@ -192,6 +205,7 @@ class Worker:
     def _connect(self) -> None:
         self._broker.connect()
         self._slot.connected(int(self._broker.wire.call("CLIENT", "ID")))
+        self._look_again_at = time.monotonic() + LATE_READ_S
 
     def _read_own(self) -> None:
         """A lost reply has left its entries with us. What is finished is reported before, so it is not among them."""
@@ -204,11 +218,18 @@ class Worker:
             self._ahead = deque(calls)
         self._unsure = False
 
+    def _own_may_have_grown(self) -> bool:
+        """A server that has not noticed the end of our last connection gives what comes next to the read that
+        waits there: it is ours, and nobody brings it."""
+        if self._look_again_at is not None and time.monotonic() > self._look_again_at:
+            self._look_again_at, self._unsure = None, True
+        return self._unsure and self._broker.wire.connected
+
     def _fetch(self) -> bool:
         """Report what is finished and get more to do. False when it is time to leave."""
         broker = self._broker
         with self._io:
-            if self._unsure and self._broker.wire.connected:
+            if self._own_may_have_grown():
                 self._read_own()
             if self._ahead:
                 return True
@@ -223,8 +244,7 @@ class Worker:
             count = min(MOST_AHEAD, max(1, int(AHEAD_S / self._seconds))) if self._seconds > 0 else 1
             fetch = broker.fetch_command(self._spec.consumer, count, block_ms=None if last else BLOCK_MS)
             if reports:
-                broker.wire.send(broker.finish_command(reports), fetch)
-                self._settle(reports)
+                self._report(reports, fetch)
             else:
                 broker.wire.send(fetch)
             try:
@@ -250,6 +270,73 @@ class Worker:
             self._close_piece()
             return list(self._outbox)
 
+    def _report(self, reports: list[Report], *more: tuple[Any, ...]) -> None:
+        """Send FINISH, with other commands in the same write, and read its answer."""
+        if self._suspect:
+            wire = Wire(Address.from_dict(self._spec.address), timeout_s=REPLY_TIMEOUT_S)
+            if not wire.takes(self._suspect):
+                reports = self._without_what_is_refused(self._suspect)
+            self._suspect = 0
+        try:
+            self._broker.wire.send(self._broker.finish_command(reports), *more)
+            self._settle(reports)
+        except (ServerError, CommandError) as error:
+            if not may_be_too_large(error):
+                raise
+            largest = max(len(report.reply) for report in reports)
+            self._suspect = largest if largest > LOWEST_LIMIT_BYTES else 0
+            raise
+
+    def _without_what_is_refused(self, size: int) -> list[Report]:
+        """Make reports that this server does not let in smaller, so that all else can be reported."""
+        with self._lock:
+            self._outbox = [
+                smaller
+                for report in self._outbox
+                for smaller in (self._smaller(report) if len(report.reply) >= size else [report])
+            ]
+            return list(self._outbox)
+
+    def _smaller(self, report: Report) -> list[Report]:
+        """Several reports of fewer items each; an item that is alone and still too large ends with an error."""
+        call = report.call
+        body = messages.load_reply(body_of(report.reply))
+        frames = list(body.frames) or [pickle.dumps(value, protocol=5) for value in pickle.loads(body.packed)]
+        kinds = body.kinds or bytes([VALUE]) * body.items
+        if body.items == 1:
+            name = messages.load_call(body_of(call.payload)).name
+            error = ResultNotSendable(
+                f"`{name}` ran to its end, but what it gave is {len(frames[0]):,} bytes when pickled, more than the "
+                "server lets in at once. Raise its proto-max-bulk-len, or write it to a file and return the path."
+            )
+            frames = [pickle.dumps(error)]
+            kinds = kinds if kinds[0] == RETRYING else bytes([ERROR])
+        ends = [0]
+        size = 0
+        for i, frame in enumerate(frames):
+            if i > ends[-1] and size + len(frame) > LOWEST_LIMIT_BYTES // 2:
+                ends.append(i)
+                size = 0
+            size += len(frame)
+        ends.append(len(frames))
+        reports = []
+        for start, end in pairwise(ends):
+            part = replace(
+                body,
+                first=body.first + start,
+                items=end - start,
+                kinds=kinds[start:end],
+                packed=b"",
+                frames=tuple(frames[start:end]),
+                seconds=body.seconds * (end - start) / body.items,
+            )
+            reply = self._seal.close("reply", call_id(call.client, call.n), messages.dump_reply(part))
+            failed = sum(kind in (EXCEPTION, ERROR) for kind in part.kinds)
+            reports.append(Report(call, part.first, part.items, failed, reply))
+        # Only the last item of a report can be one that is to run again.
+        reports[-1] = replace(reports[-1], retry_delay_s=report.retry_delay_s, retry_payload=report.retry_payload)
+        return reports
+
     def _settle(self, reports: list[Report]) -> None:
         """Read the answer to a FINISH that was sent with `reports`."""
         try:
@@ -267,8 +354,7 @@ class Worker:
         """Report what is finished. The wire's lock is held."""
         reports = self._take_reports()
         if reports:
-            self._broker.wire.send(self._broker.finish_command(reports))
-            self._settle(reports)
+            self._report(reports)
 
     def _reconnect(self) -> None:
         """Make sure of a connection while a task runs; what lies in our pending list is looked at later."""
@@ -454,7 +540,7 @@ class Worker:
                 self._armed = True
                 args, kwargs = messages.item_arguments(body, plain, item)
                 value = function(*args, **kwargs)
-                if not is_plain(value):
+                if not is_plain(value) or _is_long(value):
                     value, is_one_pickle = dump_value(value, body.name), False
             finally:
                 self._armed = False

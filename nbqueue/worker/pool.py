@@ -42,6 +42,8 @@ LEASE_S = 12.0
 # Redis must not hold up the supervisor's loop, in which the kernel's death is noticed.
 STEP_TIMEOUT_S = 2.0
 RECONNECT_S = 0.25
+# Longer than BLOCK_MS: an inbox that is silent for longer has a dead connection.
+INBOX_TIMEOUT_S = BLOCK_MS / 1000 + 10
 # How long an interrupted task has to end by itself.
 GRACE_S = 0.5
 # A worker holds 64 entries at most; the others in its pending list are finished and on their way out.
@@ -126,8 +128,9 @@ class Pool:
         self._epoch = ""
         address, keys = Address.from_dict(spec.address), Keys(spec.prefix)
         self._broker = Broker(Wire(address, timeout_s=STEP_TIMEOUT_S), keys)
-        self._inbox = Broker(Wire(address, timeout_s=BLOCK_MS / 1000 + 10), keys)
+        self._inbox = Broker(Wire(address, timeout_s=INBOX_TIMEOUT_S), keys)
         self._inbox_cursor = b"0"
+        self._inbox_heard = 0.0
         self._retry_at = 0.0
         self._beat_at = 0.0
         self._unblock_at = 0.0
@@ -510,8 +513,12 @@ class Pool:
                     self._beat_at = 0.0
                 elif message.get("op") == "cancel":
                     self._cancelled(message.get("consumer", ""), message.get("entry", ""))
+        elif time.monotonic() - self._inbox_heard > INBOX_TIMEOUT_S:
+            # Beats go another way, so that nothing else would tell.
+            inbox.wire.connect()
         else:
             return
+        self._inbox_heard = time.monotonic()
         inbox.wire.send(inbox.read_inbox_command(self._host, self._inbox_cursor, block_ms=BLOCK_MS))
 
     def _cancelled(self, consumer: str, entry: str) -> None:

@@ -282,3 +282,18 @@ def test_the_secret_file_is_the_users_alone(session_home: Path, redis_server: An
     TaskQueue(redis_server.url)
     secret = session_home / "config" / "nbqueue" / "secret"
     assert secret.stat().st_mode & 0o777 == 0o600
+
+
+def test_tls_to_a_port_without_it_names_tls_as_the_likely_cause(
+    make_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom: the one word "timeout". A server without TLS waits for the rest of what it takes for a command."""
+    monkeypatch.setattr("nbqueue.client.queue.CONNECT_PATIENCE_S", 0.5)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    make_server("--port", str(port), "--bind", "127.0.0.1")
+    with pytest.raises(ServerUnreachable, match="with TLS.*Is it a port without TLS.*redis:// instead of rediss://"):
+        TaskQueue(f"rediss://:secret@127.0.0.1:{port}")
+    with pytest.raises(ServerUnreachable, match="with TLS.*Is it a port without TLS"), _FakeServer("") as url:
+        TaskQueue(url.replace("redis://", "rediss://"))

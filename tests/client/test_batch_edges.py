@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nbqueue import NotSendable, TaskCancelled, TaskQueue
-from nbqueue.client import recipe
+from nbqueue.codec import functions
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_there_are_no_futures_beyond_the_end(queue: Any) -> None:
 
 
 def test_an_item_that_is_too_large_costs_only_itself(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "LARGEST_BYTES", 10_000)
+    monkeypatch.setattr(functions, "LARGEST_BYTES", 10_000)
     batch = queue.map(len, ["a", "b" * 20_000, "c"])
     assert batch.wait(20)
     assert [type(r) for r in batch.results(return_exceptions=True)] == [int, NotSendable, int]

@@ -412,6 +412,7 @@ def test_a_full_server_refuses_calls_and_lets_all_else_go_on(broker: Broker, ful
     assert broker.reclaim("h:1", two.entry, 0, -1, b"died") == (0, 1)
     assert [message for _, _, message in replies(broker)] == [b"reply", b"died"]
     assert broker.counts().fetched == 0
+    broker.poke("h")
 
 
 def test_an_error_among_several_replies_does_not_shift_the_ones_after_it(
@@ -419,7 +420,7 @@ def test_an_error_among_several_replies_does_not_shift_the_ones_after_it(
 ) -> None:
     full()
     with pytest.raises(CommandError):
-        broker.poke("h")
+        broker._read_all(("SET", "x", "1"), ("ECHO", "not the answer to PING"))
     assert broker.wire.call("PING") == b"PONG"
 
 
