@@ -331,6 +331,9 @@ class Link:
         poller = select.poll()
         poller.register(self._wake_r, select.POLLIN)
         poller.register(replies.wire.fileno(), select.POLLIN)
+        # What was on its way when the last connection broke: nobody wakes us for it again.
+        self._send_cancels(steps)
+        self._try_to_send(steps)
         here = self._listen(replies)
         while not self._closing:
             longest = WATCH_MS if self._watched else FULL_MS if self._full else BLOCK_MS
