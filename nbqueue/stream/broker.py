@@ -36,7 +36,9 @@ _SCRIPTS = (
     "leave",
     "reclaim",
     "release",
+    "forget",
     "announce",
+    "poke",
 )
 
 
@@ -247,10 +249,10 @@ class Broker:
         return calls, gone
 
     def forget(self, entries: Iterable[str]) -> None:
-        for entry in entries:
-            stream, _, id = entry.partition("/")
-            key = f"{self.keys.prefix}s:{stream}"
-            self._read_all(("XACK", key, GROUP, id), ("XDEL", key, id))
+        """Drop entries that are no calls."""
+        entries = list(entries)
+        if entries:
+            self.step("forget", *entries)
 
     def blob(self, digest: str) -> bytes | None:
         data: bytes | None = self.wire.call("HGET", self.keys.blob(digest), "b")
@@ -339,8 +341,7 @@ class Broker:
 
     def poke(self, host: str) -> None:
         """Ask a host's supervisor to publish its state now."""
-        inbox = self.keys.inbox(host)
-        self._read_all(("XADD", inbox, "MAXLEN", "~", "1000", "*", "op", "beat"), ("EXPIRE", inbox, "60"))
+        self.step("poke", host)
 
     def unblock(self, redis_id: int) -> None:
         """End another connection's blocking read."""
