@@ -382,8 +382,10 @@ class Batch(Generic[R]):
             self._input_ended()
             return
         item = self._recipe.prepare(first)
-        if isinstance(item, NotSendable):
-            raise item
+        # A plain one travels without the keywords; with them it may be too large.
+        frame = self._recipe.frame(item) if isinstance(item, tuple) else item
+        if isinstance(frame, NotSendable):
+            raise frame
         self._drawn.append(item)
 
     def _feed(self) -> None:

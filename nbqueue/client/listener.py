@@ -379,6 +379,9 @@ class Link:
         poller = select.poll()
         poller.register(self._wake_r, select.POLLIN)
         poller.register(replies.wire.fileno(), select.POLLIN)
+        # What was on its way when the last connection broke: nobody wakes us for it again.
+        self._send_cancels(steps)
+        self._try_to_send(steps)
         here = self._listen(replies)
         heard = time.monotonic()
         while not self._closing:

@@ -79,9 +79,10 @@ class Recipe:
                 break
         else:
             return args
-        return self._frame(args)
+        return self.frame(args)
 
-    def _frame(self, args: tuple[Any, ...]) -> bytes | NotSendable:
+    def frame(self, args: tuple[Any, ...]) -> bytes | NotSendable:
+        """An item pickled with the keywords, or why that cannot be sent."""
         try:
             return dump_arguments(args, self.kwargs, self.options.name, self.fn)
         except NotSendable as error:
@@ -103,7 +104,7 @@ class Recipe:
             frames, size = [], 0
 
         for offset, item in enumerate(items):
-            frame = self._frame(item) if isinstance(item, tuple) else item
+            frame = self.frame(item) if isinstance(item, tuple) else item
             if not isinstance(frame, bytes):
                 close(offset)
                 refused.append((offset, frame))

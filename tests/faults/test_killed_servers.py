@@ -14,6 +14,8 @@ import pytest
 import redis
 
 from nbqueue import TaskQueue
+from nbqueue.client import listener
+from nbqueue.stream.broker import Broker
 
 
 def _server_of(queue: Any) -> psutil.Process:
@@ -150,3 +152,24 @@ def test_results_stay_readable_and_calls_possible_after_the_server_died_at_rest(
     os.kill(_server_of(queue).pid, signal.SIGKILL)
     assert future.result() == 16
     assert queue.submit(_slow, 5).result(timeout=30) == 25
+
+
+def test_calls_that_could_not_be_sent_leave_as_soon_as_the_connection_is_there_again(
+    redis_server: Any, new_key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lay there until a blocked read ended, two seconds later: what had woken the listener was used up."""
+    monkeypatch.setattr(listener, "BLOCK_MS", 60_000)
+    submit = Broker.submit
+    lost: list[int] = []
+
+    def lose_the_first(broker: Broker, *args: Any) -> Any:
+        if not lost:
+            lost.append(1)
+            broker.wire.close()
+        return submit(broker, *args)
+
+    monkeypatch.setattr(Broker, "submit", lose_the_first)
+    queue = TaskQueue(redis_server.url, new_key)
+    queue.run(1)
+    assert queue.submit(abs, -1).result(timeout=20) == 1
+    assert lost

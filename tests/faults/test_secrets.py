@@ -153,6 +153,7 @@ def test_nothing_of_them_is_in_a_repr(queue: Any) -> None:
     address = core.address()
     secret = core.secret.hex()
     message = {"id": "i", "queue": "q", "prefix": core.prefix, "address": address.to_dict(), "secret": secret}
+    message["limits"] = {}
     future = queue.submit(abs, -1)
     things = [queue, core, core.link, core.link._seal, address, Wire(address, timeout_s=1), core.launcher]
     things += [make_spec(message, 1), WorkerSpec(0, "c", "q", "p", address.to_dict(), secret, {})]
