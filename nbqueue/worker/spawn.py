@@ -159,7 +159,11 @@ def _run_template(control: socket.socket, board: Board, doorbell: int) -> NoRetu
             _report_deaths(control)
         if control.fileno() not in readable:
             continue
-        data = control.recv(65536)
+        try:
+            data = control.recv(65536)
+        except ConnectionError:
+            # The supervisor died before it had read what we told it.
+            data = b""
         if not data:
             os._exit(0)
         buffer += data
@@ -191,7 +195,11 @@ def _report_deaths(control: socket.socket) -> None:
 
 
 def _tell(control: socket.socket, message: dict[str, Any]) -> None:
-    control.sendall(json.dumps(message).encode() + b"\n")
+    try:
+        control.sendall(json.dumps(message).encode() + b"\n")
+    except ConnectionError:
+        # The supervisor has been killed, and its end reaches us sooner than the signal that ends us with it.
+        os._exit(0)
 
 
 def _exit(status: int, rss_bytes: int) -> Exit:
@@ -229,6 +237,9 @@ def _bell(doorbell: int) -> Any:
             os.write(doorbell, b"!")
         except BlockingIOError:
             # Full: it will ring anyway.
+            pass
+        except BrokenPipeError:
+            # The supervisor has been killed, and we are about to be.
             pass
 
     return ring
