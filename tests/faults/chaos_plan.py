@@ -39,6 +39,9 @@ KINDS: Mapping[str, int] = {
 # Tasks that kill their worker whenever they run; for plans that have no other crashes.
 POISON: Mapping[str, int] = {"SIGKILL": 8, "SIGSEGV": 6, "exit": 6, "poison map": 4}
 
+# These take their time by themselves.
+SLOW = ("long", "flaky map", "flaky", "hopeless", "overrun")
+
 # How long a host stands still: less than the lease, and well past it.
 FROZEN_S = (0.3, 2.4)
 DOWN_S = (0.0, 0.02, 0.2, 0.6)
@@ -133,12 +136,16 @@ def _jobs(rng: random.Random, tasks: int, until_s: float, shares: Mapping[str, i
         size = min(left, rng.randint(3, 12)) if kind.endswith("map") else 1
         sizes.append((kind, size))
         left -= size
-    # A sixth of them just before the faults stop: it is to be seen how soon those end.
-    late_s = max(0.0, until_s - 0.5)
-    times = sorted(rng.uniform(late_s if rng.random() < 1 / 6 else 0, until_s) for _ in sizes)
-    for number, (at_s, (kind, size)) in enumerate(zip(times, sizes, strict=True)):
+    sent = sorted((_time(rng, kind, until_s), kind, size) for kind, size in sizes)
+    for number, (at_s, kind, size) in enumerate(sent):
         seconds = rng.uniform(0.3, 0.8) if kind == "long" else rng.uniform(0.005, 0.06)
         yield Job(at_s, number, kind, size, 0.0 if kind == "quick" else seconds, rng.choice((None, 1, 3, 8)))
+
+
+def _time(rng: random.Random, kind: str, until_s: float) -> float:
+    """When a job is sent: a fifth of the short ones just before the faults stop, to see how soon they end then."""
+    late = kind not in SLOW and rng.random() < 0.2
+    return rng.uniform(max(0.0, until_s - 0.5) if late else 0.0, until_s - 1.0 if kind in SLOW else until_s)
 
 
 def value_of(number: int, item: int = 0) -> int:
