@@ -361,6 +361,7 @@ class Link:
             # A server that knows nothing of us: new, restarted or emptied. Its ids may even be older.
             self._epoch = hello.epoch
             self._cursor = b"0"
+            self._untrimmed = self._untrimmed_bytes = 0
             self._sent_blobs.clear()
         elif hello.mark >= self._mark:
             self._mark = hello.mark

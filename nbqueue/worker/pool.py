@@ -213,7 +213,7 @@ class Pool:
                 seconds = round((now - line.started_ns) / 1e9, 3)
                 task = RunningTask(line.name, line.client, line.n, line.item, line.attempt, seconds)
             workers.append(WorkerState(member.index, member.pid, board.STATE_NAMES[line.state], task))
-        return HostState(self._host, socket.gethostname(), os.getpid(), tuple(workers), _machine())
+        return HostState(self._host, socket.gethostname(), os.getpid(), tuple(workers), machine())
 
     # Births and deaths
 
@@ -458,8 +458,8 @@ class Pool:
 
     def _bury_neighbours(self) -> None:
         """Reap hosts of this very machine whose supervisor is dead for sure: no need to watch them for a lease."""
-        machine = _machine()
-        dead = {s.host for s in self._broker.hosts() if machine and s.machine == machine and not _alive(s.pid)}
+        here = machine()
+        dead = {s.host for s in self._broker.hosts() if here and s.machine == here and not _alive(s.pid)}
         if not dead:
             return
         for host, counter in self._broker.counters().items():
@@ -544,7 +544,7 @@ def own_memory(pid: int) -> int:
 
 
 @cache
-def _machine() -> str:
+def machine() -> str:
     """Names this boot of this machine and this process's view of process numbers; empty where there is no /proc."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")

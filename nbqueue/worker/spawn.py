@@ -164,7 +164,11 @@ def _run_template(control: socket.socket, board: Board, doorbell: int) -> NoRetu
             _report_deaths(control)
         if control.fileno() not in readable:
             continue
-        data, fds, _, _ = socket.recv_fds(control, 65536, 2)
+        try:
+            data, fds, _, _ = socket.recv_fds(control, 65536, 2)
+        except ConnectionError:
+            # The supervisor died before it had read what we told it.
+            data, fds = b"", []
         if not data:
             os._exit(0)
         outputs.extend(fds)
@@ -231,7 +235,11 @@ def end_group(pid: int) -> None:
 
 
 def _tell(control: socket.socket, message: dict[str, Any]) -> None:
-    control.sendall(json.dumps(message).encode() + b"\n")
+    try:
+        control.sendall(json.dumps(message).encode() + b"\n")
+    except ConnectionError:
+        # The supervisor has been killed, and its end reaches us sooner than the signal that ends us with it.
+        os._exit(0)
 
 
 def _exit(status: int, rss_bytes: int) -> Exit:
@@ -276,6 +284,9 @@ def _bell(doorbell: int) -> Any:
             os.write(doorbell, why)
         except BlockingIOError:
             # Full: it will ring anyway.
+            pass
+        except BrokenPipeError:
+            # The supervisor has been killed, and we are about to be.
             pass
 
     return ring

@@ -38,6 +38,7 @@ from nbqueue.stream.connect import Address, Wire, wait_until_ready
 from nbqueue.stream.keys import GROUP, Keys
 from nbqueue.stream.records import HostState
 from nbqueue.stream.server import find_executable, tie_to_parent
+from nbqueue.worker.pool import machine
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="actors are forked from a process that adopts orphans: Linux only"
@@ -71,9 +72,12 @@ class Play:
     folder: Path
     pids: list[int] = field(default_factory=list)
 
-    def fork(self, what: str, stages: Sequence[Stage] = (), **more: Any) -> int:
+    def fork(self, what: str, stages: Sequence[Stage] = (), *, armed: bool = False, **more: Any) -> int:
+        """A process in which `stages` happen: from its start if `armed`, else from `arm` on."""
         folder = self.folder / f"{what}-{len(self.pids)}"
         folder.mkdir()
+        if armed:
+            (folder / "armed").touch()
         order = {"what": what, "url": self.url, "key": self.key, "folder": str(folder), "workers": 1, "run": False}
         order |= {"settings": FAST, "stages": [stage.to_list() for stage in stages], **more}
         self.pids.append(self.nursery.fork(order))
@@ -351,8 +355,7 @@ WORKER_WORK = {
 def test_a_worker_dies_or_is_cut_off(row: str, stage: Stage, play: Play, wait_until: Callable[..., Any]) -> None:
     # An own list that holds something is read after a reply was lost.
     before = [Stage("worker", "fetch", LOST, CUT)] if row == "own" else []
-    play.fork("host", [*before, stage])
-    play.arm()
+    play.fork("host", [*before, stage], armed=True)
     items = WORKER_WORK.get(row, _calls)(play, wait_until)
     wait_until(play.happened)
     _are_squares(play.squares())
@@ -375,6 +378,16 @@ def _dies_once(play: Play) -> Any:
     return die_once()
 
 
+def _leave_a_dead_neighbour(play: Play) -> None:
+    """A host of this machine that is dead for sure."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    broker = Broker(Wire(Address(path=play.url.removeprefix("unix://")), timeout_s=5.0), play.keys)
+    broker.connect()
+    broker.register("gone", 1, HostState("gone", "here", gone.pid, machine=machine()))
+    broker.wire.close()
+
+
 def _strand(play: Play, wait_until: Callable[..., Any]) -> None:
     """A host of another machine holds a call and has stopped to beat."""
     wire = Wire(Address(path=play.url.removeprefix("unix://")), timeout_s=5.0)
@@ -392,8 +405,11 @@ def test_a_pool_dies_or_is_cut_off(row: str, stage: Stage, play: Play, wait_unti
         assert play.queue._core is not None
         assert play.queue._core.link.flush(10)
         _strand(play, wait_until)
+    if row == "counters":
+        _leave_a_dead_neighbour(play)
     hasty = FAST | {"worker.pool.LEASE_S": 0.3}
-    victim = play.fork("host", [stage], settings=hasty)
+    late = row in ("beat", "inbox", "announce", "leave", "unblock")
+    victim = play.fork("host", [stage], armed=not late, settings=hasty)
     others, gate = 0, None
     if row in ("beat", "inbox", "announce"):
         if row == "announce":
@@ -440,8 +456,7 @@ def test_a_host_that_lives_takes_over_when_the_lease_of_a_dead_one_ends(
 ) -> None:
     play.fork("host", settings=FAST | {"worker.pool.LEASE_S": 0.3})
     _are_squares(play.squares())
-    victim = play.fork("host", [stage])
-    play.arm()
+    victim = play.fork("host", [stage], armed=True)
     wait_until(play.happened)
     wait_until(lambda: not psutil.pid_exists(victim))
     _are_squares(play.squares())
@@ -467,8 +482,7 @@ ASKED = ("info", "counters", "poke", "counts")
 @pytest.mark.parametrize(("row", "stage"), CLIENT_KILLS)
 def test_a_client_dies(row: str, stage: Stage, healthy: Play, play: Play, wait_until: Callable[..., Any]) -> None:
     play.key = healthy.key
-    kernel = play.fork("kernel", [stage])
-    play.arm()
+    kernel = play.fork("kernel", [stage], armed=True)
     wait_until(play.happened)
     (play.stage_folder / "go").touch()
     wait_until(lambda: not psutil.pid_exists(kernel))
@@ -522,10 +536,8 @@ def test_a_client_dies_whose_workers_are_its_own(
     where: str, point: str, play: Play, wait_until: Callable[..., Any], nursery: Nursery
 ) -> None:
     before = set(psutil.Process(nursery.pid).children(recursive=True))
-    kernel = play.fork(
-        "kernel", [Stage("client", "submit", point, KILL)], **({"url": None} if where == "private" else {"run": True})
-    )
-    play.arm()
+    more = {"url": None} if where == "private" else {"run": True}
+    kernel = play.fork("kernel", [Stage("client", "submit", point, KILL)], armed=True, **more)
     wait_until(play.happened)
     wait_until(lambda: not psutil.pid_exists(kernel))
     wait_until(lambda: set(psutil.Process(nursery.pid).children(recursive=True)) <= before, timeout=5)

@@ -91,6 +91,31 @@ def test_flushall_while_a_long_call_runs_costs_it_nothing(
     assert future.result(timeout=30) == "there"
 
 
+def test_calls_that_are_cancelled_after_flushall_do_not_silence_the_queue(
+    queue: Any, wait_until: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The listener died of trimming replies up to an id that it did not have yet: later calls never ended."""
+    go = tmp_path / "go"
+
+    @queue.task
+    def until_told() -> None:
+        while not go.exists():
+            time.sleep(0.01)
+
+    long = until_told()
+    # This reply is read, and not trimmed while another call is open.
+    assert queue.submit(_slow, 2).result(timeout=20) == 4
+    link, keys = queue._core.link, queue._core.keys
+    with _client(queue) as client:
+        client.flushall()
+        wait_until(lambda: client.hlen(keys.open_calls(link.client)) == 1, timeout=20)
+    long.cancel()
+    # The copy that the server has forgotten cannot be cancelled.
+    go.touch()
+    wait_until(lambda: not link._untrimmed, timeout=20)
+    assert queue.submit(_slow, 3).result(timeout=20) == 9
+
+
 def test_script_flush_on_a_living_server_is_repaired_on_the_spot(queue: Any) -> None:
     assert queue.map(_slow, range(20)).results(timeout=20) == [i * i for i in range(20)]
     with _client(queue) as client:
