@@ -79,6 +79,7 @@ class Member:
     slot: Slot
     consumer: str
     tapes: tuple[Tape, Tape]
+    substitute: bool = False  # started while the pool stops, for calls that others wait for
     pid: int = 0
     stopping: bool = False
     blameless: bool = False  # killed by us: what it ran is not charged
@@ -219,9 +220,7 @@ class Pool:
 
     def _staff(self, now: float) -> None:
         if self.stopping:
-            for member in self.members.values():
-                member.stopping = True
-                member.slot.ask_to_stop()
+            self._wind_down(now)
             self._unblock_stopping(now)
             return
         active = [m for m in self.members.values() if not m.stopping]
@@ -245,13 +244,24 @@ class Pool:
             self._surplus_since = None
         self._unblock_stopping(now)
 
-    def _start_worker(self) -> None:
+    def _wind_down(self, now: float) -> None:
+        """Let all go; but as long as one waits for a call of its own there is another that may run it."""
+        waiting = [m for m in self.members.values() if m.slot.state() == board.WAITING]
+        for member in self.members.values():
+            if not waiting or not member.substitute:
+                member.stopping = True
+                member.slot.ask_to_stop()
+        free = [m for m in self.members.values() if not m.stopping and m not in waiting]
+        if waiting and not free and now >= self._start_at:
+            self._start_worker(substitute=True)
+
+    def _start_worker(self, *, substitute: bool = False) -> None:
         index, slot = self._take_slot()
         slot.clear()
         self._serial += 1
         consumer = f"{self._host}:{index}:{self._serial}"
         out, err = tapes = Tape(), Tape()
-        self.members[consumer] = Member(index, slot, consumer, tapes)
+        self.members[consumer] = Member(index, slot, consumer, tapes, substitute)
         spec = self.spec
         order = WorkerSpec(
             *(index, consumer, spec.queue, spec.prefix, spec.address, spec.secret, spec.environ),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -181,6 +183,7 @@ def test_clients_and_workers_of_one_shared_server_find_each_other(
     redis_server: Any, new_key: str, start_script: Callable[..., Any]
 ) -> None:
     code = f"""
+import threading
 import time
 from nbqueue import TaskQueue
 queue = TaskQueue({redis_server.url!r}, {new_key!r})
@@ -191,3 +194,33 @@ time.sleep(60)
     start_script(code).line("up")
     queue = TaskQueue(redis_server.client(decode_responses=True), new_key)
     assert nbqueue.gather([queue.submit(pow, 2, i) for i in range(5)], timeout=20) == [1, 2, 4, 8, 16]
+
+
+def test_shutdown_ends_although_a_running_call_waits_for_one_of_its_own(
+    queue: Any, wait_until: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Nobody was left to run the inner call: the outer one waited for it, and the pool for the outer one."""
+    started, go = tmp_path / "started", tmp_path / "go"
+    inner = queue.task(abs)
+
+    @queue.task
+    def middle(i: int) -> int:
+        return int(inner.submit(i).result())
+
+    @queue.task
+    def outer() -> int:
+        started.touch()
+        while not go.exists():
+            time.sleep(0.01)
+        return int(middle.submit(-3).result())
+
+    future = outer()
+    wait_until(started.exists, timeout=20)
+    stopping = threading.Thread(target=queue.shutdown, daemon=True)
+    stopping.start()
+    wait_until(lambda: len(queue.status().workers) == 1)
+    go.touch()
+    assert future.result(timeout=20) == 3
+    stopping.join(20)
+    assert not stopping.is_alive()
+    assert queue.status().workers == ()
