@@ -349,6 +349,20 @@ def test_items_that_end_out_of_order_end_once_if_each_skip_is_reported_before_th
     assert_drained()
 
 
+def test_an_item_that_has_ended_does_not_run_again_because_its_worker_died_while_loading(broker: Broker) -> None:
+    submit(broker, call(1, 3))
+    (got,) = fetch(broker, "h:1")
+    broker.reclaim("h:1", got.entry, 1, -1, b"died")
+    (got,) = fetch(broker, "h:2")
+    assert broker.finish([report(got, 0)]) == [True]
+    broker.reclaim("h:2", "", -1, 0, b"")
+    (got,) = fetch(broker, "h:3")
+    assert (got.first, got.charged, got.crashes) == (1, 1, -1)
+    assert broker.reclaim("h:3", got.entry, 1, 1, b"died") == (1, 0)
+    (got,) = fetch(broker, "h:4")
+    assert (got.first, got.charged, got.crashes) == (1, 1, -1)
+
+
 def test_an_item_that_was_reported_before_its_worker_died_is_not_charged(broker: Broker) -> None:
     submit(broker, call(1, 2))
     (got,) = fetch(broker)

@@ -139,10 +139,11 @@ local function take_back(consumer, running, item, cap, reply)
           else
             local attempt, crashes, _, charged = string.match(e.s, '^(%d+) (-?%d+) (%d+) (-?%d+)$')
             crashes, charged = tonumber(crashes), tonumber(charged)
-            -- An item below `done` was reported before its worker died: nobody is to blame.
-            if entry == running and item >= done then
+            -- An item below `done` was reported before its worker died, and one that has ended was not begun
+            -- (it seems to run while the function is loaded): nobody is to blame.
+            if entry == running and item >= done and not (charged == item and crashes < 0) then
               attempt = attempt + 1
-              if charged == item and crashes >= 0 then crashes = crashes + 1 else crashes = 1 end
+              if charged == item then crashes = crashes + 1 else crashes = 1 end
               charged = item
               if crashes > cap then
                 tell(e.c, e.n, 'r', reply)
