@@ -169,6 +169,20 @@ def test_an_entry_that_was_deleted_while_pending_is_named_and_can_be_forgotten(b
     assert fetch(broker, own=True) == []
 
 
+def test_an_entry_that_is_no_call_is_not_stranded_when_the_connection_ends_while_it_is_forgotten(
+    broker: Broker, assert_drained: Callable[[], None]
+) -> None:
+    broker.wire.call("XADD", broker.keys.normal, "*", "who", "knows")
+    fetch_all = [broker.fetch_command("h:1", 10, block_ms=None, own=own) for own in (False, True)]
+    _, gone = broker.parse_fetch(broker.wire.call(*fetch_all[0]))
+    broker.wire.call(*broker.forget_commands(gone)[0])
+    _, again = broker.parse_fetch(broker.wire.call(*fetch_all[1]))
+    assert again == gone
+    broker.forget(again)
+    broker.ensure_group()
+    assert_drained()
+
+
 @pytest.mark.parametrize("lost", [["FLUSHALL"], ["SCRIPT", "FLUSH"]], ids=["data", "scripts"])
 def test_a_step_mends_a_server_that_was_restarted(broker: Broker, lost: list[str]) -> None:
     broker.wire.call(*lost)
