@@ -183,6 +183,13 @@ def test_an_entry_that_is_no_call_is_not_stranded_when_the_connection_ends_while
     assert_drained()
 
 
+def test_a_submit_that_lacks_blobs_leaves_no_stream_without_a_lifetime(broker: Broker) -> None:
+    broker.hello("c", EPOCH)
+    broker.wire.call("DEL", broker.keys.first, broker.keys.normal)
+    assert isinstance(broker.submit("c", EPOCH, [call(1, 1, "d")], {}), NeedBlobs)
+    assert broker.wire.call("EXISTS", broker.keys.first, broker.keys.normal) == 0
+
+
 @pytest.mark.parametrize("lost", [["FLUSHALL"], ["SCRIPT", "FLUSH"]], ids=["data", "scripts"])
 def test_a_step_mends_a_server_that_was_restarted(broker: Broker, lost: list[str]) -> None:
     broker.wire.call(*lost)

@@ -9,7 +9,7 @@ local IDLE_S = 604800
 local BLOB_IDLE_S = 3600
 local FIRST, NORMAL = P .. 's:0', P .. 's:1'
 
--- The streams and their group. Each step that needs them makes them, since a server may have lost its data.
+-- The streams and their group. Each step that needs both makes them, since a server may have lost its data.
 local function ready()
   redis.pcall('XGROUP', 'CREATE', FIRST, GROUP, '0', 'MKSTREAM')
   redis.pcall('XGROUP', 'CREATE', NORMAL, GROUP, '0', 'MKSTREAM')
