@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from nbqueue.stream.broker import Beat, Broker, Forgot, NeedBlobs, OtherEpoch, Taken
-from nbqueue.stream.connect import CommandError
+from nbqueue.stream.connect import Address, CommandError, Wire
 from nbqueue.stream.keys import GROUP
 from nbqueue.stream.records import Call, Fetched, HostState, Incoming, Report
+from nbqueue.stream.server import PrivateServer
 
 STATE = HostState("h", "laptop", 1)
 EPOCH = "e1"
@@ -188,6 +189,17 @@ def test_a_submit_that_lacks_blobs_leaves_no_stream_without_a_lifetime(broker: B
     broker.wire.call("DEL", broker.keys.first, broker.keys.normal)
     assert isinstance(broker.submit("c", EPOCH, [call(1, 1, "d")], {}), NeedBlobs)
     assert broker.wire.call("EXISTS", broker.keys.first, broker.keys.normal) == 0
+
+
+def test_a_user_who_may_not_make_a_group_is_told_so(server: PrivateServer, broker: Broker) -> None:
+    broker.wire.call("ACL", "SETUSER", "guest", "on", ">pw", "~*", "+@all", "-xgroup")
+    broker.wire.call("DEL", broker.keys.first)
+    guest = Broker(Wire(Address(path=server.address.path, username="guest", password="pw"), timeout_s=5), broker.keys)
+    guest.wire.connect()
+    with pytest.raises(CommandError, match="can't run this command"):
+        guest.ensure_group()
+    guest.wire.close()
+    broker.wire.call("ACL", "DELUSER", "guest")
 
 
 @pytest.mark.parametrize("lost", [["FLUSHALL"], ["SCRIPT", "FLUSH"]], ids=["data", "scripts"])

@@ -103,8 +103,7 @@ end
 -- Streams live while they hold calls, and for a while after.
 local function lifetimes()
   for _, key in ipairs({FIRST, NORMAL}) do
-    local ok, length = pcall(redis.call, 'XLEN', key)
-    if ok and length > 0 then redis.call('PERSIST', key) else redis.call('EXPIRE', key, IDLE_S) end
+    if redis.call('XLEN', key) > 0 then redis.call('PERSIST', key) else redis.call('EXPIRE', key, IDLE_S) end
   end
 end
 
@@ -134,9 +133,8 @@ local function take_back(consumer, running, item, cap, reply)
           redis.call('XDEL', key, row[1])
         else
           local current, done = standing(e.c, e.n)
-          if current ~= entry then
-            drop(e.c, e.n, entry)
-          else
+          drop(e.c, e.n, entry)
+          if current == entry then
             local attempt, crashes, _, charged = string.match(e.s, '^(%d+) (-?%d+) (%d+) (-?%d+)$')
             crashes, charged = tonumber(crashes), tonumber(charged)
             -- An item below `done` was reported before its worker died, and one that has ended was not begun
@@ -157,7 +155,6 @@ local function take_back(consumer, running, item, cap, reply)
                 end
               end
             end
-            drop(e.c, e.n, entry)
             if done >= tonumber(e.i) then
               close(e.c, e.n, e.d)
             else
