@@ -690,6 +690,10 @@ class Actors:
 
     def pass_time(self, seconds: float) -> None:
         """Every lifetime and every delay is that much shorter."""
+        if seconds > 86400:
+            for client in self.clients:
+                # A client that is there has read its replies before they die.
+                self.resync(client)
         call, prefix = self.broker.wire.call, self.broker.keys.prefix
         passed_ms = int(seconds * 1000)
         for key in call("KEYS", prefix + "*"):
@@ -700,7 +704,7 @@ class Actors:
             call("ZINCRBY", self.broker.keys.delayed, -passed_ms, member)
         self.model.pass_time(seconds)
 
-    def intrude(self, stream: str, what: str, client: str = "?", n: str = "?") -> None:
+    def intrude(self, stream: str, what: str, client: str = "?", n: str = "?") -> str:
         """A stranger writes: ``words``, what is ``like a call``, or what says it is one and is ``forged``. The
         streams' next step is somebody's."""
         state = "1 0 0 -1" if what == "forged" else "who knows"
@@ -708,8 +712,10 @@ class Actors:
         if what == "words":
             words = words[:2]
         id = self.broker.wire.call("XADD", self.broker.keys.prefix + stream, "*", *words)
-        self.model.foreign[f"{stream[2]}/{id.decode()}"] = ""
+        entry = f"{stream[2]}/{id.decode()}"
+        self.model.foreign[entry] = ""
         self.prepare()
+        return entry
 
     # What is always true
 

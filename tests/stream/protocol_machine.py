@@ -203,10 +203,6 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([45.0, 2000.0, 300_000.0, 700_000.0]))
     def time_passes(self, seconds: float) -> None:
         """What has a lifetime dies when it is over, and with it nothing that is needed."""
-        if seconds > 86400:
-            for client in self.clients:
-                # A client that is there has read its replies before they die.
-                self.resync(client)
         self.pass_time(seconds)
 
     @rule(c=picks)
