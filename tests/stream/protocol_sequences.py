@@ -275,6 +275,16 @@ class HardSequences(Actors):
         self.forget_two_hosts()
 
     @rule(counts=sizes)
+    def hard_worker_releases_what_another_holds(self, counts: list[int]) -> None:
+        client, worker, other = self.two_workers()
+        self.submit(client, counts)
+        self.fetch(worker, len(counts))
+        entries = [copy.got.entry for copy in worker.copies]
+        assert self.broker.release(other.name, entries) == self.model.release(other.name, entries) == 0
+        self.run(worker, [OK] * sum(counts))
+        self.forget_two_hosts()
+
+    @rule(counts=sizes)
     def hard_record_is_lost(self, counts: list[int]) -> None:
         """Alone, while the replies to its last calls wait to be read."""
         client, worker, _ = self.two_workers()

@@ -62,6 +62,7 @@ GIVE_BACK = "for consumer in pairs(dead) do take_back(consumer, '', -1, 0, '') e
 DUE = "for _, member in ipairs(redis.call('ZRANGEBYSCORE', P .. 'z', '-inf', now, 'LIMIT', 0, 500)) do"
 ANSWER = "local out = {'OK', next_due[2] and math.max(0, next_due[2] - now) or -1}"
 PASS = "pass_memory_limit()", "pass_memory_limit()", ""
+HELD_BY = "local rows = redis.call('XPENDING', key_of(entry), GROUP, id_of(entry), id_of(entry), 1, consumer)"
 NEXT_DUE = "local next_due = redis.call('ZRANGE', P .. 'z', 0, 0, 'WITHSCORES')"
 NOTHING_RUNS = "item and cap say nothing where no entry is said to run"
 ANY_EPOCH = "redis.call('GET', P .. 'e') ~= ARGV[4]"
@@ -83,6 +84,7 @@ EXEMPT = [
     Exempt("leave", GIVE_BACK, "1", "3", NOTHING_RUNS),
     Exempt("leave", GIVE_BACK, "0", "1", NOTHING_RUNS),
     Exempt("leave", *PASS, "its HDEL opens the gate as well, unless streams are missing"),
+    Exempt("release", HELD_BY, "1", "3", "there is one entry of that id at most"),
     Exempt("release", *PASS, "an entry's XACK opens the gate as well, unless streams are missing"),
     Exempt("reclaim", *PASS, "an entry's XACK opens the gate as well, unless streams are missing"),
     Exempt("prepare", FORBIDDEN, "made.err and not string.find(made.err, 'BUSYGROUP')", "false", ACL),
