@@ -6,31 +6,40 @@ the protocol asks of the real ones:
 - A client that learns of a new epoch reads its replies to their end and sends its open calls again, numbers
   rising, before any new one; so does one that does not know whether a SUBMIT arrived.
 - A worker that (re)connects reads its own pending entries first and keeps copies that it still holds. It
-  repeats a FINISH without an answer before it does anything else, reports items in order, and sends its
-  report before it goes past an item that has ended while another worker ran it.
+  keeps its reports until they are answered, in order, and sends them before it fetches; it closes one before
+  it goes past an item that has ended while another worker ran it. FINISH and the next fetch leave in one write.
 - A supervisor never uses a consumer's name twice, and lists a worker as living before it fetches.
 - Whoever cancels a call names its retried items as well: ``7``, ``7.0``, ``7.1`` …
+
+Each of these is a line of code somewhere else; `Actors` has a switch for the ones that a mutant takes away.
 """
 
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from protocol_model import HELD, PARKED, QUEUED, Model
+import hiredis
+from protocol_model import FIRST, HELD, NORMAL, PARKED, QUEUED, Model
 
 from nbqueue.stream.broker import Broker, Forgot, NeedBlobs, OtherEpoch, Taken
-from nbqueue.stream.connect import CommandError, Wire
+from nbqueue.stream.connect import CommandError, ForgotScripts, Wire
 from nbqueue.stream.keys import GROUP, Keys
 from nbqueue.stream.records import Call, Fetched, HostState, Report
 from nbqueue.stream.server import PrivateServer
 
-LATER_S = 3600.0
+FORGED = b"forged"
+REFUSAL = b"refused"
+LATER_S = 5000.0
+# How long a history may take on a busy machine.
+SLACK_S = 40
 BLOBS = ("d0", "d1", "d2")
 OK, FAIL, RETRY, LATER, SKIP, DIED, CANCELLED = "ok", "fail", "retry", "later", "skip", "died", "cancelled"
+REFUSED = "refused"
 
 
 @dataclass
@@ -84,8 +93,9 @@ class Worker:
     name: str
     copies: list[Copy] = field(default_factory=list)
     reconnects: bool = True
-    unanswered: list[Report] = field(default_factory=list)
+    outbox: list[Report] = field(default_factory=list)  # what no answer has come for
     last: list[Report] = field(default_factory=list)
+    line: tuple[Fetched, int, int] | None = None  # on the slot board: call, offset, item that was last begun
 
 
 @dataclass
@@ -93,21 +103,33 @@ class Host:
     name: str = ""
     epoch: str = ""
     workers: list[Worker] = field(default_factory=list)
+    dead: list[str] = field(default_factory=list)
+    offers: int = 2  # how many workers it says it has
     frozen: bool = False
+    inbox_cursor: bytes = b"0"
 
 
 class Actors:
     """Everybody on one connection: the protocol ties nobody to his own."""
 
     server: PrivateServer
-    reads_own_pending = True  # taken away by a mutant
+    timeout_s = 5.0
+    # Taken away by mutants, one at a time.
+    reads_own_pending = True
+    keeps_reports = True
+    reports_before_it_fetches = True
+    lists_its_newest = True
+    strikes_its_dead = True
+    reads_before_it_resends = True
+    resends_in_order = True
+    cancels_retried_items = True
 
     def __init__(self) -> None:
-        self.broker = Broker(Wire(self.server.address, timeout_s=5), Keys.of("model", "0"))
+        self.broker = Broker(Wire(self.server.address, timeout_s=self.timeout_s), Keys.of("model", "0"))
         self.broker.wire.connect()
         self.broker.wire.call("FLUSHALL")
-        self.broker.connect()
         self.model = Model()
+        self.connect()
         self.clients: list[Client] = []
         self.hosts: list[Host] = []
         self.zombies: list[Worker] = []  # declared dead, still acting
@@ -116,6 +138,10 @@ class Actors:
         self.add_client()
         self.add_host()
         self.add_host()
+
+    def connect(self) -> None:
+        self.broker.connect()
+        self.model.prepare()
 
     # Who is there
 
@@ -136,7 +162,7 @@ class Actors:
 
     def join(self, host: Host) -> None:
         host.name, host.frozen = self.fresh("h"), False
-        host.workers = []
+        host.workers, host.dead, host.inbox_cursor = [], [], b"0"
         self.add_worker(host)
         self.add_worker(host)
         self.register(host)
@@ -144,8 +170,8 @@ class Actors:
     def register(self, host: Host) -> None:
         for _ in range(2):  # its reply may be lost
             fresh = self.fresh("e")
-            host.epoch = self.broker.register(host.name, 2, self.state_of(host), fresh)
-            assert host.epoch == self.model.register(host.name, fresh)
+            host.epoch = self.broker.register(host.name, host.offers, self.state_of(host), fresh)
+            assert host.epoch == self.model.register(host.name, fresh, host.offers)
 
     def add_host(self) -> Host:
         host = Host()
@@ -155,7 +181,7 @@ class Actors:
 
     @staticmethod
     def state_of(host: Host) -> HostState:
-        return HostState(host.name, host.name, 1)
+        return HostState(host.name, host.name, host.offers)
 
     @property
     def awake(self) -> list[Host]:
@@ -175,14 +201,16 @@ class Actors:
         fresh = self.fresh("e")
         hello = self.broker.hello(client.name, fresh)
         assert (hello.epoch, hello.mark) == self.model.hello(client.name, fresh)
-        assert hello.workers == 2 * len(self.model.hosts)
+        assert hello.workers == self.model.workers()
         if hello.epoch != client.epoch:
             client.epoch, client.cursor = hello.epoch, b"0"
-        self.read(client)
+        if self.reads_before_it_resends:
+            self.read(client)
         lost = [n for n, sent in sorted(client.calls.items()) if sent.unsettled and n > hello.mark]
         client.unsure = False
         if lost:
-            self.send(client, lost)
+            self.send(client, lost if self.resends_in_order else lost[::-1])
+        self.read(client)
 
     def send(
         self,
@@ -208,7 +236,7 @@ class Actors:
                 continue
             break
         if isinstance(answer, Taken):
-            assert answer == (expected, 2 * len(self.model.hosts))
+            assert answer == (expected, self.model.workers())
         else:
             assert isinstance(answer, OtherEpoch)
             assert expected == "epoch"
@@ -244,9 +272,21 @@ class Actors:
                     n = int(message.n.partition(".")[0])
                     for i, kind, value in json.loads(message.message):
                         self.settle(client, client.calls[n], i, kind, value)
+                elif message.kind == "x":
+                    assert message.message == REFUSAL
+                    number, _, split = message.n.partition(".")
+                    sent = client.calls[int(number)]
+                    items = [int(split)] if split else range(len(sent.values))
+                    sent.outcomes |= {i: (REFUSED, None) for i in items if i not in sent.outcomes}
         if trim and client.cursor != b"0":
             self.broker.wire.call(*self.broker.trim_replies_command(client.name, client.cursor))
             self.model.replies[client.name] = 0
+
+    def lose_record(self, client: Client) -> None:
+        """As under a policy that evicts keys with a lifetime, which a server is only warned about."""
+        if not self.model.open_of(client.name) and client.name in self.model.records:
+            self.broker.wire.call("DEL", f"{self.broker.keys.prefix}c:{client.name}")
+            self.model.lose_record(client.name)
 
     def settle(self, client: Client, sent: Sent, i: int, kind: str, value: str | None) -> None:
         item = (client.name, str(sent.n), i)
@@ -264,48 +304,140 @@ class Actors:
         names = []
         for n in numbers:
             sent = client.calls[n]
-            names += [str(n), *(f"{n}.{i}" for i in sent.unsettled if len(sent.values) > 1)]
+            names.append(str(n))
+            if len(sent.values) > 1 and self.cancels_retried_items:
+                names += [f"{n}.{i}" for i in range(len(sent.values))]
         assert self.broker.cancel(client.name, names) == self.model.cancel(client.name, names)
         assert self.broker.cancel(client.name, names) == []
         for n in numbers:
             sent = client.calls[n]
+            self.model.cancelled.add((client.name, str(n)))
             sent.outcomes |= dict.fromkeys(sent.unsettled, (CANCELLED, None))
 
     # Workers
 
-    def deliver(self, worker: Worker, count: int, *, own: bool) -> list[Fetched]:
+    def deliver(self, worker: Worker, count: int, *, own: bool) -> Any:
         command = self.broker.fetch_command(worker.name, count, block_ms=None, own=own)
         try:
             answer = self.broker.wire.call(*command)
         except CommandError as error:
             if "NOGROUP" not in str(error):
                 raise
-            self.broker.ensure_group()
+            self.prepare()
             answer = self.broker.wire.call(*command)
-        calls, gone = self.broker.parse_fetch(answer)
-        assert not gone, "an entry was deleted while it was pending"
-        assert self.broker.sift(answer) == calls, "a true call was refused"
+        self.delivered(worker, answer, own=own)
+        return answer
+
+    def delivered(self, worker: Worker, answer: Any, *, own: bool) -> None:
+        calls, foreign = self.sort(answer)
         for got in calls:
             self.model.fetch(worker.name, got, own)
+        for entry in foreign:
+            self.model.fetch_foreign(worker.name, entry, own)
+
+    def sort(self, answer: Any) -> tuple[list[Fetched], list[str]]:
+        """True calls, and entries of strangers."""
+        calls, foreign = self.broker.parse_fetch(answer)
+        foreign += [got.entry for got in calls if got.payload == FORGED]
+        return [got for got in calls if got.payload != FORGED], foreign
+
+    def sift(self, worker: Worker, answer: Any, *, cut: bool = False) -> list[Fetched]:
+        """What may run: strangers' entries are refused. With `cut` the answer to that is lost."""
+        calls, foreign = self.sort(answer)
+        if cut and foreign:
+            assert self.broker.refuse(foreign) == self.model.refuse(foreign)
+            worker.reconnects = True
+            return []
+        assert self.broker.sift(answer) == calls, "a true call was refused"
+        if foreign:
+            self.model.refuse(foreign)
         return calls
 
-    def fetch(self, worker: Worker, count: int = 1, *, lost: bool = False) -> None:
-        self.settle_unanswered(worker)
+    def fetch(self, worker: Worker, count: int = 1, *, lost: bool = False, cut: bool = False) -> None:
+        """Report, read what is ours, read more. The answer may be `lost`; the connection may be `cut` while
+        an entry that is no call is refused."""
+        if self.reports_before_it_fetches:
+            self.flush(worker)
         if lost:
             self.deliver(worker, count, own=False)
             worker.reconnects = True
             return
-        calls = []
         if worker.reconnects and self.reads_own_pending:
             held = {copy.got.entry for copy in worker.copies}
-            calls = [got for got in self.deliver(worker, 100, own=True) if got.entry not in held]
+            own = self.sift(worker, self.deliver(worker, 100, own=True))
+            self.take(worker, [got for got in own if got.entry not in held])
         worker.reconnects = False
-        calls += self.deliver(worker, count, own=False)
+        self.take(worker, self.sift(worker, self.deliver(worker, count, own=False), cut=cut))
+
+    def take(self, worker: Worker, calls: Sequence[Fetched]) -> None:
         for got in calls:
             for digest in got.digests:
                 assert self.broker.blob(digest) == digest.encode(), "an open call lost its blob"
             content = json.loads(got.payload)
             worker.copies.append(Copy(got, content["offset"], content["values"], got.first, got.first))
+
+    def refuse(self, worker: Worker) -> None:
+        """The message of the worker's next call cannot be trusted. Said twice: the reply may be lost."""
+        for copy in [copy for copy in worker.copies if copy.unstarted][:1]:
+            worker.copies.remove(copy)
+            assert self.broker.refuse_call(copy.got, REFUSAL) == self.model.refuse_call(copy.got)
+            assert not self.broker.refuse_call(copy.got, REFUSAL)
+
+    def report_and_fetch(self, worker: Worker, count: int = 1, fate: str = "") -> None:
+        """FINISH and XREADGROUP in one write: a whole answer, or half of it, or none may come back.
+
+        With `cut` the connection ends behind the FINISH; `scripts forgotten` is a FINISH that is refused
+        while the fetch behind it is not.
+        """
+        if worker.reconnects or not worker.outbox:
+            self.fetch(worker, count)
+            return
+        self.connect()
+        worker.last = reports = list(worker.outbox)
+        finish = self.broker.finish_command(reports)
+        fetch = self.broker.fetch_command(worker.name, count, block_ms=None)
+        before = self.server_ms()
+        if fate == "cut":
+            self.cut_after(finish, fetch)
+            self.model.finish(reports)
+            self.note_due_times(before)
+            worker.reconnects = True
+            return
+        if fate == "scripts forgotten":
+            self.broker.wire.call("SCRIPT", "FLUSH")
+        self.broker.wire.send(finish, fetch)
+        try:
+            answers = self.broker.parse_finish(self.broker.wire.receive())
+        except ForgotScripts:
+            self.delivered(worker, self.broker.wire.receive(), own=False)
+            self.connect()
+            worker.reconnects = True
+            return
+        fetched = self.broker.wire.receive()
+        assert answers == self.model.finish(reports)
+        self.note_due_times(before)
+        self.delivered(worker, fetched, own=False)
+        if fate == "both lost":
+            worker.reconnects = True
+            return
+        self.settle_reports(worker, reports, answers)
+        if fate == "fetch lost":
+            worker.reconnects = True
+            return
+        self.take(worker, self.sift(worker, fetched))
+
+    def cut_after(self, whole: Sequence[Any], half: Sequence[Any]) -> None:
+        """One command and a piece of another on a connection that then ends."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(self.timeout_s)
+            connection.connect(self.server.address.path)
+            connection.sendall(hiredis.pack_command(tuple(whole)) + hiredis.pack_command(tuple(half))[:-9])
+            answer = connection.recv(1)
+            assert answer == b"*", answer + connection.recv(1000)
+
+    def prepare(self) -> None:
+        self.broker.ensure_group()
+        self.model.prepare()
 
     def begin(self, worker: Worker) -> bool:
         """Start the next item, unless there is none or it has ended."""
@@ -316,18 +448,21 @@ class Actors:
             return copy.begun
         self.model.start(copy.got, copy.offset, copy.at)
         copy.begun = True
+        worker.line = copy.got, copy.offset, copy.at
         return True
 
     @staticmethod
     def skips(copy: Copy) -> bool:
         return copy.got.crashes == -1 and copy.got.charged == copy.at
 
-    def run(self, worker: Worker, outcomes: Sequence[str], *, report: bool = True) -> None:
-        """Run one item for each of `outcomes`; report them, or keep them for later."""
-        self.settle_unanswered(worker)
+    def run(self, worker: Worker, outcomes: Sequence[str], *, report: bool = True, away: bool = False) -> None:
+        """Run one item for each of `outcomes`; report them, or keep them for later.
+
+        While the server is `away`, what must be told at once waits in the outbox, and the work goes on.
+        """
         for kind in outcomes:
             if not worker.copies:
-                return
+                break
             copy = worker.copies[0]
             skips = self.skips(copy)
             if skips:
@@ -336,15 +471,24 @@ class Actors:
                 self.begin(worker)
             copy.outcomes.append(kind)
             copy.at, copy.begun = copy.at + 1, False
-            if kind in (RETRY, LATER) or skips or copy.at == copy.got.items:
-                self.report(worker)
+            over = copy.at == copy.got.items
+            if kind in (RETRY, LATER) or skips or over:
+                self.close_piece(copy, worker)
+                if over:
+                    worker.copies.remove(copy)
+                if not away:
+                    self.flush(worker)
         if report:
             self.report(worker)
 
-    def report(self, worker: Worker, *, lost: bool = False) -> None:
-        if not worker.copies or not worker.copies[0].outcomes:
+    def report(self, worker: Worker, *, fate: str = "") -> None:
+        if worker.copies:
+            self.close_piece(worker.copies[0], worker)
+        self.flush(worker, fate=fate)
+
+    def close_piece(self, copy: Copy, worker: Worker) -> None:
+        if not copy.outcomes:
             return
-        copy = worker.copies[0]
         outcomes, copy.outcomes = copy.outcomes, []
         delay, payload = None, b""
         if outcomes[-1] in (RETRY, LATER):
@@ -353,31 +497,65 @@ class Actors:
                 last = {"offset": copy.offset + copy.at - 1, "values": copy.values[copy.at - 1 : copy.at]}
                 payload = json.dumps(last).encode()
         reply = [(copy.offset + i, kind, copy.values[i]) for i, kind in enumerate(outcomes, copy.reported)]
-        report = Report(
-            copy.got,
-            copy.reported,
-            len(outcomes),
-            outcomes.count(FAIL),
-            json.dumps(reply).encode(),
-            delay,
-            payload,
+        worker.outbox.append(
+            Report(
+                copy.got,
+                copy.reported,
+                len(outcomes),
+                outcomes.count(FAIL),
+                json.dumps(reply).encode(),
+                delay,
+                payload,
+            )
         )
         copy.reported = copy.at
-        worker.last = [report]
-        self.finish(worker, [report], lost=lost)
 
-    def finish(self, worker: Worker, reports: list[Report], *, lost: bool = False) -> None:
+    def flush(self, worker: Worker, *, fate: str = "") -> None:
+        """Send the outbox: it may never arrive, or the answer may get lost."""
+        if not worker.outbox:
+            return
+        worker.last = reports = list(worker.outbox)
+        if fate == "never arrived":
+            worker.reconnects = True
+            worker.outbox = worker.outbox if self.keeps_reports else []
+            return
+        answers = self.finish(reports)
+        if fate == "reply lost":
+            worker.reconnects = True
+        else:
+            self.settle_reports(worker, reports, answers)
+
+    def repeat(self, worker: Worker) -> None:
+        """The last FINISH once more: its answer was lost, or a client library sent it twice."""
+        self.settle_reports(worker, worker.last, self.finish(worker.last))
+        self.server_and_model_agree()
+
+    def finish(self, reports: list[Report]) -> list[bool]:
+        before = self.server_ms()
         answers = self.broker.finish(reports)
-        assert answers == [self.model.finish(report) for report in reports]
-        worker.unanswered = reports if lost else []
-        for report, counted in zip(reports, () if lost else answers, strict=not lost):
-            over = not counted or report.first + report.items == report.call.items
-            if over:
-                worker.copies = [copy for copy in worker.copies if copy.got.entry != report.call.entry]
+        assert answers == self.model.finish(reports)
+        self.note_due_times(before)
+        return answers
 
-    def settle_unanswered(self, worker: Worker) -> None:
-        if worker.unanswered:
-            self.finish(worker, worker.unanswered)
+    def note_due_times(self, before: int) -> None:
+        """Retries are parked since then, by the server's clock."""
+        new = [call for call in self.model.parked() if call.due_ms is None]
+        if new:
+            after = self.server_ms()
+            for call in new:
+                delay = int((call.due - self.model.clock) * 1000)
+                call.due_ms = before + delay, after + delay
+
+    def server_ms(self) -> int:
+        s, us = self.broker.wire.call("TIME")
+        return int(s) * 1000 + int(us) // 1000
+
+    @staticmethod
+    def settle_reports(worker: Worker, reports: list[Report], answers: list[bool]) -> None:
+        worker.outbox = [report for report in worker.outbox if report not in reports]
+        for report, counted in zip(reports, answers, strict=True):
+            if not counted:
+                worker.copies = [copy for copy in worker.copies if copy.got.entry != report.call.entry]
 
     def release(self, worker: Worker) -> None:
         """Give back all but the first copy, twice: the reply may be lost."""
@@ -394,34 +572,40 @@ class Actors:
         self,
         worker: Worker,
         *,
-        running: bool = True,
-        between: bool = False,
+        how: str = "running",
         cap: int = 1,
         zombie: bool = False,
     ) -> None:
         """A worker is declared dead and replaced. A zombie does not know.
 
-        It dies while it runs its next item; or `between` two items, so that the last one seems to run.
+        It dies ``running`` its next item; ``idle``; ``between`` two items, so that the last one seems to run,
+        even when its whole call has ended; or ``loading`` a call, before its first item, which seems to run.
         """
         host = self.host_of(worker)
-        entry, item, reply = "", -1, b"[]"
-        copy = worker.copies[0] if running and worker.copies else None
-        between = between and copy is not None and not copy.unstarted and not copy.begun
-        if copy and (between or self.begin(worker)):
-            entry, item = copy.got.entry, copy.at - between
-            reply = json.dumps([(copy.offset + item, DIED, None)]).encode()
+        entry, item, reply, line = "", -1, b"[]", None
+        copy = worker.copies[0] if worker.copies else None
+        if (how == "running" and self.begin(worker)) or (how == "between" and not (copy and copy.begun)):
+            line = worker.line
+        elif how == "loading" and copy and copy.unstarted:
+            line = copy.got, copy.offset, copy.at
+        if line:
+            got, offset, item = line
+            entry, reply = got.entry, json.dumps([(offset + item, DIED, None)]).encode()
         answer = self.broker.reclaim(worker.name, entry, item, cap, reply)
-        assert answer == self.model.take_back(worker.name, entry, item, cap)
+        assert answer == self.model.reclaim(worker.name, entry, item, cap)
         assert self.broker.reclaim(worker.name, entry, item, cap, reply) == (0, 0)
         host.workers.remove(worker)
+        host.dead.append(worker.name)
         self.add_worker(host)
         if zombie:
             self.zombies.append(worker)
 
     def beat(self, host: Host) -> None:
         living = {worker.name for worker in host.workers}
-        answer = self.broker.beat(host.name, 2, self.state_of(host), living, host.epoch)
-        expected = self.model.beat(host.name, living, host.epoch)
+        before = self.server_ms()
+        host.offers = host.offers % 3 + 1
+        answer = self.broker.beat(host.name, host.offers, self.state_of(host), self.listed(host), host.epoch)
+        expected = self.model.beat(host.name, living, host.epoch, host.offers)
         if answer is None:
             assert expected == "fenced"
             self.join(host)  # its workers were killed
@@ -433,8 +617,36 @@ class Actors:
             return
         due_s, counters = answer
         assert counters == expected
-        parked = [call for call in self.model.open.values() if call.where == PARKED]
-        assert (due_s is None) == (not parked)
+        waiting = [call.due_ms for call in self.model.parked() if call.due_ms]
+        assert (due_s is None) == (not waiting)
+        if due_s is not None:
+            soonest = min(first for first, _ in waiting) - self.server_ms()
+            latest = min(last for _, last in waiting) - before
+            assert soonest <= round(due_s * 1000) <= latest, "the next beat comes when the next retry is due"
+
+    def listed(self, host: Host) -> list[str]:
+        """The consumers that a host says are alive."""
+        names = [worker.name for worker in host.workers]
+        if not self.lists_its_newest:
+            names.pop()
+        return names if self.strikes_its_dead else names + host.dead
+
+    def hear(self, host: Host) -> None:
+        """Read the inbox, and stop the work on what was cancelled."""
+        words = self.model.inbox.get(host.name, [])
+        if not words:
+            return
+        read = self.broker.read_inbox_command(host.name, host.inbox_cursor, block_ms=1)
+        heard = self.broker.parse_inbox(self.broker.wire.call(*read))
+        for id, word in heard:
+            host.inbox_cursor = id
+            assert word["op"] == "cancel"
+            for worker in host.workers:
+                if worker.name == word["consumer"]:
+                    worker.copies = [copy for copy in worker.copies if copy.got.entry != word["entry"]]
+        new = [(word["entry"], word["consumer"]) for _, word in heard]
+        assert new == words[len(words) - len(new) :]
+        assert host.inbox_cursor != b"0", "a host was not told what was cancelled"
 
     def reap(self, host: Host) -> None:
         counter = self.model.hosts.get(host.name)
@@ -457,67 +669,144 @@ class Actors:
         # A call that is sent again must not get the entry of its old copy: entries are numbered by the
         # millisecond.
         time.sleep(0.002)
-        if restart and self.restarts < 2:
+        restart = restart and self.restarts < 2
+        if restart:
             self.restarts += 1
             self.server.kill()
             self.server.start()
-            self.broker.connect()
         else:
             self.broker.wire.send(("FLUSHALL",), ("SCRIPT", "FLUSH"))
             self.broker.wire.receive()
             self.broker.wire.receive()
+        for host in self.hosts:
+            host.inbox_cursor = b"0"
         self.model.lose_everything(
             (client.name, str(sent.n)) for client in self.clients for sent in client.calls.values() if sent.unsettled
         )
+        if restart:
+            self.connect()
 
-    def delete_mortal_keys(self, limit_s: int) -> None:
-        """Let time pass: every key dies whose lifetime is not longer than this."""
-        call = self.broker.wire.call
-        for key in call("KEYS", "*"):
-            if 0 <= call("TTL", key) <= limit_s:
-                call("DEL", key)
+    def lose_empty_streams(self) -> None:
+        """As under a policy that evicts keys with a lifetime."""
+        for stream in (FIRST, NORMAL):
+            if not self.model.length(stream) and not self.model.pending(stream):
+                self.broker.wire.call("DEL", self.broker.keys.prefix + stream)
+                self.model.dies.pop(stream, None)
+
+    def pass_time(self, seconds: float) -> None:
+        """Every lifetime and every delay is that much shorter."""
+        if seconds > 86400:
+            for client in self.clients:
+                # A client that is there has read its replies before they die.
+                self.resync(client)
+        call, prefix = self.broker.wire.call, self.broker.keys.prefix
+        passed_ms = int(seconds * 1000)
+        for key in call("KEYS", prefix + "*"):
+            left_ms = call("PTTL", key)
+            if left_ms >= 0:
+                call("PEXPIRE", key, left_ms - passed_ms)
+        for member in call("ZRANGE", self.broker.keys.delayed, 0, -1):
+            call("ZINCRBY", self.broker.keys.delayed, -passed_ms, member)
+        self.model.pass_time(seconds)
+
+    def intrude(self, stream: str, what: str, client: str = "?", n: str = "?") -> str:
+        """A stranger writes: ``words``, what is ``like a call``, or what says it is one and is ``forged``. The
+        streams' next step is somebody's."""
+        state = "1 0 0 -1" if what == "forged" else "who knows"
+        words = ("c", client, "n", n, "d", "", "i", "1", "s", state, "p", FORGED)
+        if what == "words":
+            words = words[:2]
+        id = self.broker.wire.call("XADD", self.broker.keys.prefix + stream, "*", *words)
+        entry = f"{stream[2]}/{id.decode()}"
+        self.model.foreign[entry] = ""
+        self.prepare()
+        return entry
 
     # What is always true
 
     def server_and_model_agree(self) -> None:
         model, keys = self.model, self.broker.keys
+        names = self.keys_and_lifetimes_agree()
         commands: list[tuple[Any, ...]] = []
-        for stream in (keys.first, keys.normal):
-            commands += [("XLEN", stream), ("EXISTS", stream), ("TTL", stream), ("XPENDING", stream, GROUP)]
-        commands += [("ZCARD", keys.delayed), ("HLEN", keys.prefix + "zp")]
-        for digest in BLOBS:
-            commands += [("HMGET", keys.blob(digest), "b", "refs"), ("TTL", keys.blob(digest))]
+        for stream in (FIRST, NORMAL):
+            commands += [("XLEN", keys.prefix + stream), ("XPENDING", keys.prefix + stream, GROUP)]
+        commands += [("ZRANGE", keys.delayed, 0, -1, "WITHSCORES"), ("HKEYS", keys.prefix + "zp")]
+        commands += [("HGETALL", keys.counts)]
+        commands += [("HGETALL", keys.beats), ("HGETALL", keys.host_workers), ("HGETALL", keys.pool)]
+        commands += [("HMGET", keys.blob(digest), "b", "refs") for digest in BLOBS]
         for client in self.clients:
-            record = f"{keys.prefix}c:{client.name}"
-            commands += [("HMGET", record, "epoch", "mark"), ("TTL", record)]
+            commands += [("HMGET", f"{keys.prefix}c:{client.name}", "epoch", "mark")]
             commands += [("HGETALL", keys.open_calls(client.name)), ("XLEN", keys.replies(client.name))]
+        hosts = [name for name in names if name.startswith("h:")]
+        commands += [("XLEN", keys.prefix + name) for name in hosts]
         self.broker.wire.send(*commands)
         answers = iter([self.answer() for _ in commands])
-        queued = pending = 0
-        for _ in range(2):
-            length, exists, ttl, held = (next(answers) for _ in range(4))
-            queued += length
-            pending += held[0] if held else 0
-            assert not exists or (ttl == -1) == (length > 0), "a stream lives while it holds calls"
-        places = model.by_place()
-        assert queued == places[QUEUED] + places[HELD], "entries in the streams"
-        assert pending == places[HELD], "entries held by consumers"
-        assert next(answers) == next(answers) == places[PARKED]
+        for stream in (FIRST, NORMAL):
+            assert next(answers) == model.length(stream), f"entries in {stream}"
+            assert (next(answers) or [0])[0] == model.pending(stream), f"entries of {stream} held by consumers"
+        due = pairs(next(answers))
+        assert due.keys() == {name.decode() for name in next(answers)}
+        parked = {f"{call.client} {call.name}": call.due_ms for call in model.parked()}
+        assert due.keys() == parked.keys()
+        for name, span in parked.items():
+            assert span, f"nobody knows when {name} is due"
+            assert span[0] <= int(due[name]) <= span[1], f"{name} is due when its delay is over"
+        counts = {name: int(n) for name, n in pairs(next(answers)).items()}
+        assert counts == {name: n for name, n in model.counts.items() if n}
+        assert {host: int(n) for host, n in pairs(next(answers)).items()} == model.hosts
+        offers = {name: model.offers[name] for name in model.hosts}
+        assert {host: int(n) for host, n in pairs(next(answers)).items()} == offers
+        published = {name: self.state_of(Host(name, offers=n)).to_json().encode() for name, n in offers.items()}
+        assert pairs(next(answers)) == published
         refs = model.refs()
         for digest in BLOBS:
-            (content, count), ttl = next(answers), next(answers)
+            content, count = next(answers)
             assert (content is not None) == (digest in model.blobs)
             assert int(count or 0) == refs[digest], f"references of {digest}"
-            assert content is None or (ttl == -1) == (refs[digest] > 0), f"{digest} lives while it is needed"
         for client in self.clients:
-            (epoch, mark), ttl, open_calls, replies = (next(answers) for _ in range(4))
+            (epoch, mark), open_calls, replies = (next(answers) for _ in range(3))
             expected = model.open_of(client.name)
             assert (epoch and [epoch.decode(), int(mark)]) == model.records.get(client.name)
-            assert epoch is None or (ttl == -1) == bool(expected), "a record lives while calls are open"
-            standing = dict(zip(open_calls[::2], open_calls[1::2], strict=True))
-            done = {n.decode(): int(value.rpartition(b"|")[2]) for n, value in standing.items()}
-            assert done == {name: call.done for name, call in expected.items()}
+            for name, value in pairs(open_calls).items():
+                entry, _, done = value.decode().partition("|")
+                call = expected.pop(name)
+                assert int(done) == call.done
+                assert entry == call.entry or call.where != HELD
+                assert entry == f"z/{call.attempt}" or call.where != PARKED
+                assert "s:" + entry[0] == call.stream or call.where != QUEUED
+            assert not expected, "a call is forgotten"
             assert replies == model.replies[client.name], "a reply for every report that counted"
+        for name in hosts:
+            assert next(answers) == len(model.inbox[name[2:]])
+
+    def keys_and_lifetimes_agree(self) -> list[str]:
+        prefix = self.broker.keys.prefix
+        names = sorted(key.decode().removeprefix(prefix) for key in self.broker.wire.call("KEYS", prefix + "*"))
+        expected = self.model.lifetimes()
+        assert names == sorted(expected), "the keys of the queue"
+        self.broker.wire.send(*[("TTL", prefix + name) for name in names])
+        for name in names:
+            left, wanted = self.answer(), expected[name]
+            if wanted is None:
+                assert left == -1, f"{name} is needed, and dies in {left} s"
+            else:
+                assert wanted - SLACK_S <= left <= wanted + 1, f"{name} dies in {left} s and not in {wanted} s"
+        return names
+
+    def what_is_told_agrees(self) -> None:
+        """What a person is shown."""
+        counts, model = self.broker.counts(), self.model
+        model.prepare()
+        waiting = [model.length(stream) - model.pending(stream) for stream in (FIRST, NORMAL)]
+        assert counts.queued == max(0, sum(waiting))
+        assert counts.fetched == model.pending(FIRST) + model.pending(NORMAL)
+        assert counts.delayed == len(model.parked())
+        told = {"done": counts.done, "failed": counts.failed, "cancelled": counts.cancelled}
+        told |= {"retried": counts.retried, "refused": counts.refused}
+        assert told == {name: model.counts[name] for name in told}
+        assert {host.host for host in counts.hosts} == set(model.hosts)
+        assert self.broker.workers() == model.workers()
+        assert self.broker.counters() == model.hosts
 
     def answer(self) -> Any:
         try:
@@ -526,3 +815,7 @@ class Actors:
             if "NOGROUP" not in str(error):
                 raise
             return None
+
+
+def pairs(flat: list[bytes]) -> dict[str, bytes]:
+    return {key.decode(): value for key, value in zip(flat[::2], flat[1::2], strict=True)}

@@ -1,7 +1,8 @@
 """Adversarial actors that drive the real steps on a real server, and compare each answer with the model.
 
 One thread. Clients lose replies and send again; workers die, answer late and fetch under dead names; hosts
-freeze, are declared dead and thaw; the server loses everything. After every rule the server's state is held
+freeze, are declared dead and thaw; connections end between two commands; strangers write; time passes; the
+server is full, or loses everything. After every rule the server's state is held
 against `protocol_model`; at the end an honest crew drains the queue, and nothing may be left.
 """
 
@@ -13,9 +14,9 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from protocol_actors import BLOBS, FAIL, OK, Host
-from protocol_model import PARKED
-from protocol_sequences import HardSequences, kinds, picks, sizes
+from protocol_actors import BLOBS, FAIL, LATER_S, OK, Host, Worker
+from protocol_model import FIRST, NORMAL
+from protocol_sequences import HardSequences, cuts, picks, runs, sizes, strange
 
 from nbqueue.stream.connect import CommandError
 from nbqueue.stream.keys import GROUP
@@ -33,6 +34,11 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
     @invariant()
     def agreement(self) -> None:
         self.server_and_model_agree()
+
+    def busy(self, w: int) -> Worker:
+        """A worker that holds something, if there is one."""
+        workers = [worker for worker in self.working if worker.copies] or self.working
+        return workers[w % len(workers)]
 
     # Rules: everyday work
 
@@ -76,37 +82,48 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
             self.cancel(client, numbers[k % len(numbers) :][:many])
 
     @precondition(lambda self: self.working)
-    @rule(w=picks, count=st.integers(1, 3), lost=st.sampled_from([False, False, True]))
-    def worker_fetches(self, w: int, count: int, lost: bool) -> None:
-        self.fetch(self.working[w % len(self.working)], count, lost=lost)
+    @rule(w=picks, count=st.integers(1, 3), fate=st.sampled_from(["", "", "lost", "cut"]))
+    def worker_fetches(self, w: int, count: int, fate: str) -> None:
+        self.fetch(self.working[w % len(self.working)], count, lost=fate == "lost", cut=fate == "cut")
 
     @precondition(lambda self: self.working)
-    @rule(w=picks, outcomes=st.lists(kinds, min_size=1, max_size=4), report=st.booleans())
-    def worker_runs(self, w: int, outcomes: list[str], report: bool) -> None:
-        busy = [worker for worker in self.working if worker.copies] or self.working
-        worker = busy[w % len(busy)]
+    @rule(w=picks, outcomes=runs, report=st.booleans(), away=st.booleans())
+    def worker_runs(self, w: int, outcomes: list[str], report: bool, away: bool) -> None:
+        worker = self.busy(w)
         if not worker.copies:
             self.fetch(worker)
-        self.run(worker, outcomes, report=report)
+        self.run(worker, outcomes, report=report and not away, away=away)
 
     @precondition(lambda self: self.working)
-    @rule(w=picks)
-    def worker_loses_the_answer_to_a_finish(self, w: int) -> None:
-        worker = self.working[w % len(self.working)]
-        self.run(worker, [OK], report=False)
-        self.report(worker, lost=True)
+    @rule(w=picks, outcomes=runs, count=st.integers(1, 3), fate=cuts)
+    def worker_reports_and_fetches(self, w: int, outcomes: list[str], count: int, fate: str) -> None:
+        worker = self.busy(w)
+        self.run(worker, outcomes, report=False, away=True)
+        self.report_and_fetch(worker, count, fate)
+
+    @precondition(lambda self: self.working)
+    @rule(w=picks, outcomes=runs, fate=st.sampled_from(["reply lost", "never arrived"]))
+    def worker_gets_no_answer_to_a_finish(self, w: int, outcomes: list[str], fate: str) -> None:
+        worker = self.busy(w)
+        self.run(worker, outcomes, report=False, away=True)
+        self.report(worker, fate=fate)
 
     @rule(w=picks)
     def worker_repeats_a_finish(self, w: int) -> None:
         told = [worker for worker in self.working + self.zombies if worker.last]
         if told:
             worker = told[w % len(told)]
-            self.finish(worker, worker.last)
+            self.repeat(worker)
 
     @precondition(lambda self: self.working)
     @rule(w=picks)
     def worker_releases(self, w: int) -> None:
         self.release(self.working[w % len(self.working)])
+
+    @precondition(lambda self: self.working)
+    @rule(w=picks)
+    def worker_refuses_a_call(self, w: int) -> None:
+        self.refuse(self.busy(w))
 
     @precondition(lambda self: self.awake)
     @rule(h=picks)
@@ -118,25 +135,32 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
         busy = [worker for worker in self.working + self.zombies if worker.copies]
         if busy:
             got = busy[w % len(busy)].copies[0].got
-            told = self.broker.announce(got.client, got.n, got.entry, message)
-            assert told == self.model.is_current(got)
-            self.model.replies[got.client] += told
+            assert self.broker.announce(got.client, got.n, got.entry, message) == self.model.announce(got)
+
+    @precondition(lambda self: self.awake)
+    @rule(h=picks)
+    def host_hears_its_inbox(self, h: int) -> None:
+        self.hear(self.awake[h % len(self.awake)])
+
+    @rule()
+    def somebody_looks_on(self) -> None:
+        self.what_is_told_agrees()
 
     # Rules: faults
 
     @precondition(lambda self: self.working)
     @rule(
         w=picks,
-        how=st.sampled_from(["idle", "running", "between"]),
+        how=st.sampled_from(["idle", "running", "between", "loading"]),
         cap=st.sampled_from([1, 1, -1]),
         zombie=st.booleans(),
     )
     def worker_dies(self, w: int, how: str, cap: int, zombie: bool) -> None:
         worker = self.working[w % len(self.working)]
-        self.crash(worker, running=how != "idle", between=how == "between", cap=cap, zombie=zombie)
+        self.crash(worker, how=how, cap=cap, zombie=zombie)
 
     @precondition(lambda self: self.zombies)
-    @rule(z=picks, outcomes=st.lists(kinds, min_size=1, max_size=4), fetches=st.booleans())
+    @rule(z=picks, outcomes=runs, fetches=st.booleans())
     def zombie_answers_late(self, z: int, outcomes: list[str], fetches: bool) -> None:
         zombie = self.zombies[z % len(self.zombies)]
         if fetches:
@@ -165,6 +189,12 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
         self.leave(host)
         self.zombies += host.workers if zombies else []
 
+    @precondition(lambda self: self.awake)
+    @rule(h=picks)
+    def host_leaves_and_does_not_know(self, h: int) -> None:
+        """Its last word was told twice, with a new start between; its next beat hears of it."""
+        self.leave(self.awake[h % len(self.awake)])
+
     @precondition(lambda self: len(self.hosts) < 4)
     @rule()
     def host_joins(self) -> None:
@@ -175,28 +205,20 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
         if dice < 6:
             self.lose_everything(restart=dice == 0)
 
-    @rule()
-    def an_hour_passes(self) -> None:
-        """Blobs without an open call die, and with them nothing that is needed."""
-        self.delete_mortal_keys(3600)
-        self.model.blobs &= set(self.model.refs())
+    @rule(seconds=st.sampled_from([45.0, 2000.0, 300_000.0, 700_000.0]))
+    def time_passes(self, seconds: float) -> None:
+        """What has a lifetime dies when it is over, and with it nothing that is needed."""
+        self.pass_time(seconds)
 
-    @rule()
-    def a_week_passes(self) -> None:
-        """In which no host beats. Clients have read their replies: those die too."""
-        for client in self.clients:
-            self.resync(client)
-        self.delete_mortal_keys(8 * 86400)
-        self.model.blobs &= set(self.model.refs())
-        self.model.hosts.clear()
-        self.model.memory = ""
-        self.model.replies.clear()
-        self.model.counts.clear()
-        for client in self.clients:
-            if not self.model.open_of(client.name):
-                self.model.records.pop(client.name, None)
+    @rule(c=picks)
+    def record_is_lost(self, c: int) -> None:
+        self.lose_record(self.clients[c % len(self.clients)])
 
-    @rule(c=picks, w=picks, outcomes=st.lists(kinds, min_size=1, max_size=4))
+    @rule(stream=st.sampled_from([FIRST, NORMAL]), what=strange, c=picks, n=picks)
+    def stranger_writes(self, stream: str, what: str, c: int, n: int) -> None:
+        self.intrude(stream, what, self.clients[c % len(self.clients)].name, str(n))
+
+    @rule(c=picks, w=picks, outcomes=runs)
     def memory_is_full(self, c: int, w: int, outcomes: list[str]) -> None:
         """New calls are refused. All else goes on, or the memory would stay full."""
         client = self.clients[c % len(self.clients)]
@@ -209,17 +231,21 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
             with pytest.raises(CommandError, match="used memory > 'maxmemory'"):
                 self.send(client, [n])
             del client.calls[n]
-            self.broker.connect()
+            self.connect()
             self.resync(client)
             self.read(client, trim=True)
-            self.add_host()
+            newest = self.add_host()
             self.beat(self.hosts[0])
             for worker in self.working[w % len(self.working) :][:1]:
-                self.fetch(worker)
+                self.fetch(worker, 2)
                 self.run(worker, outcomes)
                 self.release(worker)
                 self.crash(worker)
-            self.leave(self.hosts.pop())
+            self.fetch(newest.workers[0], 2)
+            self.begin(newest.workers[0])
+            self.cancel(client, [n for n, sent in client.calls.items() if sent.unsettled][:1])
+            self.hosts.remove(newest)
+            self.leave(newest)
         finally:
             call("CONFIG", "SET", "maxmemory", "0")
 
@@ -246,10 +272,7 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
         for client in self.clients:
             self.resync(client)
         for _ in range(20):
-            for member in self.broker.wire.call("ZRANGE", self.broker.keys.delayed, 0, -1):
-                self.broker.wire.call("ZADD", self.broker.keys.delayed, "XX", 0, member)
-            for call in self.model.open.values():
-                call.due = call.where == PARKED
+            self.pass_time(LATER_S)
             self.beat(crew[0])
             self.fetch(worker, 100)
             while worker.copies:
@@ -269,6 +292,7 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
             self.run(worker, [OK])
         assert not self.model.open
         for zombie in self.zombies:
+            self.flush(zombie)
             while zombie.copies:
                 self.run(zombie, [FAIL])
         self.server_and_model_agree()
@@ -282,12 +306,9 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
             assert call("XPENDING", stream, GROUP)[0] == 0
             consumers = {row[1].decode() for row in call("XINFO", "CONSUMERS", stream, GROUP)}
             assert consumers <= {worker.name for worker in host.workers}
-        for key in call("KEYS", keys.prefix + "*"):
-            assert call("TTL", key) > 0, f"{key} has no lifetime"
-        counts = self.broker.counts()
-        told = {"done": counts.done, "failed": counts.failed, "cancelled": counts.cancelled}
-        told |= {"retried": counts.retried, "refused": counts.refused}
-        assert told == {name: self.model.counts[name] for name in told}
+        assert None not in self.model.lifetimes().values()
+        self.server_and_model_agree()
+        self.what_is_told_agrees()
 
 
 def machine_on(server: PrivateServer, **changes: Any) -> type[ProtocolMachine]:

@@ -1,19 +1,22 @@
-"""What the stream protocol promises, as a small pure model: no Redis, no clock, no bytes.
+"""What the stream protocol promises, as a small pure model: no Redis, no bytes, and a clock that is told.
 
 `protocol_machine` tells it what its actors do and compares its forecast with the server's answer. The model
 knows nothing of scripts: a call is queued, held by a consumer or parked; a copy of it in a worker's hands is
 current or old. Items are counted over all copies of a call, so that one that runs too often is noticed.
+Every key of the queue has its place here as well: until when it lives, or that it lives on.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from nbqueue.stream.records import Call, Fetched, Report
 
 QUEUED, HELD, PARKED = "queued", "held", "parked"
+FIRST, NORMAL = "s:0", "s:1"
+IDLE_S, BLOB_IDLE_S, INBOX_S = 7 * 86400.0, 3600.0, 60.0
 
 
 @dataclass
@@ -34,7 +37,9 @@ class Open:
     where: str = QUEUED
     entry: str = ""
     holder: str = ""
-    due: bool = False
+    stream: str = NORMAL
+    due: float = 0.0
+    due_ms: tuple[int, int] | None = None  # not before, not after; by the server's clock
 
     @property
     def base(self) -> tuple[str, str]:
@@ -44,7 +49,8 @@ class Open:
         return (*self.base, self.offset + i)
 
     def queue(self) -> None:
-        self.where, self.entry, self.holder = QUEUED, "", ""
+        self.where, self.entry, self.holder, self.stream = QUEUED, "", "", FIRST
+        self.due_ms = None
 
 
 @dataclass
@@ -53,27 +59,38 @@ class Model:
     records: dict[str, list] = field(default_factory=dict)  # client → [epoch, mark]
     blobs: set[str] = field(default_factory=set)
     hosts: dict[str, int] = field(default_factory=dict)  # registered host → counter
+    offers: dict[str, int] = field(default_factory=dict)  # host → its workers, as it last said
     memory: str = ""  # epoch that the first host gave it
     replies: Counter = field(default_factory=Counter)  # client → messages in its reply stream
     counts: Counter = field(default_factory=Counter)
+    inbox: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # host → cancelled (entry, consumer)
+    foreign: dict[str, str] = field(default_factory=dict)  # entry that a stranger wrote → its holder, or ""
+    clock: float = 0.0  # seconds that were made to pass
+    dies: dict[str, float] = field(default_factory=dict)  # key without its prefix → when, by that clock
     # For the promises that span copies of a call; an item is (client, number, index).
     runs: Counter = field(default_factory=Counter)
     retries: Counter = field(default_factory=Counter)
     faults: Counter = field(default_factory=Counter)  # by call: times that its holder was touched
     guilty: Counter = field(default_factory=Counter)  # items that were running when their worker died
     ends: Counter = field(default_factory=Counter)
+    cancelled: set[tuple[str, str]] = field(default_factory=set)  # calls that nobody may fetch any more
 
     # What a client does
 
     def hello(self, client: str, fresh: str) -> tuple[str, int]:
-        return tuple(self.records.setdefault(client, [fresh, 0]))
+        epoch, mark = self.records.setdefault(client, [fresh, 0])
+        self._keep("c:" + client, IDLE_S)
+        self.prepare()
+        return epoch, mark
 
     def submit(self, client: str, epoch: str, calls: Iterable[Call], blobs: Iterable[str]):
         """``"epoch"``, the missing digests, or the mark."""
         record = self.records.get(client)
         if record is None or record[0] != epoch:
             return "epoch"
-        self.blobs |= set(blobs)
+        for digest in set(blobs) - self.blobs:
+            self.blobs.add(digest)
+            self._keep("f:" + digest, BLOB_IDLE_S)
         missing = {d for call in calls for d in call.digests} - self.blobs
         if missing:
             return missing
@@ -84,12 +101,30 @@ class Model:
                 self.open[client, name] = Open(
                     client, name, call.items, call.digests, done=call.first, first=call.first
                 )
+                self._keep(NORMAL, IDLE_S)
+        self._keep("c:" + client, IDLE_S)
+        self._see_streams()
         return record[1]
 
     def cancel(self, client: str, names: Iterable[str]) -> list[str]:
-        ended = [name for name in names if self.open.pop((client, name), None)]
-        self.counts["cancelled"] += len(ended)
+        """The names that were open. The host of each that was held finds a word in its inbox."""
+        ended = [name for name in names if (client, name) in self.open]
+        for name in ended:
+            call = self.open[client, name]
+            if call.where == HELD:
+                host = call.holder.partition(":")[0]
+                self.inbox.setdefault(host, []).append((call.entry, call.holder))
+                self._keep("h:" + host, INBOX_S)
+            self._close(call)
+        self._count("cancelled", len(ended))
+        self._see_streams()
         return ended
+
+    def announce(self, got: Fetched) -> bool:
+        told = self.is_current(got)
+        if told:
+            self._tell(got.client)
+        return told
 
     # What a worker does
 
@@ -97,6 +132,7 @@ class Model:
         """An entry was delivered, whether or not its reader saw it."""
         call = self.open.get((got.client, got.n))
         assert call, f"{got} was delivered, but that call is not open"
+        assert call.base not in self.cancelled, f"{got} was cancelled"
         if own:
             assert (call.where, call.holder, call.entry) == (HELD, consumer, got.entry)
         else:
@@ -104,6 +140,32 @@ class Model:
         said = (got.items, got.attempt, got.crashes, got.first, got.charged, got.digests)
         assert said == (call.items, call.attempt, call.crashes, call.first, call.charged, call.digests)
         call.where, call.holder, call.entry = HELD, consumer, got.entry
+        assert call.stream == "s:" + got.entry[0]
+
+    def fetch_foreign(self, consumer: str, entry: str, own: bool) -> None:
+        assert entry in self.foreign, f"{entry} was deleted while it was pending"
+        assert self.foreign[entry] == (consumer if own else "")
+        self.foreign[entry] = consumer
+
+    def refuse(self, entries: Iterable[str]) -> int:
+        refused = sum(self.foreign.pop(entry, None) is not None for entry in entries)
+        self._count("refused", refused)
+        self._see_streams()
+        return refused
+
+    def refuse_call(self, got: Fetched) -> bool:
+        """All items of a call end whose message cannot be trusted, unless its entry no longer stands for it."""
+        current = self.is_current(got)
+        if current:
+            call = self.open[got.client, got.n]
+            for i in range(call.done, call.items):
+                self._end(call, i)
+            self._close(call)
+            self._tell(call.client)
+            self._count("failed", 1)
+            self._count("refused", 1)
+        self._see_streams()
+        return current
 
     def start(self, got: Fetched, offset: int, i: int) -> None:
         """A worker starts item `i` of the copy `got`."""
@@ -117,7 +179,12 @@ class Model:
         call = self.open.get((got.client, got.n))
         return call is not None and call.where == HELD and call.entry == got.entry
 
-    def finish(self, report: Report) -> bool:
+    def finish(self, reports: Iterable[Report]) -> list[bool]:
+        counted = [self._finish(report) for report in reports]
+        self._see_streams()
+        return counted
+
+    def _finish(self, report: Report) -> bool:
         got = report.call
         call = self.open.get((got.client, got.n))
         retry = report.retry_delay_s is not None
@@ -129,14 +196,14 @@ class Model:
             return False
         if report.first > call.done or upto <= call.done:
             return current and upto <= call.done
-        self.replies[call.client] += 1
-        self.counts["done"] += report.items - report.failed - retry
-        self.counts["failed"] += report.failed
-        self.counts["retried"] += retry
+        self._tell(call.client)
+        self._count("done", report.items - report.failed - retry)
+        self._count("failed", report.failed)
+        self._count("retried", int(retry))
         for i in range(report.first, upto - retry):
             self._end(call, i)
         call.done = upto
-        due = retry and report.retry_delay_s == 0
+        due = self.clock + (report.retry_delay_s or 0.0)
         if retry:
             self.retries[call.item(upto - 1)] += 1
         if retry and call.items == 1:
@@ -149,30 +216,42 @@ class Model:
                     call.client, name, 1, call.digests, 0, 0, upto - 1, attempt=2, where=PARKED, due=due
                 )
             if call.done >= call.items:
-                del self.open[call.client, call.name]
+                self._close(call)
         return True
 
     def release(self, consumer: str, entries: Iterable[str]) -> int:
         moved = [c for c in self.open.values() if c.where == HELD and c.holder == consumer and c.entry in entries]
         for call in moved:
             call.queue()
+        for entry in entries:
+            if self.foreign.get(entry) == consumer:
+                del self.foreign[entry]
+        self.prepare()
         return len(moved)
 
     # What a supervisor does
 
-    def take_back(self, consumer: str, running: str = "", item: int = -1, cap: int = 0) -> tuple[int, int]:
+    def reclaim(self, consumer: str, running: str, item: int, cap: int) -> tuple[int, int]:
+        answer = self._take_back(consumer, running, item, cap)
+        self.prepare()
+        return answer
+
+    def _take_back(self, consumer: str, running: str = "", item: int = -1, cap: int = 0) -> tuple[int, int]:
         moved = ended = 0
+        for entry in [entry for entry, holder in self.foreign.items() if holder == consumer]:
+            del self.foreign[entry]
         for call in [c for c in self.open.values() if c.where == HELD and c.holder == consumer]:
             self.faults[call.base] += 1
-            if call.entry == running and item >= call.done:
+            ended_before = call.charged == item and call.crashes == -1
+            if call.entry == running and item >= call.done and not ended_before:
                 self.guilty[call.item(item)] += 1
                 call.attempt += 1
-                call.crashes = call.crashes + 1 if call.charged == item and call.crashes >= 0 else 1
+                call.crashes = call.crashes + 1 if call.charged == item else 1
                 call.charged = item
                 if call.crashes > cap:
                     ended += 1
-                    self.replies[call.client] += 1
-                    self.counts["failed"] += 1
+                    self._tell(call.client)
+                    self._count("failed", 1)
                     self._end(call, item)
                     if item == call.done:
                         call.done, call.crashes, call.charged = call.done + 1, 0, -1
@@ -181,37 +260,44 @@ class Model:
             call.first = call.done
             call.queue()
             if call.done >= call.items:
-                del self.open[call.client, call.name]
+                self._close(call)
             else:
                 moved += 1
         return moved, ended
 
-    def register(self, host: str, fresh: str) -> str:
+    def register(self, host: str, fresh: str, offers: int) -> str:
         self.hosts[host] = 0
+        self.offers[host] = offers
         self.memory = self.memory or fresh
+        self._keep_hosts()
+        self.prepare()
         return self.memory
 
-    def beat(self, host: str, living: set[str], epoch: str) -> dict[str, int] | str:
+    def beat(self, host: str, living: set[str], epoch: str, offers: int) -> dict[str, int] | str:
         """Every host's counter, or why there is none."""
         if epoch != self.memory:
             return "forgot"
         if host not in self.hosts:
             return "fenced"
         self.hosts[host] += 1
-        for consumer in {c.holder for c in self.open.values() if c.where == HELD} - living:
+        self.offers[host] = offers
+        self._keep_hosts()
+        for consumer in self._holders() - living:
             owner = consumer.partition(":")[0]
             if owner == host or owner not in self.hosts:
-                self.take_back(consumer)
+                self._take_back(consumer)
         for call in self.open.values():
-            if call.where == PARKED and call.due:
+            if call.where == PARKED and call.due <= self.clock:
                 call.queue()
+        self.prepare()
         return dict(self.hosts)
 
     def leave(self, host: str) -> None:
         self.hosts.pop(host, None)
-        for consumer in {c.holder for c in self.open.values() if c.where == HELD}:
+        for consumer in self._holders():
             if consumer.partition(":")[0] == host:
-                self.take_back(consumer)
+                self._take_back(consumer)
+        self.prepare()
 
     # What fate does
 
@@ -220,7 +306,55 @@ class Model:
             self.faults[call] += 1
         for part in (self.open, self.records, self.blobs, self.hosts, self.replies, self.counts):
             part.clear()
+        for part in (self.inbox, self.foreign, self.dies):
+            part.clear()
         self.memory = ""
+
+    def lose_record(self, client: str) -> None:
+        del self.records[client], self.dies["c:" + client]
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock += seconds
+        for call in self.parked():
+            assert call.due_ms, f"nobody knows when {call} is due"
+            call.due_ms = call.due_ms[0] - int(seconds * 1000), call.due_ms[1] - int(seconds * 1000)
+        for key in [key for key, left in self.lifetimes().items() if left is not None and left <= 0]:
+            del self.dies[key]
+            kind, _, name = key.partition(":")
+            if kind == "c":
+                del self.records[name]
+            elif kind == "r":
+                self.replies.pop(name, None)
+            elif kind == "f":
+                self.blobs.discard(name)
+            elif kind == "h":
+                del self.inbox[name]
+            elif kind == "hb":
+                self.hosts.clear()
+            elif kind == "e":
+                self.memory = ""
+            elif kind == "n":
+                self.counts.clear()
+
+    # What there is
+
+    def lifetimes(self) -> dict[str, float | None]:
+        """Every key → seconds that it has left, or None: it is needed."""
+        if not self.hosts:
+            # A hash without fields is no more.
+            for key in ("hb", "hw", "pool"):
+                self.dies.pop(key, None)
+        keys: dict[str, float | None] = {key: dies - self.clock for key, dies in self.dies.items()}
+        for entry in self.foreign:
+            keys["s:" + entry[0]] = None
+        for call in self.open.values():
+            if call.where == PARKED:
+                keys["z"] = keys["zp"] = None
+            else:
+                keys[call.stream] = None
+            for name in ("o:" + call.client, "c:" + call.client, *("f:" + digest for digest in call.digests)):
+                keys[name] = None
+        return keys
 
     def refs(self) -> Counter:
         return Counter(d for call in self.open.values() for d in call.digests)
@@ -229,10 +363,62 @@ class Model:
         return {name: call for (who, name), call in self.open.items() if who == client}
 
     def by_place(self) -> dict[str, int]:
-        places: dict[str, int] = defaultdict(int)
-        for call in self.open.values():
-            places[call.where] += 1
-        return places
+        """Calls by where they are."""
+        return Counter(call.where for call in self.open.values())
+
+    def workers(self) -> int:
+        return sum(self.offers[host] for host in self.hosts)
+
+    def parked(self) -> list[Open]:
+        return [call for call in self.open.values() if call.where == PARKED]
+
+    def length(self, stream: str) -> int:
+        calls = sum(call.where != PARKED and call.stream == stream for call in self.open.values())
+        return calls + sum("s:" + entry[0] == stream for entry in self.foreign)
+
+    def pending(self, stream: str) -> int:
+        entries = [call.entry for call in self.open.values() if call.where == HELD]
+        entries += [entry for entry, holder in self.foreign.items() if holder]
+        return sum("s:" + entry[0] == stream for entry in entries)
+
+    def prepare(self) -> None:
+        """What a step does that needs the streams: they are there, and live on for a while."""
+        self._keep(FIRST, IDLE_S)
+        self._keep(NORMAL, IDLE_S)
+
+    def _see_streams(self) -> None:
+        for key in (FIRST, NORMAL):
+            if key in self.dies:
+                self._keep(key, IDLE_S)
+
+    def _holders(self) -> set[str]:
+        holders = {call.holder for call in self.open.values() if call.where == HELD}
+        return holders | set(self.foreign.values()) - {""}
+
+    def _keep(self, key: str, seconds: float) -> None:
+        self.dies[key] = self.clock + seconds
+
+    def _keep_hosts(self) -> None:
+        for key in ("hb", "hw", "pool", "e"):
+            self._keep(key, IDLE_S)
+
+    def _tell(self, client: str) -> None:
+        self.replies[client] += 1
+        self._keep("r:" + client, IDLE_S)
+
+    def _count(self, name: str, by: int) -> None:
+        if by:
+            self.counts[name] += by
+            self._keep("n", IDLE_S)
+
+    def _close(self, call: Open) -> None:
+        del self.open[call.client, call.name]
+        refs = self.refs()
+        for digest in call.digests:
+            if not refs[digest]:
+                self._keep("f:" + digest, BLOB_IDLE_S)
+        if not self.open_of(call.client):
+            self._keep("c:" + call.client, IDLE_S)
 
     def _end(self, call: Open, i: int) -> None:
         item = call.item(i)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis.stateful import rule
 from protocol_actors import BLOBS, FAIL, LATER, OK, RETRY, Actors, Client, Worker
-from protocol_model import QUEUED
+from protocol_model import FIRST, INBOX_S, NORMAL, QUEUED
 
 picks = st.integers(0, 5)
 kinds = st.sampled_from([OK, OK, FAIL, RETRY, LATER])
+runs = st.lists(kinds, min_size=1, max_size=4)
+cuts = st.sampled_from(["", "cut", "fetch lost", "both lost", "scripts forgotten"])
+STEPS = ("hello", "submit", "finish", "cancel", "register", "beat", "leave", "reap", "reclaim", "release", "prepare")
+strange = st.sampled_from(["words", "like a call", "forged"])
 sizes = st.lists(st.integers(1, 4), min_size=1, max_size=4)
 
 
@@ -39,7 +43,7 @@ class HardSequences(Actors):
         self.submit(client, [items])
         self.fetch(zombie)
         self.begin(zombie)
-        self.crash(zombie, running=charged, cap=cap, zombie=True)
+        self.crash(zombie, how="running" if charged else "idle", cap=cap, zombie=True)
         self.fetch(other)
         self.begin(other)
         self.run(zombie, [late] * items)
@@ -75,7 +79,7 @@ class HardSequences(Actors):
         (n,) = self.submit(client, [2])
         self.fetch(worker, lost=True)
         if dies:
-            self.crash(worker, running=False)
+            self.crash(worker, how="idle")
             worker = other
         self.fetch(worker)
         self.run(worker, [OK, OK])
@@ -90,12 +94,12 @@ class HardSequences(Actors):
         self.fetch(worker, 2)
         for _ in range(2):
             self.run(worker, [kind])
-            self.finish(worker, worker.last)
+            self.repeat(worker)
             if between:
                 self.beat(self.host_of(other))
             if between == "fetched":
                 self.fetch(other, 2)
-            self.finish(worker, worker.last)
+            self.repeat(worker)
         self.run(other, [OK] * 2)
         self.run(worker, [OK] * 3)
         self.forget_two_hosts()
@@ -113,10 +117,11 @@ class HardSequences(Actors):
     @rule(
         victims=st.lists(st.integers(0, 3), min_size=1, max_size=5),
         reports=st.booleans(),
-        between=st.booleans(),
-        cap=st.sampled_from([1, 1, -1]),
+        how=st.sampled_from(["running", "between", "loading"]),
+        cap=st.sampled_from([1, 1, 2, -1]),
+        kind=kinds,
     )
-    def hard_items_of_a_chunk_kill(self, victims: list[int], reports: bool, between: bool, cap: int) -> None:
+    def hard_items_of_a_chunk_kill(self, victims: list[int], reports: bool, how: str, cap: int, kind: str) -> None:
         """Each kills the worker that runs it, or is the last one run before; nobody else is charged."""
         client, worker, _ = self.two_workers()
         home = self.host_of(worker)
@@ -126,12 +131,16 @@ class HardSequences(Actors):
             if not worker.copies:
                 break
             self.run(worker, [OK] * (victim - worker.copies[0].at), report=reports)
-            self.crash(worker, cap=cap, between=between)
+            self.crash(worker, cap=cap, how=how)
             worker = home.workers[-1]
         self.fetch(worker)
-        self.run(worker, [OK] * 4)
+        self.run(worker, [kind] + [OK] * 3)
+        self.beat(home)
+        self.fetch(worker, 1000)
+        while worker.copies:
+            self.run(worker, [OK])
         self.read(client)
-        assert not client.calls[n].unsettled
+        assert kind == LATER or not client.calls[n].unsettled
         self.forget_two_hosts()
 
     @rule(kind=kinds, late=st.booleans())
@@ -191,3 +200,202 @@ class HardSequences(Actors):
         self.run(worker, [kind])
         self.run(other, [OK] * 4)
         self.forget_two_hosts()
+
+    @rule(outcomes=runs, fate=st.sampled_from(["reply lost", "never arrived"]), dies=st.booleans())
+    def hard_finish_has_no_answer(self, outcomes: list[str], fate: str, dies: bool) -> None:
+        """The worker keeps its report, and sends it before it asks what is still its own."""
+        client, worker, other = self.two_workers()
+        home = self.host_of(worker)
+        self.submit(client, [2, 1, 1])
+        self.fetch(worker, 3)
+        self.run(worker, outcomes, report=False, away=True)
+        self.report(worker, fate=fate)
+        if dies:
+            self.crash(worker, how="between", zombie=True)
+        self.fetch(worker)
+        self.run(worker, [OK] * 4)
+        self.beat(home)
+        self.fetch(other, 5)
+        self.run(other, [OK] * 4)
+        self.forget_two_hosts()
+
+    @rule(outcomes=runs, fate=cuts, dies=st.booleans())
+    def hard_pipeline_is_interrupted(self, outcomes: list[str], fate: str, dies: bool) -> None:
+        """FINISH and the next fetch leave together; what comes back ends somewhere between."""
+        client, worker, other = self.two_workers()
+        numbers = self.submit(client, [1, 2, 1, 1])
+        self.fetch(worker, 2)
+        self.run(worker, outcomes, report=False, away=True)
+        self.report_and_fetch(worker, 2, fate)
+        if dies:
+            self.crash(worker, how="idle")
+        for _ in range(3):
+            self.beat(self.host_of(other))
+            for each in (other,) if dies else (worker, other):
+                self.fetch(each, 5)
+                self.run(each, [OK] * 6)
+        self.read(client)
+        late = any(client.calls[n].unsettled for n in numbers)
+        assert not late or LATER in outcomes, "an entry is stranded"
+        self.forget_two_hosts()
+
+    @rule(
+        what=strange,
+        stream=st.sampled_from([FIRST, NORMAL]),
+        cut=st.booleans(),
+        end=st.sampled_from(["dies", "leaves", "is swept", "goes on", "releases"]),
+        is_open=st.booleans(),
+    )
+    def hard_stranger_writes(self, what: str, stream: str, cut: bool, end: str, is_open: bool) -> None:
+        """Whoever fetches it may be gone before it is refused, or may not hear that it was."""
+        client, worker, other = self.two_workers()
+        home = self.host_of(worker)
+        (n,) = self.submit(client, [1])
+        self.fetch(home.workers[1])
+        if not is_open:
+            self.run(home.workers[1], [OK])
+        entry = self.intrude(stream, what, client.name, str(n))
+        self.fetch(worker, cut=cut, lost=not cut)
+        if end == "dies":
+            self.crash(worker, how="idle")
+        elif end == "leaves":
+            self.leave(home)
+        elif end == "is swept":
+            self.reap(home)
+            self.beat(self.host_of(other))
+        else:
+            if end == "releases" and what == "forged":
+                assert self.broker.release(worker.name, [entry]) == self.model.release(worker.name, [entry]) == 0
+            self.fetch(worker)
+            self.run(worker, [OK])
+        assert entry not in self.model.foreign, "what a stranger wrote is stranded"
+        self.forget_two_hosts()
+
+    @rule(done=st.integers(0, 2), retried=st.booleans(), other_holds=st.booleans())
+    def hard_call_is_refused(self, done: int, retried: bool, other_holds: bool) -> None:
+        """A chunk of which a part has ended, or is parked; perhaps by a worker that no longer holds it."""
+        client, worker, other = self.two_workers()
+        (n,) = self.submit(client, [3])
+        self.fetch(worker)
+        self.run(worker, [RETRY if retried else OK] * min(done, 1) + [OK] * (done - 1))
+        self.crash(worker, how="idle", zombie=other_holds)
+        self.fetch(other)
+        if other_holds:
+            self.refuse(worker)
+        self.refuse(other)
+        self.read(client)
+        assert not client.calls[n].unsettled
+        self.forget_two_hosts()
+
+    @rule(counts=sizes)
+    def hard_worker_releases_what_another_holds(self, counts: list[int]) -> None:
+        client, worker, other = self.two_workers()
+        self.submit(client, counts)
+        self.fetch(worker, len(counts))
+        entries = [copy.got.entry for copy in worker.copies]
+        assert self.broker.release(other.name, entries) == self.model.release(other.name, entries) == 0
+        self.run(worker, [OK] * sum(counts))
+        self.forget_two_hosts()
+
+    @rule(counts=sizes)
+    def hard_record_is_lost(self, counts: list[int]) -> None:
+        """Alone, while the replies to its last calls wait to be read."""
+        client, worker, _ = self.two_workers()
+        self.submit(client, counts)
+        self.fetch(worker, len(counts))
+        self.run(worker, [OK] * sum(counts))
+        self.lose_record(client)
+        self.resync(client)
+        self.fetch(worker, len(counts))
+        self.run(worker, [OK] * sum(counts))
+        self.forget_two_hosts()
+
+    @rule(outcomes=st.lists(kinds, min_size=3, max_size=3), hears=st.booleans(), seconds=st.sampled_from([0, 45, 90]))
+    def hard_running_call_is_cancelled(self, outcomes: list[str], hears: bool, seconds: float) -> None:
+        """With some of its items done, and some that wait to run again."""
+        client, worker, other = self.two_workers()
+        home = self.host_of(worker)
+        (n,) = self.submit(client, [4])
+        self.fetch(worker)
+        self.run(worker, outcomes)
+        self.begin(worker)
+        self.cancel(client, [n])
+        self.pass_time(seconds)
+        if hears:
+            self.hear(home)
+            assert seconds > INBOX_S or not worker.copies, "a host was not told what was cancelled"
+        self.run(worker, [OK])
+        self.beat(home)
+        self.fetch(other, 5)
+        self.forget_two_hosts()
+
+    @rule(blobs=st.booleans())
+    def hard_submit_after_a_week(self, blobs: bool) -> None:
+        """All that keeps the queue alive is one retry that waits; streams and blobs are gone."""
+        client, worker, _ = self.two_workers()
+        self.submit(client, [1])
+        self.fetch(worker)
+        self.run(worker, [LATER])
+        self.read(client)
+        self.pass_time(700_000.0)
+        self.submit(client, [1, 2], 0 if blobs else 2)
+        self.forget_two_hosts()
+
+    @rule(cap=st.sampled_from([1, -1]), again=st.sampled_from(["loading", "between", "running"]), near=st.booleans())
+    def hard_ended_item_seems_to_run(self, cap: int, again: str, near: bool) -> None:
+        """It ended out of turn; then, `near` it or before, a worker dies that has not gone past it."""
+        client, worker, _ = self.two_workers()
+        home = self.host_of(worker)
+        self.submit(client, [3])
+        self.fetch(worker)
+        self.run(worker, [OK], report=False)
+        self.begin(worker)
+        self.crash(worker, cap=-1)
+        worker = home.workers[-1]
+        self.fetch(worker)
+        self.run(worker, [OK], report=near)
+        self.crash(worker, how="idle")
+        worker = home.workers[-1]
+        self.fetch(worker)
+        self.crash(worker, cap=cap, how=again)
+        worker = home.workers[-1]
+        self.fetch(worker)
+        self.run(worker, [OK, OK])
+        self.read(client)
+        self.forget_two_hosts()
+
+    @rule(fate=st.sampled_from(["an hour", "a week", "loss", "empty streams are lost"]), step=st.sampled_from(STEPS))
+    def hard_one_step_after(self, fate: str, step: str) -> None:
+        """Nothing but one step by somebody after a pause, or after everything was lost: is all there again, and
+        until when?"""
+        client, host = self.clients[0], self.hosts[0]
+        worker = host.workers[0]
+        if fate == "loss":
+            self.lose_everything()
+        elif fate == "empty streams are lost":
+            self.lose_empty_streams()
+        else:
+            self.pass_time(2000.0 if fate == "an hour" else 700_000.0)
+        if step == "hello":
+            self.resync(client)
+        elif step == "submit" and client.submits:
+            epoch, numbers = client.submits[-1]
+            self.send(client, numbers, blobs=BLOBS, epoch=epoch, forged=True)
+        elif step == "finish" and worker.last:
+            self.repeat(worker)
+        elif step == "cancel":
+            self.cancel(client, [])
+        elif step == "register":
+            self.register(host)
+        elif step == "beat":
+            self.beat(host)
+        elif step == "leave":
+            self.leave(host)
+        elif step == "reap":
+            self.reap(host)
+        elif step == "reclaim":
+            self.crash(worker, how="idle")
+        elif step == "release":
+            assert self.broker.release(worker.name, ["1/1-1"]) == self.model.release(worker.name, ["1/1-1"]) == 0
+        elif step == "prepare":
+            self.prepare()

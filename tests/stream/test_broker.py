@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from nbqueue.stream.broker import Beat, Broker, Forgot, NeedBlobs, OtherEpoch, Taken
-from nbqueue.stream.connect import CommandError
+from nbqueue.stream.connect import Address, CommandError, Wire
 from nbqueue.stream.keys import GROUP
 from nbqueue.stream.records import Call, Fetched, HostState, Incoming, Report
+from nbqueue.stream.server import PrivateServer
 
 STATE = HostState("h", "laptop", 1)
 EPOCH = "e1"
@@ -193,6 +194,24 @@ def _commands_of(broker: Broker, step: Callable[[], object]) -> int:
     return len(sent)
 
 
+def test_a_submit_that_lacks_blobs_leaves_no_stream_without_a_lifetime(broker: Broker) -> None:
+    broker.hello("c", EPOCH)
+    broker.wire.call("DEL", broker.keys.first, broker.keys.normal)
+    assert isinstance(broker.submit("c", EPOCH, [call(1, 1, "d")], {}), NeedBlobs)
+    assert broker.wire.call("EXISTS", broker.keys.first, broker.keys.normal) == 0
+
+
+def test_a_user_who_may_not_make_a_group_is_told_so(server: PrivateServer, broker: Broker) -> None:
+    broker.wire.call("ACL", "SETUSER", "guest", "on", ">pw", "~*", "+@all", "-xgroup")
+    broker.wire.call("DEL", broker.keys.first)
+    guest = Broker(Wire(Address(path=server.address.path, username="guest", password="pw"), timeout_s=5), broker.keys)
+    guest.wire.connect()
+    with pytest.raises(CommandError, match="can't run this command"):
+        guest.ensure_group()
+    guest.wire.close()
+    broker.wire.call("ACL", "DELUSER", "guest")
+
+
 @pytest.mark.parametrize("lost", [["FLUSHALL"], ["SCRIPT", "FLUSH"]], ids=["data", "scripts"])
 def test_a_step_mends_a_server_that_was_restarted(broker: Broker, lost: list[str]) -> None:
     broker.wire.call(*lost)
@@ -371,6 +390,20 @@ def test_items_that_end_out_of_order_end_once_if_each_skip_is_reported_before_th
     assert broker.reclaim("h:1", got.entry, 2, -1, b"timeout of 2") == (0, 1)
     assert [message for _, _, message in replies(broker)] == [b"timeout of 1", b"reply", b"timeout of 2"]
     assert_drained()
+
+
+def test_an_item_that_has_ended_does_not_run_again_because_its_worker_died_while_loading(broker: Broker) -> None:
+    submit(broker, call(1, 3))
+    (got,) = fetch(broker, "h:1")
+    broker.reclaim("h:1", got.entry, 1, -1, b"died")
+    (got,) = fetch(broker, "h:2")
+    assert broker.finish([report(got, 0)]) == [True]
+    broker.reclaim("h:2", "", -1, 0, b"")
+    (got,) = fetch(broker, "h:3")
+    assert (got.first, got.charged, got.crashes) == (1, 1, -1)
+    assert broker.reclaim("h:3", got.entry, 1, 1, b"died") == (1, 0)
+    (got,) = fetch(broker, "h:4")
+    assert (got.first, got.charged, got.crashes) == (1, 1, -1)
 
 
 def test_an_item_that_was_reported_before_its_worker_died_is_not_charged(broker: Broker) -> None:

@@ -6,34 +6,13 @@ looked up in the scripts, so a mutant cannot outlive the line that it is about.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
-from hypothesis.errors import HypothesisException
-from hypothesis.stateful import run_state_machine_as_test
-from protocol_machine import machine_on
+from mutants import compiles, planted, source_of, turns_red
 
-from nbqueue.stream import broker as broker_module
-from nbqueue.stream.broker import Broker, script
-from nbqueue.stream.connect import Wire
-from nbqueue.stream.keys import Keys
 from nbqueue.stream.server import PrivateServer
-
-# The first failing example is enough; shrinking it would take longer than to find it.
-PROFILE = settings(
-    max_examples=150,
-    stateful_step_count=40,
-    deadline=None,
-    database=None,
-    phases=[Phase.generate],
-    verbosity=Verbosity.quiet,
-    report_multiple_bugs=False,
-    suppress_health_check=list(HealthCheck),
-)
 
 
 @dataclass(frozen=True)
@@ -50,7 +29,7 @@ def mutant(name: str, script: str, old: str, new: str = "", *, soak: bool = Fals
 
 
 # Lines that several mutants are about, or that are long.
-CHARGE = "if entry == running and item >= done then"
+CHARGE = "if entry == running and item >= done and not (charged == item and crashes < 0) then"
 SWEEP = "(owner == host or redis.call('HEXISTS', P .. 'hb', owner) == 0)"
 FENCE = "if redis.call('HEXISTS', P .. 'hb', host) == 0 then return {'FENCED'} end"
 FORGOT = "if ARGV[4] ~= '' and redis.call('GET', P .. 'e') ~= ARGV[4] then return {'FORGOT'} end"
@@ -110,11 +89,12 @@ MUTANTS = [
     mutant("take-back always charges", "_common", CHARGE, "if item >= done or running == '' then"),
     mutant("take-back never charges", "_common", CHARGE, "if false then"),
     mutant("take-back charges what was reported", "_common", CHARGE, "if entry == running then"),
+    mutant("take-back charges what has ended", "_common", CHARGE, "if entry == running and item >= done then"),
     mutant(
         "take-back sums crashes over items",
         "_common",
-        "if charged == item and crashes >= 0 then",
-        "if crashes >= 0 then",
+        "if charged == item then crashes",
+        "if crashes >= 0 then crashes",
     ),
     mutant("take-back forgets what was done", "_common", MOVE, MOVE.replace("done", "0")),
     mutant(
@@ -154,58 +134,33 @@ MUTANTS = [
 ]
 
 
-def turns_red(server: PrivateServer, **changes: Any) -> bool:
-    machine = machine_on(server, **changes)
-    try:
-        seed(1)(run_state_machine_as_test)(machine, settings=PROFILE)
-    except HypothesisException:
-        raise
-    except Exception:  # noqa: BLE001 - red is red: actors stumble over nonsense in many ways
-        return True
-    return False
+# What real clients, workers and supervisors keep to, and the actors as well.
+HABITS = [
+    "reads_own_pending",
+    "keeps_reports",
+    "reports_before_it_fetches",
+    "lists_its_newest",
+    "strikes_its_dead",
+    "reads_before_it_resends",
+    "resends_in_order",
+    "cancels_retried_items",
+]
 
 
-def with_scripts_that_compile(server: PrivateServer) -> None:
-    broker = Broker(Wire(server.address, timeout_s=5), Keys.of("mutant", "0"))
-    broker.connect()
-    broker.wire.close()
-
-
-def plant(monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> None:
-    found = []
-
-    @cache
-    def mutated(name: str) -> bytes:
-        text = script(name).decode()
-        own = text.index("\n", text.rindex("return moved, ended\nend"))
-        common, rest = text[:own], text[own:]
-        if mutant.script == "_common" and mutant.old in common:
-            found.append(name)
-            common = common.replace(mutant.old, mutant.new)
-        elif mutant.script == name and mutant.old in rest:
-            found.append(name)
-            rest = rest.replace(mutant.old, mutant.new)
-        return (common + rest).encode()
-
-    @cache
-    def sha(name: str) -> str:
-        return hashlib.sha1(mutated(name), usedforsecurity=False).hexdigest()
-
-    for name in broker_module._SCRIPTS:
-        mutated(name)
-    assert found, f"the line that {mutant.name!r} is about is gone: {mutant.old}"
-    monkeypatch.setattr(broker_module, "script", mutated)
-    monkeypatch.setattr(broker_module, "_sha", sha)
+def plant(mutant: Mutant) -> dict[str, str]:
+    """The scripts that a mutant changes."""
+    source = source_of(mutant.script)
+    assert mutant.old in source, f"the line that {mutant.name!r} is about is gone: {mutant.old}"
+    return {mutant.script: source.replace(mutant.old, mutant.new)}
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_the_model_notices_when(mutant: Mutant, one_server: PrivateServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, mutant)
-    with_scripts_that_compile(one_server)
-    assert turns_red(one_server)
+def test_the_model_notices_when(mutant: Mutant, one_server: PrivateServer) -> None:
+    with planted(plant(mutant)):
+        compiles(one_server)
+        assert turns_red(one_server)
 
 
-def test_the_model_notices_when_a_worker_does_not_read_its_own_pending_entries_first(
-    one_server: PrivateServer,
-) -> None:
-    assert turns_red(one_server, reads_own_pending=False)
+@pytest.mark.parametrize("habit", HABITS)
+def test_the_model_notices_when_an_actor_no_longer(habit: str, one_server: PrivateServer) -> None:
+    assert turns_red(one_server, **{habit: False})

@@ -13,7 +13,7 @@ PROFILE = settings(deadline=None, print_blob=True, stateful_step_count=40, suppr
 
 
 def test_every_call_ends_once_whatever_happens(own_server: PrivateServer) -> None:
-    run_state_machine_as_test(machine_on(own_server), settings=settings(PROFILE, max_examples=80))
+    run_state_machine_as_test(machine_on(own_server), settings=settings(PROFILE, max_examples=50))
 
 
 @pytest.mark.soak

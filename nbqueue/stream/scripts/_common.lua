@@ -10,7 +10,7 @@ local BLOB_IDLE_S = 3600
 local FIRST, NORMAL = P .. 's:0', P .. 's:1'
 local STATE = '^(%d+) (-?%d+) (%d+) (-?%d+)$'
 
--- The streams and their group. Each step that needs them makes them, since a server may have lost its data.
+-- The streams and their group. Each step that needs both makes them, since a server may have lost its data.
 local function ready()
   redis.pcall('XGROUP', 'CREATE', FIRST, GROUP, '0', 'MKSTREAM')
   redis.pcall('XGROUP', 'CREATE', NORMAL, GROUP, '0', 'MKSTREAM')
@@ -117,8 +117,7 @@ end
 -- Streams live while they hold calls, and for a while after.
 local function lifetimes()
   for _, key in ipairs({FIRST, NORMAL}) do
-    local ok, length = pcall(redis.call, 'XLEN', key)
-    if ok and length > 0 then redis.call('PERSIST', key) else redis.call('EXPIRE', key, IDLE_S) end
+    if redis.call('XLEN', key) > 0 then redis.call('PERSIST', key) else redis.call('EXPIRE', key, IDLE_S) end
   end
 end
 
@@ -148,15 +147,15 @@ local function take_back(consumer, running, item, cap, reply)
           redis.call('XDEL', key, row[1])
         else
           local current, done = standing(e.c, e.n)
-          if current ~= entry then
-            drop(e.c, e.n, entry)
-          else
+          drop(e.c, e.n, entry)
+          if current == entry then
             local attempt, crashes, _, charged = string.match(e.s, STATE)
             crashes, charged = tonumber(crashes), tonumber(charged)
-            -- An item below `done` was reported before its worker died: nobody is to blame.
-            if entry == running and item >= done then
+            -- An item below `done` was reported before its worker died, and one that has ended was not begun
+            -- (it seems to run while the function is loaded): nobody is to blame.
+            if entry == running and item >= done and not (charged == item and crashes < 0) then
               attempt = attempt + 1
-              if charged == item and crashes >= 0 then crashes = crashes + 1 else crashes = 1 end
+              if charged == item then crashes = crashes + 1 else crashes = 1 end
               charged = item
               if crashes > cap then
                 tell(e.c, e.n, 'r', reply)
@@ -170,7 +169,6 @@ local function take_back(consumer, running, item, cap, reply)
                 end
               end
             end
-            drop(e.c, e.n, entry)
             if done >= tonumber(e.i) then
               close(e.c, e.n, e.d)
             else

@@ -10,4 +10,3 @@ for _, key in ipairs({FIRST, NORMAL}) do
 end
 for consumer in pairs(dead) do take_back(consumer, '', -1, 0, '') end
 lifetimes()
-return 'OK'

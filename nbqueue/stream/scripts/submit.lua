@@ -9,7 +9,6 @@ local client, epoch = ARGV[1], ARGV[2]
 local key = P .. 'c:' .. client
 local record = redis.call('HMGET', key, 'epoch', 'mark')
 if record[1] ~= epoch then return {'EPOCH'} end
-ready()
 local at = 3
 local function take()
   local value = ARGV[at]

@@ -1,0 +1,177 @@
+"""Each line of each script is needed: whatever is changed in it, the model turns red; or it is told here why not.
+
+`lua_mutants` makes the mutants, some 700. An exemption names a script, a line of it, the words that change, what
+they become, and why no promise is broken. One that no longer fits a line fails, and so does one that the model
+notices after all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from lua_mutants import Change, changes
+from mutants import compiles, planted, source_of, turns_red
+
+from nbqueue.errors import ServerError
+from nbqueue.stream import broker as broker_module
+from nbqueue.stream.connect import CommandError, Wire
+from nbqueue.stream.server import PrivateServer
+
+NAMES = ("_common", *broker_module._SCRIPTS)
+# A mutant that is not noticed within so many sequences is not noticed.
+ENOUGH = 600
+# An exempt one is looked at for a while.
+A_WHILE = 60
+# A script that never ends, because of its mutation, is given up after this.
+ENDLESS_S = 1.5
+
+
+@dataclass(frozen=True)
+class Exempt:
+    script: str
+    line: str  # the whole line, stripped
+    old: str
+    new: str
+    why: str
+    nth: int = 1  # of several changes of these words in the line
+
+    def fits(self, script: str, change: Change, nth: int) -> bool:
+        mine = self.script, self.line, self.old, self.new, self.nth
+        return mine == (script, change.text, change.old, change.new, nth)
+
+
+PAGE = "local pending = redis.call('XPENDING', key, GROUP, '-', '+', 200, consumer)"
+CHARGE = "if entry == running and item >= done and not (charged == item and crashes < 0) then"
+NO_CHARGE = "crashes are 0 only where no item is charged"
+FORBIDDEN = "if made.err and not string.find(made.err, 'BUSYGROUP') then return made end"
+ACL = "only for a user who may not: test_broker has one"
+STALE = "out[#out + 1] = (current == entry and upto <= done) and 'OK' or 'STALE'"
+BOTH = "if current ~= entry then drop(client, n, current) end"
+
+TAMPERED = "only where a stranger has deleted the content of an open call: it can be cancelled all the same"
+HELD = "local ok, rows = pcall(redis.call, 'XPENDING', key_of(current), GROUP, id_of(current), id_of(current), 1)"
+INBOX = (
+    "redis.call('XADD', inbox, 'MAXLEN', '~', 1000, '*', 'op', 'cancel', 'entry', current, 'consumer', consumer)"
+)
+FORGOT = "if ARGV[4] ~= '' and redis.call('GET', P .. 'e') ~= ARGV[4] then return {'FORGOT'} end"
+GIVE_BACK = "for consumer in pairs(dead) do take_back(consumer, '', -1, 0, '') end"
+DUE = "for _, member in ipairs(redis.call('ZRANGEBYSCORE', P .. 'z', '-inf', now, 'LIMIT', 0, 500)) do"
+ANSWER = "local out = {'OK', next_due[2] and math.max(0, next_due[2] - now) or -1}"
+PASS = "pass_memory_limit()", "pass_memory_limit()", ""
+HELD_BY = "local rows = redis.call('XPENDING', key_of(entry), GROUP, id_of(entry), id_of(entry), 1, consumer)"
+NEXT_DUE = "local next_due = redis.call('ZRANGE', P .. 'z', 0, 0, 'WITHSCORES')"
+NOTHING_RUNS = "item and cap say nothing where no entry is said to run"
+ANY_EPOCH = "redis.call('GET', P .. 'e') ~= ARGV[4]"
+
+EXEMPT = [
+    Exempt("_common", PAGE, "200", "401", "only how many are looked at in one turn of the loop"),
+    Exempt("_common", CHARGE, "0", "1", NO_CHARGE),
+    Exempt("_common", CHARGE, "<", "<=", NO_CHARGE),
+    Exempt("beat", FORGOT, f"ARGV[4] ~= '' and {ANY_EPOCH}", ANY_EPOCH, "no supervisor beats without an epoch"),
+    Exempt("beat", FORGOT, "4", "9", "no supervisor beats without an epoch"),
+    Exempt("beat", DUE, "500", "1001", "only how many go with one beat: the next one comes at once"),
+    Exempt("beat", ANSWER, "1", "3", "any number below 0 says that there is none"),
+    Exempt("reap", "return 1", "1", "3", "any number but 0 says yes"),
+    Exempt("announce", "return 1", "1", "3", "any number but 0 says yes"),
+    Exempt("beat", "if parked then", "parked", "true", "only where a stranger has deleted the content of a retry"),
+    Exempt("beat", NEXT_DUE, "0", "1", "of two the first is taken", nth=2),
+    Exempt("beat", GIVE_BACK, "1", "3", NOTHING_RUNS),
+    Exempt("beat", GIVE_BACK, "0", "1", NOTHING_RUNS),
+    Exempt("leave", GIVE_BACK, "1", "3", NOTHING_RUNS),
+    Exempt("leave", GIVE_BACK, "0", "1", NOTHING_RUNS),
+    Exempt("leave", *PASS, "its HDEL opens the gate as well, unless streams are missing"),
+    Exempt("release", HELD_BY, "1", "3", "there is one entry of that id at most"),
+    Exempt("release", *PASS, "an entry's XACK opens the gate as well, unless streams are missing"),
+    Exempt("reclaim", *PASS, "an entry's XACK opens the gate as well, unless streams are missing"),
+    Exempt("prepare", FORBIDDEN, "made.err and not string.find(made.err, 'BUSYGROUP')", "false", ACL),
+    Exempt("prepare", FORBIDDEN, "return made", "", ACL),
+    Exempt(
+        *("finish", STALE, "current == entry and upto <= done", "current == entry"),
+        "whoever holds the current entry reports without a gap; what is said to others is in test_broker",
+    ),
+    Exempt("finish", BOTH, "current ~= entry", "true", "dropped twice is dropped; it saves two commands"),
+    Exempt("cancel", "local digests = ''", "''", "nil", TAMPERED),
+    Exempt("cancel", "if parked then digests = cmsgpack.unpack(parked)[3] end", "parked", "true", TAMPERED),
+    Exempt("cancel", "if e then digests = e.d end", "e", "true", TAMPERED),
+    Exempt("cancel", INBOX, "1000", "2001", "only how long the inbox of a host gets that does not read it"),
+    Exempt("cancel", "if ok and #rows > 0 then", "ok and #rows > 0", "#rows > 0", "an error has no rows"),
+    Exempt("cancel", HELD, "1", "3", "there is one entry of that id at most"),
+]
+
+
+@dataclass
+class Tally:
+    lines: int = 0
+    mutants: int = 0
+    red: int = 0
+    exempt: int = 0
+    green: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def table(request: pytest.FixtureRequest) -> Iterator[dict[str, Tally]]:
+    """Shown when all is done."""
+    rows: dict[str, Tally] = {}
+    yield rows
+    reporter: Any = request.config.pluginmanager.get_plugin("terminalreporter")
+    sums = [sum(getattr(row, name) for row in rows.values()) for name in ("lines", "mutants", "red", "exempt")]
+    reporter.write_line("")
+    reporter.write_line(f"{'script':10} {'lines':>6} {'mutants':>8} {'red':>6} {'exempt':>7} {'green':>6}")
+    for name, row in rows.items():
+        numbers = f"{row.lines:6} {row.mutants:8} {row.red:6} {row.exempt:7} {len(row.green):6}"
+        reporter.write_line(f"{name:10} {numbers}")
+    green = sum(len(row.green) for row in rows.values())
+    reporter.write_line(f"{'all':10} {sums[0]:6} {sums[1]:8} {sums[2]:6} {sums[3]:7} {green:6}")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", NAMES)
+def test_no_line_can_be_changed_unnoticed(
+    name: str, one_server: PrivateServer, table: dict[str, Tally]
+) -> None:
+    source = source_of(name)
+    row = table[name] = Tally()
+    found = changes(source)
+    row.lines = len({change.line for change in found})
+    unused = {e for e in EXEMPT if e.script == name}
+    wrong = []
+    seen: Counter[tuple[int, str, str]] = Counter()
+    for change in found:
+        row.mutants += 1
+        seen[change.line, change.old, change.new] += 1
+        nth = seen[change.line, change.old, change.new]
+        exemption = next((e for e in EXEMPT if e.fits(name, change, nth)), None)
+        unused.discard(exemption)
+        with planted({name: change.applied(source)}):
+            revive(one_server)
+            compiles(one_server)
+            red = turns_red(one_server, A_WHILE if exemption else ENOUGH, timeout_s=ENDLESS_S)
+        if exemption is None:
+            row.red += red
+            if not red:
+                row.green.append(f"{name} {change}")
+        else:
+            row.exempt += 1
+            if red:
+                wrong.append(f"is noticed: {exemption}")
+    wrong += [f"fits no line: {e}" for e in unused]
+    assert not wrong
+    assert not row.green, "the model does not notice:\n" + "\n".join(row.green)
+
+
+def revive(server: PrivateServer) -> None:
+    """A new server where a mutant keeps the old one busy for ever."""
+    wire = Wire(server.address, timeout_s=ENDLESS_S)
+    try:
+        wire.connect()
+        wire.call("CONFIG", "SET", "maxmemory", "0")
+        wire.call("FLUSHALL")
+    except (CommandError, ServerError):
+        server.kill()
+        server.start()
+    finally:
+        wire.close()
