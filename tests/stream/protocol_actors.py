@@ -631,6 +631,11 @@ class Actors:
             names.pop()
         return names if self.strikes_its_dead else names + host.dead
 
+    def ask(self, host: Host) -> None:
+        """For its state, which it then publishes."""
+        self.broker.poke(host.name)
+        self.model.poke(host.name)
+
     def hear(self, host: Host) -> None:
         """Read the inbox, and stop the work on what was cancelled."""
         words = self.model.inbox.get(host.name, [])
@@ -640,11 +645,11 @@ class Actors:
         heard = self.broker.parse_inbox(self.broker.wire.call(*read))
         for id, word in heard:
             host.inbox_cursor = id
-            assert word["op"] == "cancel"
+            assert word["op"] == ("cancel" if "entry" in word else "beat")
             for worker in host.workers:
-                if worker.name == word["consumer"]:
+                if worker.name == word.get("consumer"):
                     worker.copies = [copy for copy in worker.copies if copy.got.entry != word["entry"]]
-        new = [(word["entry"], word["consumer"]) for _, word in heard]
+        new = [(word.get("entry", ""), word.get("consumer", "")) for _, word in heard]
         assert new == words[len(words) - len(new) :]
         assert host.inbox_cursor != b"0", "a host was not told what was cancelled"
 

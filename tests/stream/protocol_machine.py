@@ -139,6 +139,11 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
 
     @precondition(lambda self: self.awake)
     @rule(h=picks)
+    def somebody_asks_a_host(self, h: int) -> None:
+        self.ask(self.awake[h % len(self.awake)])
+
+    @precondition(lambda self: self.awake)
+    @rule(h=picks)
     def host_hears_its_inbox(self, h: int) -> None:
         self.hear(self.awake[h % len(self.awake)])
 
@@ -235,11 +240,13 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
             self.resync(client)
             self.read(client, trim=True)
             newest = self.add_host()
+            self.ask(newest)
             self.beat(self.hosts[0])
             for worker in self.working[w % len(self.working) :][:1]:
                 self.fetch(worker, 2)
                 self.run(worker, outcomes)
                 self.release(worker)
+                self.refuse(worker)
                 self.crash(worker)
             self.fetch(newest.workers[0], 2)
             self.begin(newest.workers[0])

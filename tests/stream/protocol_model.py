@@ -63,7 +63,7 @@ class Model:
     memory: str = ""  # epoch that the first host gave it
     replies: Counter = field(default_factory=Counter)  # client → messages in its reply stream
     counts: Counter = field(default_factory=Counter)
-    inbox: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # host → cancelled (entry, consumer)
+    inbox: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # host → cancelled (entry, consumer); or ("", "")
     foreign: dict[str, str] = field(default_factory=dict)  # entry that a stranger wrote → its holder, or ""
     clock: float = 0.0  # seconds that were made to pass
     dies: dict[str, float] = field(default_factory=dict)  # key without its prefix → when, by that clock
@@ -119,6 +119,10 @@ class Model:
         self._count("cancelled", len(ended))
         self._see_streams()
         return ended
+
+    def poke(self, host: str) -> None:
+        self.inbox.setdefault(host, []).append(("", ""))
+        self._keep("h:" + host, INBOX_S)
 
     def announce(self, got: Fetched) -> bool:
         told = self.is_current(got)
