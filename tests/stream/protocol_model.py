@@ -63,7 +63,8 @@ class Model:
     memory: str = ""  # epoch that the first host gave it
     replies: Counter = field(default_factory=Counter)  # client → messages in its reply stream
     counts: Counter = field(default_factory=Counter)
-    inbox: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # host → cancelled (entry, consumer); or ("", "")
+    # host → (entry, consumer) of what was cancelled; ("", "") where it was only asked for its state
+    inbox: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     foreign: dict[str, str] = field(default_factory=dict)  # entry that a stranger wrote → its holder, or ""
     clock: float = 0.0  # seconds that were made to pass
     dies: dict[str, float] = field(default_factory=dict)  # key without its prefix → when, by that clock
