@@ -21,16 +21,15 @@ import time
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass, field
 from typing import Any
 
 from nbqueue import context
 from nbqueue.codec import messages
 from nbqueue.codec.functions import digest as digest_of
 from nbqueue.codec.functions import is_plain
-from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, CallBody, ReplyBody, call_id
-from nbqueue.codec.seal import Seal, body_of
+from nbqueue.codec.messages import ERROR, EXCEPTION, SKIPPED, VALUE, CallBody, call_id
+from nbqueue.codec.seal import Seal
 from nbqueue.codec.tracebacks import dump_exception
 from nbqueue.codec.values import dump_value
 from nbqueue.errors import BadMessage, NbqueueError, ResultNotSendable, ServerError, TaskTimeout
@@ -39,6 +38,7 @@ from nbqueue.stream.connect import LOWEST_LIMIT_BYTES, Address, CommandError, Fo
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import Fetched, Report, Setting
 from nbqueue.worker import attempt, board
+from nbqueue.worker.outbox import Outbox
 from nbqueue.worker.surroundings import NoKeyboard, Surroundings
 
 __all__ = ["NEWS", "OUTPUT", "Worker", "WorkerSpec"]
@@ -54,8 +54,6 @@ MOST_AHEAD = 64
 REPLY_TIMEOUT_S = 12.0
 # A read that was sent over a lost connection ends this long after at the latest, its way to the server included.
 LATE_READ_S = BLOCK_MS / 1000 + 1.0
-# Finished values that are larger than this together leave at once: one reply must stay far below 512 MB.
-FLUSH_BYTES = 8_000_000
 # A value that is longer has its own pickle, whose size is looked at.
 LONG_BYTES = 100_000
 FUNCTIONS_KEPT = 128
@@ -89,38 +87,6 @@ class _Packed:
     data: bytes
 
 
-class _Piece:
-    """Outcomes of consecutive items of one call that are not reported yet."""
-
-    __slots__ = ("call", "failed", "first", "kinds", "plain", "seconds", "since", "size", "started", "values")
-
-    def __init__(self, call: Fetched, first: int) -> None:
-        self.call = call
-        self.first = first
-        self.kinds = bytearray()
-        self.values: list[Any] = []
-        self.plain = True
-        self.failed = 0
-        self.started = time.time()
-        self.since = time.monotonic()
-        self.seconds = 0.0
-        self.size = 0
-
-    def add(self, kind: int, value: Any, plain: bool) -> None:
-        if plain != self.plain:
-            # Until now all values were plain: make frames of them.
-            if self.plain:
-                self.values = [pickle.dumps(v, protocol=5) for v in self.values]
-                self.plain = False
-            else:
-                value = pickle.dumps(value, protocol=5)
-        if isinstance(value, bytes | str):
-            self.size += len(value)
-        self.kinds.append(kind)
-        self.values.append(value)
-        self.failed += kind in (EXCEPTION, ERROR)
-
-
 def _is_long(value: object) -> bool:
     if isinstance(value, str | bytes):
         return len(value) > LONG_BYTES
@@ -149,12 +115,10 @@ class Worker:
         self._surroundings = Surroundings()
         self._functions: OrderedDict[str, Any] = OrderedDict()
         self._settings: dict[str, Setting] = {}
-        self._lock = threading.Lock()  # guards _ahead, _piece, _outbox
+        self._lock = threading.Lock()  # guards _ahead
         self._io = threading.Lock()  # guards the wire; the main thread holds it except while a task runs
         self._ahead: deque[Fetched] = deque()
-        self._piece: _Piece | None = None
-        self._outbox: list[Report] = []
-        self._stale: set[str] = set()  # entries whose reports no longer count
+        self._outbox = Outbox(self._seal, spec.consumer)
         self._last_fetch_empty = True
         self._unsure = False  # connected again while a task ran: entries may lie unread in our pending list
         self._look_again_at: float | None = None  # when a read over the connection before this one has ended for sure
@@ -234,7 +198,7 @@ class Worker:
             if self._ahead:
                 return True
             last = self._slot.stop_asked()
-            reports = self._take_reports()
+            reports = self._outbox.reports()
             if self._left == 0 or (last and not self._last_fetch_empty):
                 # Asked to stop while it was busy: it leaves. An idle worker fetches once more.
                 self._flush_now()
@@ -264,18 +228,12 @@ class Worker:
         with self._lock:
             return self._ahead.popleft() if self._ahead else None
 
-    def _take_reports(self) -> list[Report]:
-        """Close the open piece; what is returned stays in the outbox until it is settled."""
-        with self._lock:
-            self._close_piece()
-            return list(self._outbox)
-
     def _report(self, reports: list[Report], *more: tuple[Any, ...]) -> None:
         """Send FINISH, with other commands in the same write, and read its answer."""
         if self._suspect:
             wire = Wire(Address.from_dict(self._spec.address), timeout_s=REPLY_TIMEOUT_S)
             if not wire.takes(self._suspect):
-                reports = self._without_what_is_refused(self._suspect)
+                reports = self._outbox.with_smaller(self._suspect)
             self._suspect = 0
         try:
             self._broker.wire.send(self._broker.finish_command(reports), *more)
@@ -287,56 +245,6 @@ class Worker:
             self._suspect = largest if largest > LOWEST_LIMIT_BYTES else 0
             raise
 
-    def _without_what_is_refused(self, size: int) -> list[Report]:
-        """Make reports that this server does not let in smaller, so that all else can be reported."""
-        with self._lock:
-            self._outbox = [
-                smaller
-                for report in self._outbox
-                for smaller in (self._smaller(report) if len(report.reply) >= size else [report])
-            ]
-            return list(self._outbox)
-
-    def _smaller(self, report: Report) -> list[Report]:
-        """Several reports of fewer items each; an item that is alone and still too large ends with an error."""
-        call = report.call
-        body = messages.load_reply(body_of(report.reply))
-        frames = list(body.frames) or [pickle.dumps(value, protocol=5) for value in pickle.loads(body.packed)]
-        kinds = body.kinds or bytes([VALUE]) * body.items
-        if body.items == 1:
-            name = messages.load_call(body_of(call.payload)).name
-            error = ResultNotSendable(
-                f"`{name}` ran to its end, but what it gave is {len(frames[0]):,} bytes when pickled, more than the "
-                "server lets in at once. Raise its proto-max-bulk-len, or write it to a file and return the path."
-            )
-            frames = [pickle.dumps(error)]
-            kinds = kinds if kinds[0] == RETRYING else bytes([ERROR])
-        ends = [0]
-        size = 0
-        for i, frame in enumerate(frames):
-            if i > ends[-1] and size + len(frame) > LOWEST_LIMIT_BYTES // 2:
-                ends.append(i)
-                size = 0
-            size += len(frame)
-        ends.append(len(frames))
-        reports = []
-        for start, end in pairwise(ends):
-            part = replace(
-                body,
-                first=body.first + start,
-                items=end - start,
-                kinds=kinds[start:end],
-                packed=b"",
-                frames=tuple(frames[start:end]),
-                seconds=body.seconds * (end - start) / body.items,
-            )
-            reply = self._seal.close("reply", call_id(call.client, call.n), messages.dump_reply(part))
-            failed = sum(kind in (EXCEPTION, ERROR) for kind in part.kinds)
-            reports.append(Report(call, part.first, part.items, failed, reply))
-        # Only the last item of a report can be one that is to run again.
-        reports[-1] = replace(reports[-1], retry_delay_s=report.retry_delay_s, retry_payload=report.retry_payload)
-        return reports
-
     def _settle(self, reports: list[Report]) -> None:
         """Read the answer to a FINISH that was sent with `reports`."""
         try:
@@ -344,15 +252,11 @@ class Worker:
         except ForgotScripts as error:
             # SCRIPT FLUSH on a living server. The fetch that left in the same write goes unread.
             raise ServerError("the server forgot its scripts") from error
-        with self._lock:
-            for report, counts in zip(reports, answers, strict=True):
-                self._outbox.remove(report)
-                if not counts:
-                    self._stale.add(report.call.entry)
+        self._outbox.settle(reports, answers)
 
     def _flush_now(self) -> None:
         """Report what is finished. The wire's lock is held."""
-        reports = self._take_reports()
+        reports = self._outbox.reports()
         if reports:
             self._report(reports)
 
@@ -370,27 +274,6 @@ class Worker:
                 self._flush_now()
             except (ServerError, CommandError):
                 self._broker.wire.close()
-
-    def _close_piece(self, retry_delay_s: float | None = None, retry_payload: bytes = b"") -> None:
-        piece, self._piece = self._piece, None
-        if piece is None or not piece.values:
-            return
-        call = piece.call
-        body = ReplyBody(
-            first=piece.first,
-            items=len(piece.values),
-            kinds=b"" if all(kind == VALUE for kind in piece.kinds) else bytes(piece.kinds),
-            packed=pickle.dumps(piece.values, protocol=5) if piece.plain else b"",
-            frames=() if piece.plain else tuple(piece.values),
-            worker=self._spec.consumer,
-            attempt=call.attempt,
-            started=piece.started,
-            seconds=piece.seconds,
-        )
-        reply = self._seal.close("reply", call_id(call.client, call.n), messages.dump_reply(body))
-        self._outbox.append(
-            Report(call, piece.first, body.items, piece.failed, reply, retry_delay_s, retry_payload)
-        )
 
     def _courier(self) -> None:
         while True:
@@ -420,16 +303,14 @@ class Worker:
                 self._ahead.clear()
         if waiting:
             self._broker.release(self._spec.consumer, waiting)
-        with self._lock:
-            old = bool(self._outbox) or (self._piece is not None and now - self._piece.since > COURIER_S)
-        if old:
+        if self._outbox.waiting or self._outbox.is_due(now, COURIER_S):
             self._flush_now()
 
     # Run
 
     def _run_call(self, call: Fetched) -> None:
         began = time.monotonic()
-        self._stale.clear()
+        self._outbox.stale.clear()
         self._why = 0
         id = call_id(call.client, call.n)
         try:
@@ -474,10 +355,10 @@ class Worker:
                 self._ring(OUTPUT)
         if self._slot.leave_asked():
             self._left = 0
-        with self._lock:
-            self._close_piece()
-            if not self._left:
-                # What it still holds goes back when its end is noticed.
+        self._outbox.close()
+        if not self._left:
+            # What it still holds goes back when its end is noticed.
+            with self._lock:
                 self._ahead.clear()
         took = time.monotonic() - began
         self._seconds = took if not self._seconds else 0.7 * self._seconds + 0.3 * took
@@ -524,10 +405,10 @@ class Worker:
         """Run one item and note how it ended. False when the rest of the call is not wanted."""
         if call.charged == item and call.crashes != 0:
             if call.crashes < 0:
-                self._note(call, item, SKIPPED, b"", False, 0.0)
+                self._outbox.note(call, item, SKIPPED, b"", False, 0.0)
                 # At once: an entry remembers only one item that ended out of turn, and a later one may be next.
                 self._try_flush()
-                return call.entry not in self._stale
+                return call.entry not in self._outbox.stale
             # It has killed a worker before: nothing that is finished may depend on its good conduct.
             self._try_flush()
         self._slot.item(item, time.monotonic_ns())
@@ -554,7 +435,7 @@ class Worker:
             os._exit(0)
         if error is not None:
             if self._why == board.CANCEL:
-                self._stale.add(call.entry)
+                self._outbox.stale.add(call.entry)
                 # Calls are often cancelled together: those that wait here may be meant as well.
                 self._return_ahead()
                 return False
@@ -568,21 +449,11 @@ class Worker:
                 delay = attempt.retry_delay(failures, body.retries) if attempt.wanted(error, body.retry_on) else None
                 if kind == EXCEPTION and delay is not None:
                     self._retry(call, body, plain, item, value, ended - began, delay)
-                    return call.entry not in self._stale
-        self._note(call, item, kind, value, is_one_pickle, ended - began)
-        piece = self._piece
-        if piece is not None and (ended - piece.since > FLUSH_S or piece.size > FLUSH_BYTES):
+                    return call.entry not in self._outbox.stale
+        self._outbox.note(call, item, kind, value, is_one_pickle, ended - began)
+        if self._outbox.is_due(ended, FLUSH_S):
             self._try_flush()
-        return call.entry not in self._stale
-
-    def _note(self, call: Fetched, item: int, kind: int, value: Any, plain: bool, seconds: float) -> None:
-        with self._lock:
-            piece = self._piece
-            if piece is None or piece.call is not call:
-                self._close_piece()
-                piece = self._piece = _Piece(call, item)
-            piece.add(kind, value, plain)
-            piece.seconds += seconds
+        return call.entry not in self._outbox.stale
 
     def _retry(
         self,
@@ -594,14 +465,12 @@ class Worker:
         seconds: float,
         delay_s: float,
     ) -> None:
-        self._note(call, item, RETRYING, error, False, seconds)
         payload = b""
         if call.items > 1:
             # The item goes on alone, as the call "<n>.<item>".
             id = call_id(call.client, f"{call.n}.{item}")
             payload = self._seal.close("call", id, messages.dump_call(messages.only_item(body, plain, item)))
-        with self._lock:
-            self._close_piece(delay_s, payload)
+        self._outbox.note_retry(call, item, error, seconds, delay_s, payload)
         self._try_flush()
         self._ring(NEWS)
 
@@ -621,9 +490,8 @@ class Worker:
             error = TaskTimeout("Loading the function took longer than the task's timeout.")
         kind, value, plain = self._failure(error)
         for item in range(call.first, call.items):
-            self._note(call, item, kind, value, plain, 0.0)
-        with self._lock:
-            self._close_piece()
+            self._outbox.note(call, item, kind, value, plain, 0.0)
+        self._outbox.close()
 
     def _flush_output(self) -> None:
         for stream in (sys.stdout, sys.stderr):

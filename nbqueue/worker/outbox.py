@@ -1,0 +1,201 @@
+"""Finished items on their way to the server.
+
+Always true here: what is finished is kept until the server has taken it, or has said that it no longer counts.
+`loop` notes items in the main thread and sends reports from whichever thread has the wire.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+from nbqueue.codec import messages
+from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, VALUE, ReplyBody, call_id
+from nbqueue.codec.seal import Seal, body_of
+from nbqueue.errors import ResultNotSendable
+from nbqueue.stream.connect import LOWEST_LIMIT_BYTES
+from nbqueue.stream.records import Fetched, Report
+
+__all__ = ["Outbox"]
+
+# Finished values that are larger than this together leave at once: one reply must stay far below 512 MB.
+FLUSH_BYTES = 8_000_000
+
+
+class _Piece:
+    """Outcomes of consecutive items of one call that are not reported yet."""
+
+    __slots__ = ("call", "failed", "first", "kinds", "plain", "seconds", "since", "size", "started", "values")
+
+    def __init__(self, call: Fetched, first: int) -> None:
+        self.call = call
+        self.first = first
+        self.kinds = bytearray()
+        self.values: list[Any] = []
+        self.plain = True
+        self.failed = 0
+        self.started = time.time()
+        self.since = time.monotonic()
+        self.seconds = 0.0
+        self.size = 0
+
+    def add(self, kind: int, value: Any, plain: bool) -> None:
+        if plain != self.plain:
+            # Until now all values were plain: make frames of them.
+            if self.plain:
+                self.values = [pickle.dumps(v, protocol=5) for v in self.values]
+                self.plain = False
+            else:
+                value = pickle.dumps(value, protocol=5)
+        if isinstance(value, bytes | str):
+            self.size += len(value)
+        self.kinds.append(kind)
+        self.values.append(value)
+        self.failed += kind in (EXCEPTION, ERROR)
+
+
+class Outbox:
+    """Reports that the server has not answered yet, and the open piece, which grows item by item.
+
+    Attributes
+    ----------
+    stale : set of str
+        Entries whose reports no longer count: the rest of such a call is not wanted.
+    """
+
+    def __init__(self, seal: Seal, worker: str) -> None:
+        self.stale: set[str] = set()
+        self._seal = seal
+        self._worker = worker
+        self._lock = threading.Lock()
+        self._piece: _Piece | None = None
+        self._reports: list[Report] = []
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a report waits, apart from the open piece."""
+        return bool(self._reports)
+
+    def is_due(self, now: float, after_s: float) -> bool:
+        """Whether the open piece is older than that, or large."""
+        piece = self._piece
+        return piece is not None and (now - piece.since > after_s or piece.size > FLUSH_BYTES)
+
+    def note(self, call: Fetched, item: int, kind: int, value: Any, plain: bool, seconds: float) -> None:
+        """An item has ended with a `value` that is `plain` as it is, or else pickled."""
+        with self._lock:
+            self._note(call, item, kind, value, plain, seconds)
+
+    def note_retry(
+        self, call: Fetched, item: int, error: bytes, seconds: float, delay_s: float, payload: bytes
+    ) -> None:
+        """An item is to run again, after `delay_s`; `payload` is its own sealed message if the call has several.
+
+        In one step with the end of the piece: a report that the courier takes in between would say nothing of it.
+        """
+        with self._lock:
+            self._note(call, item, RETRYING, error, False, seconds)
+            self._close(delay_s, payload)
+
+    def close(self) -> None:
+        """Make a report of the open piece."""
+        with self._lock:
+            self._close()
+
+    def _note(self, call: Fetched, item: int, kind: int, value: Any, plain: bool, seconds: float) -> None:
+        piece = self._piece
+        if piece is None or piece.call is not call:
+            self._close()
+            piece = self._piece = _Piece(call, item)
+        piece.add(kind, value, plain)
+        piece.seconds += seconds
+
+    def reports(self) -> list[Report]:
+        """All that is to be reported now, the open piece included. It stays here until it is settled."""
+        with self._lock:
+            self._close()
+            return list(self._reports)
+
+    def settle(self, reports: Sequence[Report], counted: Sequence[bool]) -> None:
+        """The server has answered."""
+        with self._lock:
+            for report, counts in zip(reports, counted, strict=True):
+                self._reports.remove(report)
+                if not counts:
+                    self.stale.add(report.call.entry)
+
+    def with_smaller(self, size: int) -> list[Report]:
+        """All reports, those split whose reply has `size` bytes or more: so much the server does not let in."""
+        with self._lock:
+            self._reports = [
+                smaller
+                for report in self._reports
+                for smaller in (self._smaller(report) if len(report.reply) >= size else [report])
+            ]
+            return list(self._reports)
+
+    def _smaller(self, report: Report) -> list[Report]:
+        """Several reports of fewer items each; an item that is alone and still too large ends with an error."""
+        call = report.call
+        body = messages.load_reply(body_of(report.reply))
+        frames = list(body.frames) or [pickle.dumps(value, protocol=5) for value in pickle.loads(body.packed)]
+        kinds = body.kinds or bytes([VALUE]) * body.items
+        if body.items == 1:
+            name = messages.load_call(body_of(call.payload)).name
+            error = ResultNotSendable(
+                f"`{name}` ran to its end, but what it gave is {len(frames[0]):,} bytes when pickled, more than the "
+                "server lets in at once. Raise its proto-max-bulk-len, or write it to a file and return the path."
+            )
+            frames = [pickle.dumps(error)]
+            kinds = kinds if kinds[0] == RETRYING else bytes([ERROR])
+        ends = [0]
+        size = 0
+        for i, frame in enumerate(frames):
+            if i > ends[-1] and size + len(frame) > LOWEST_LIMIT_BYTES // 2:
+                ends.append(i)
+                size = 0
+            size += len(frame)
+        ends.append(len(frames))
+        reports = []
+        for start, end in pairwise(ends):
+            part = replace(
+                body,
+                first=body.first + start,
+                items=end - start,
+                kinds=kinds[start:end],
+                packed=b"",
+                frames=tuple(frames[start:end]),
+                seconds=body.seconds * (end - start) / body.items,
+            )
+            reply = self._seal.close("reply", call_id(call.client, call.n), messages.dump_reply(part))
+            failed = sum(kind in (EXCEPTION, ERROR) for kind in part.kinds)
+            reports.append(Report(call, part.first, part.items, failed, reply))
+        # Only the last item of a report can be one that is to run again.
+        reports[-1] = replace(reports[-1], retry_delay_s=report.retry_delay_s, retry_payload=report.retry_payload)
+        return reports
+
+    def _close(self, retry_delay_s: float | None = None, retry_payload: bytes = b"") -> None:
+        piece, self._piece = self._piece, None
+        if piece is None or not piece.values:
+            return
+        call = piece.call
+        body = ReplyBody(
+            first=piece.first,
+            items=len(piece.values),
+            kinds=b"" if all(kind == VALUE for kind in piece.kinds) else bytes(piece.kinds),
+            packed=pickle.dumps(piece.values, protocol=5) if piece.plain else b"",
+            frames=() if piece.plain else tuple(piece.values),
+            worker=self._worker,
+            attempt=call.attempt,
+            started=piece.started,
+            seconds=piece.seconds,
+        )
+        reply = self._seal.close("reply", call_id(call.client, call.n), messages.dump_reply(body))
+        self._reports.append(
+            Report(call, piece.first, body.items, piece.failed, reply, retry_delay_s, retry_payload)
+        )

@@ -1,0 +1,102 @@
+"""What a worker has finished is kept until the server has answered, and travels in as few messages as may be."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from nbqueue.codec import messages
+from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, VALUE, CallBody, ReplyBody
+from nbqueue.codec.seal import Seal, body_of
+from nbqueue.errors import ResultNotSendable
+from nbqueue.stream.connect import LOWEST_LIMIT_BYTES
+from nbqueue.stream.records import Fetched, Report
+from nbqueue.worker.outbox import Outbox
+
+PAYLOAD = Seal(b"s" * 32, "q").close("call", "c:1", messages.dump_call(CallBody("work", "f", "s", None, 0)))
+
+
+def call(entry: str = "1/1-0", items: int = 9) -> Fetched:
+    return Fetched(entry, "c", "1", ("f",), items, 1, 0, 0, -1, PAYLOAD)
+
+
+@pytest.fixture
+def outbox() -> Outbox:
+    return Outbox(Seal(b"s" * 32, "q"), "host:0:1")
+
+
+def reply(report: Report) -> ReplyBody:
+    return messages.load_reply(body_of(report.reply))
+
+
+def test_consecutive_items_travel_together_until_they_are_taken(outbox: Outbox) -> None:
+    chunk = call()
+    for item in range(3):
+        outbox.note(chunk, item, VALUE, item * 10, True, 0.5)
+    (report,) = outbox.reports()
+    body = reply(report)
+    assert (body.first, body.items, body.seconds, pickle.loads(body.packed)) == (0, 3, 1.5, [0, 10, 20])
+    outbox.note(chunk, 3, VALUE, 30, True, 0.5)
+    assert [r.first for r in outbox.reports()] == [0, 3]
+    assert [r.first for r in outbox.reports()] == [0, 3], "they stay until they are settled"
+    outbox.settle(outbox.reports(), [True, True])
+    assert outbox.reports() == []
+    assert not outbox.stale
+
+
+def test_items_of_another_call_are_another_report(outbox: Outbox) -> None:
+    outbox.note(call(), 8, VALUE, 1, True, 0.0)
+    outbox.note(call("1/2-0"), 0, EXCEPTION, b"error", False, 0.0)
+    first, second = outbox.reports()
+    assert (first.failed, second.failed) == (0, 1)
+    assert (second.call.entry, reply(second).frames) == ("1/2-0", (b"error",))
+
+
+def test_a_report_that_no_longer_counts_makes_its_entry_stale(outbox: Outbox) -> None:
+    outbox.note(call(), 0, VALUE, 1, True, 0.0)
+    outbox.settle(outbox.reports(), [False])
+    assert outbox.stale == {"1/1-0"}
+
+
+def test_a_retry_ends_its_report_in_the_same_step(outbox: Outbox) -> None:
+    """The courier takes reports at any time: one without the delay would lose the item."""
+    chunk = call()
+    outbox.note(chunk, 0, VALUE, 1, True, 0.0)
+    outbox.note_retry(chunk, 1, b"error", 0.1, 0.25, b"its own message")
+    outbox.note(chunk, 2, VALUE, 3, True, 0.0)
+    retried, rest = outbox.reports()
+    assert (retried.items, retried.retry_delay_s, retried.retry_payload) == (2, 0.25, b"its own message")
+    assert reply(retried).kinds == bytes([VALUE, RETRYING])
+    assert (rest.first, rest.retry_delay_s) == (2, None)
+
+
+def test_a_piece_is_due_when_it_is_old_or_large(outbox: Outbox) -> None:
+    assert not outbox.is_due(1e9, 0.1), "there is none"
+    outbox.note(call(), 0, VALUE, "x", True, 0.0)
+    assert outbox.is_due(1e9, 0.1)
+    assert not outbox.is_due(0.0, 0.1)
+    outbox.note(call(), 1, VALUE, b"x" * 9_000_000, True, 0.0)
+    assert outbox.is_due(0.0, 0.1)
+
+
+def test_a_report_that_is_not_let_in_is_split_and_only_an_item_that_is_too_large_alone_fails(outbox: Outbox) -> None:
+    chunk = call()
+    large = b"y" * (LOWEST_LIMIT_BYTES // 3)
+    for item in range(4):
+        outbox.note(chunk, item, VALUE, large, True, 1.0)
+    outbox.note_retry(chunk, 4, b"error", 1.0, 0.5, b"again")
+    (whole,) = outbox.reports()
+    parts = outbox.with_smaller(len(whole.reply))
+    assert (parts[0].first, parts[0].items) == (0, 1)
+    assert sum(r.items for r in parts) == 5
+    assert [r.retry_payload for r in parts if r.retry_delay_s is not None] == [b"again"] == [parts[-1].retry_payload]
+    frames = [frame for r in parts for frame in reply(r).frames]
+    assert [pickle.loads(frame) for frame in frames[:4]] == [large] * 4
+    (alone, *_) = [r for r in parts if r.items == 1]
+    outbox.with_smaller(len(alone.reply))
+    failed = [r for r in outbox.reports() if r.failed]
+    assert failed
+    body = reply(failed[0])
+    assert body.kinds == bytes([ERROR])
+    assert isinstance(pickle.loads(body.frames[0]), ResultNotSendable)
