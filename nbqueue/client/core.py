@@ -31,6 +31,7 @@ from nbqueue.stream.records import WorkerLimits
 __all__ = ["Core", "core_of", "find_core", "private_core"]
 
 FLUSH_TIMEOUT_S = 30.0
+CANCEL_TIMEOUT_S = 2.0
 
 
 def _tell_what_is_lost() -> None:
@@ -129,6 +130,8 @@ class Core:
         self.check_process()
         self._started = True
         self._let_start()
+        # What was cancelled must not be started by workers that come now.
+        self.link.settle_cancels(CANCEL_TIMEOUT_S)
         number = self.launcher.start(self, workers)
         self._running = True
         self.link.expected_workers = self.link.workers = number

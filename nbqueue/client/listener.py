@@ -138,6 +138,7 @@ class Link:
         os.set_blocking(self._wake_w, False)
         self._awake = False
         self._closing = False
+        self._closed = False
         self._thread: threading.Thread | None = None
         # Below: the listener's own.
         self._epoch = ""
@@ -231,6 +232,14 @@ class Link:
 
             return self._changed.wait_for(lambda: not self._cancels and taken(), timeout_s)
 
+    def settle_cancels(self, timeout_s: float) -> bool:
+        """Wait until the server has heard of everything cancelled so far. False if it has not in time."""
+        if threading.current_thread() is self._thread:
+            # It is the one that tells.
+            return False
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._cancels, timeout_s)
+
     def watch(self, check: Callable[[], bool]) -> None:
         """Call `check` from the listener every 50 ms, as long as it returns True."""
         with self._lock:
@@ -286,10 +295,15 @@ class Link:
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(5.0)
+        with self._lock:
+            if not self._closed and (thread is None or not thread.is_alive()):
+                self._closed = True
+                os.close(self._wake_r)
+                os.close(self._wake_w)
 
     def _wake(self) -> None:
         # The lock is held.
-        if not self._awake:
+        if not self._awake and not self._closed:
             self._awake = True
             try:
                 os.write(self._wake_w, b"!")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import psutil
+
 from nbqueue import TaskQueue
+from nbqueue.client import core as core_module
 
 
 def test_a_block_in_a_helper_does_not_end_the_workers_of_the_notebook(queue: Any, new_key: str) -> None:
@@ -32,3 +35,25 @@ def test_run_and_shutdown_from_many_threads_leave_nobody_waiting(queue: Any) -> 
     assert not any(thread.is_alive() for thread in threads)
     queue.run(2)
     assert queue.submit(abs, -4).result(timeout=20) == 4
+
+
+def test_a_closed_queue_keeps_no_descriptor(new_key: str) -> None:
+    """Each one kept two until the process ended."""
+
+    def use(i: int) -> None:
+        queue = TaskQueue(stream_key=f"{new_key}-{i}", workers=1)
+        future = queue.submit(abs, -i)
+        assert future.result(timeout=20) == i
+        core = queue._core
+        assert core is not None
+        core.shutdown()
+        core.link.close()
+        core.link.close()
+        future.cancel()
+        del core_module._cores[next(key for key, value in core_module._cores.items() if value is core)]
+
+    use(0)
+    before = psutil.Process().num_fds()
+    for i in range(1, 4):
+        use(i)
+    assert psutil.Process().num_fds() <= before
