@@ -25,7 +25,7 @@ import crash_points
 import psutil
 import pytest
 import redis
-from crash_points import CUT, KILL, LOST, STEPS, TABLE, Nursery, Plan, Stage
+from crash_points import AFTER, BEFORE, CUT, KILL, LOST, STEPS, TABLE, Nursery, Plan, Stage
 
 from nbqueue import TaskQueue
 from nbqueue.client import listener
@@ -242,10 +242,18 @@ def _keeps_its_promises(play: Play, hosts: int, items: int, wait_until: Callable
 
 
 def _points(actor: str, *variants: str) -> list[Any]:
-    """``actor-step-point-action`` for each row of the table; a variant ``step/name`` is another way to the step."""
+    """``actor-step-point-action`` for each row of the table; a variant ``step/name`` is another way to the step.
+
+    A cut before a step or after its reply is one between two steps: that is left to the soak.
+    """
     rows = [*TABLE[actor], *variants]
     return [
-        pytest.param(row, Stage(actor, row.partition("/")[0], point, action), id=f"{actor}-{row}-{point}-{action}")
+        pytest.param(
+            row,
+            Stage(actor, row.partition("/")[0], point, action),
+            id=f"{actor}-{row}-{point}-{action}",
+            marks=[pytest.mark.soak] if action == CUT and point in (BEFORE, AFTER) else [],
+        )
         for row in rows
         for point in STEPS[row.partition("/")[0]].points
         for action in (KILL, CUT)

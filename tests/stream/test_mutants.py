@@ -53,6 +53,7 @@ MUTANTS = [
         "submit",
         "lifetimes()",
         "redis.call('PERSIST', NORMAL)",
+        soak=True,
     ),
     mutant("finish counts a report twice", "finish", "or upto <= done or", "or"),
     mutant("finish leaves a gap", "finish", "first > done or"),
