@@ -17,8 +17,8 @@ for at = 1, #ARGV, 11 do
   local current, done = standing(client, n)
   local upto = first + items
   -- Nothing is left to run again where others have deleted the entry.
-  local parked = retry and current == entry and read(entry) or nil
-  if not current or (retry and current == entry and not parked) then
+  local parked = retry and read(entry)
+  if not current or (retry and not parked) then
     drop(client, n, entry)
     out[#out + 1] = 'STALE'
   elseif first > done or upto <= done or (current ~= entry and (failed > 0 or retry)) then

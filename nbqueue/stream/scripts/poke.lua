@@ -4,4 +4,3 @@ pass_memory_limit()
 local inbox = P .. 'h:' .. ARGV[1]
 redis.call('XADD', inbox, 'MAXLEN', '~', 1000, '*', 'op', 'beat')
 redis.call('EXPIRE', inbox, 60)
-return 'OK'
