@@ -24,7 +24,7 @@ from operator import itemgetter
 from typing import Any, Generic, TypeVar, cast, overload
 
 from nbqueue.client.chunking import Chunker
-from nbqueue.client.future import Outcome, TaskFuture, _call_soon, because, tick, wait_until
+from nbqueue.client.future import Outcome, TaskFuture, _call_soon, because, skipped, tick, wait_until
 from nbqueue.client.listener import Link, OpenCall
 from nbqueue.client.recipe import Prepared, Recipe, items_of
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, ReplyBody
@@ -524,8 +524,10 @@ class Batch(Generic[R]):
                     place = start + offset
                     if kind == RETRYING:
                         retried += 1
-                    elif kind != SKIPPED and self._kinds[place] == _OPEN:
-                        if plain is not None:
+                    elif self._kinds[place] == _OPEN:
+                        if kind == SKIPPED:
+                            self._values[place], kind = skipped(), ERROR
+                        elif plain is not None:
                             self._values[place] = plain[offset]
                         else:
                             self._values[place] = Outcome(kind, body.frames[offset], False)

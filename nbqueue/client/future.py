@@ -25,9 +25,9 @@ from nbqueue import context
 from nbqueue.client.listener import Link, OpenCall
 from nbqueue.codec.messages import ERROR, RETRYING, SKIPPED, VALUE, ReplyBody
 from nbqueue.codec.tracebacks import load_exception
-from nbqueue.errors import NbqueueError, RemoteError, TaskCancelled
+from nbqueue.errors import BadMessage, NbqueueError, RemoteError, TaskCancelled
 
-__all__ = ["Outcome", "TaskFuture", "as_completed", "gather", "wait"]
+__all__ = ["Outcome", "TaskFuture", "as_completed", "gather", "skipped", "wait"]
 
 R = TypeVar("R")
 
@@ -237,8 +237,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         if kind == RETRYING:
             self.attempts = max(self.attempts, body.attempt + 1)
             return False
-        if kind != SKIPPED:
-            self._arrive(first_outcome(kind, body), body)
+        self._arrive(first_outcome(kind, body), body)
         return True
 
     def on_started(self, call: OpenCall, item: int, worker: str, attempt: int) -> None:
@@ -257,9 +256,16 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
 
 def first_outcome(kind: int, body: ReplyBody) -> Outcome:
     """The outcome of the first item of a reply."""
+    if kind == SKIPPED:
+        return skipped()
     if body.packed:
         return Outcome(kind, pickle.loads(body.packed)[0], True)
     return Outcome(kind, body.frames[0], False)
+
+
+def skipped() -> Outcome:
+    """Of an item that a worker did not run because it has ended, where nothing has told how."""
+    return Outcome(ERROR, BadMessage("This call has ended before, but how it did never arrived."), True)
 
 
 def wait_until(

@@ -11,6 +11,8 @@ import pytest
 import redis
 
 from nbqueue import TaskQueue
+from nbqueue.codec.messages import SKIPPED, ReplyBody, call_id, dump_reply
+from nbqueue.errors import BadMessage
 
 
 @pytest.fixture
@@ -134,3 +136,19 @@ print("sum", sum(queue.map(abs, range(-{n}, 0)).results(timeout=30)), flush=True
     other.end()
     prefixes = {key.split(b"}")[0] for key in redis_server.client().scan_iter("nbq:*")}
     assert len(prefixes) == 2
+
+
+def test_a_call_that_is_said_to_have_ended_before_ends_with_an_error(queue: Any, client: redis.Redis) -> None:
+    """Whoever forges the records of open calls can have workers say so; a future once waited for ever then."""
+    core = queue._core
+    queue.shutdown()
+    future, batch = queue.submit(abs, -3), queue.map(abs, [-4])
+    for n in (core.link._last - 1, core.link._last):
+        body = ReplyBody(0, 1, bytes([SKIPPED]), b"", (b"",), "host:0:1", 2, 0.0, 0.0)
+        message = core.link._seal.close("reply", call_id(core.link.client, n), dump_reply(body))
+        client.xadd(core.keys.replies(core.link.client), {"n": n, "k": "r", "p": message})
+    client.expire(core.keys.replies(core.link.client), 60)
+    for waits in (future.result, batch.results):
+        with pytest.raises(BadMessage, match="ended before"):
+            waits(timeout=20)
+    queue.run(2)

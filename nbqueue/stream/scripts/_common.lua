@@ -46,10 +46,10 @@ local function read(entry)
   return {c = f[2], n = f[4], d = f[6], i = f[8], s = f[10], p = f[12]}
 end
 
--- What was parked for a retry; nil for what we did not park.
+-- What was parked for a retry; nil for what we did not park, or where nothing is.
 local function unpark(parked)
-  local ok, v = pcall(cmsgpack.unpack, parked)
-  if not ok or type(v) ~= 'table' then return nil end
+  local _, v = pcall(cmsgpack.unpack, parked)
+  if type(v) ~= 'table' then return nil end
   for at = 1, 6 do
     if type(v[at]) ~= 'string' then return nil end
   end

@@ -33,7 +33,7 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', P .. 'z', '-inf', now, 'LIMI
   local parked = redis.call('HGET', P .. 'zp', member)
   redis.call('ZREM', P .. 'z', member)
   redis.call('HDEL', P .. 'zp', member)
-  local e = parked and unpark(parked)
+  local e = unpark(parked)
   if e then
     stand(e.c, e.n, add(0, e), 0)
   end

@@ -9,8 +9,7 @@ for at = 2, #ARGV do
   if current then
     local digests = ''
     if string.sub(current, 1, 1) == 'z' then
-      local parked = redis.call('HGET', P .. 'zp', client .. ' ' .. n)
-      local e = parked and unpark(parked)
+      local e = unpark(redis.call('HGET', P .. 'zp', client .. ' ' .. n))
       if e then digests = e.d end
     else
       local e = read(current)
