@@ -197,13 +197,15 @@ def test_a_forged_record_of_a_forged_entry_does_not_stop_a_beat(broker: Broker, 
 def test_what_others_have_parked_does_not_stop_a_beat_or_a_cancel(broker: Broker) -> None:
     epoch = broker.register("h", 1, STATE, "e")
     parked = [b"", b"\xc1", b"\x01", b"\x90", b"\x96" + b"\x01" * 6, b"\xdd\xff\xff\xff\xff", b"\x91" * 50]
-    for n, content in enumerate(parked):
-        for name in (f"c {n}", f"c 1{n}"):
-            broker.wire.call("ZADD", broker.keys.delayed, "1" if len(name) == 3 else "inf", name)
+    # Six words, one of which is none.
+    parked += [b"\x96" + b"\xa1x" * at + b"\x90" + b"\xa1x" * (5 - at) for at in range(6)]
+    for n, content in enumerate(parked, 100):
+        for due, name in (("1", f"c {n}"), ("inf", f"c 9{n}")):
+            broker.wire.call("ZADD", broker.keys.delayed, due, name)
             broker.wire.call("HSET", broker.keys.prefix + "zp", name, content)
-        broker.wire.call("HSET", broker.keys.open_calls("c"), f"1{n}", "z/2|0")
+        broker.wire.call("HSET", broker.keys.open_calls("c"), f"9{n}", "z/2|0")
     assert isinstance(broker.beat("h", 1, STATE, [], epoch), Beat)
-    assert len(broker.cancel("c", [f"1{n}" for n in range(len(parked))])) == len(parked)
+    assert len(broker.cancel("c", [f"9{n}" for n in range(100, 100 + len(parked))])) == len(parked)
     assert broker.wire.call("ZCARD", broker.keys.delayed) == 0
     assert broker.wire.call("XLEN", broker.keys.first) == 0
 
