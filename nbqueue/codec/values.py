@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
-from typing import Any
-
 from nbqueue.codec.functions import LARGEST_BYTES, dumps
 from nbqueue.errors import ResultNotSendable
 
-__all__ = ["LARGEST_BYTES", "dump_value", "load_value"]
+__all__ = ["LARGEST_BYTES", "dump_value"]
 
 
 def dump_value(value: object, name: str) -> bytes:
@@ -32,11 +29,6 @@ def dump_value(value: object, name: str) -> bytes:
             f"the limit is {LARGEST_BYTES:,}. Write it to a file and return the path."
         )
     return data
-
-
-def load_value(data: bytes) -> Any:
-    """The value. Runs the unpickling code of its types."""
-    return pickle.loads(data)
 
 
 def _type_name(value: object) -> str:

@@ -213,10 +213,6 @@ class Broker:
             hosts=_states(pool[1::2]),
         )
 
-    def workers(self) -> int:
-        """Number of workers registered on all hosts."""
-        return sum(int(n) for n in self.wire.call("HVALS", self.keys.host_workers))
-
     # Worker
 
     def fetch_command(self, consumer: str, count: int, *, block_ms: int | None, own: bool = False) -> tuple[Any, ...]:

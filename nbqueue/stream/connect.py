@@ -232,10 +232,6 @@ class Wire:
         if connection is not None:
             connection.disconnect()
 
-    def abandon(self) -> None:
-        """Forget the connection without a word to the server: it belongs to the parent of this fork."""
-        self._connection = None
-
     def fileno(self) -> int:
         return int(self._open._sock.fileno())
 

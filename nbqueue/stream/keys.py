@@ -95,10 +95,6 @@ class Keys:
         return self.prefix + "hb"
 
     @property
-    def host_workers(self) -> str:
-        return self.prefix + "hw"
-
-    @property
     def counts(self) -> str:
         return self.prefix + "n"
 

@@ -161,7 +161,7 @@ def name_of(command: Sequence[Any]) -> str:
     if word == "HGET":
         return "blob" if ":f:" in command[1] else "stand"
     if word == "HVALS":
-        return "hosts" if command[1].endswith("pool") else "workers"
+        return "hosts"
     return _WORDS.get(word, str(word))
 
 

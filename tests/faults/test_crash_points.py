@@ -560,7 +560,7 @@ def test_a_client_dies_whose_workers_are_its_own(
 
 def test_every_script_is_in_the_table() -> None:
     assert set(broker._SCRIPTS) <= {step for steps in TABLE.values() for step in steps}
-    assert {step for steps in TABLE.values() for step in steps} == set(STEPS) - {"workers"}
+    assert {step for steps in TABLE.values() for step in steps} == set(STEPS)
 
 
 def test_nobody_took_a_step_that_is_not_in_the_table(healthy: Play) -> None:

@@ -139,7 +139,7 @@ def test_counts_tell_queued_from_fetched_from_delayed(broker: Broker) -> None:
     assert (counts.queued, counts.fetched, counts.delayed) == (2, 1, 1)
     assert (counts.done, counts.failed, counts.retried) == (1, 1, 1)
     assert counts.hosts == (STATE,)
-    assert broker.workers() == 2
+    assert broker.hello("w", "e").workers == 2
 
 
 def test_asking_for_counts_leaves_nothing_without_a_lifetime(
@@ -432,7 +432,7 @@ def test_a_host_that_was_declared_dead_is_fenced(broker: Broker) -> None:
     assert broker.reap("h", 1)
     assert not broker.reap("h", 1)
     assert broker.beat("h", 1, STATE, [], epoch) is None
-    assert broker.workers() == 0
+    assert broker.hello("w", "e").workers == 0
 
 
 def test_a_server_that_lost_its_data_is_told_from_a_fence(broker: Broker) -> None:

@@ -284,16 +284,6 @@ def test_a_command_that_was_cut_is_not_sent_again(
     wire.close()
 
 
-def test_an_abandoned_connection_stays_open_for_its_owner(connect: Callable[..., Wire]) -> None:
-    wire, watcher = connect(), connect()
-    me = wire.call("CLIENT", "ID")
-    owned = wire._connection
-    wire.abandon()
-    assert not wire.connected
-    assert watcher.call("CLIENT", "LIST", "ID", str(me))
-    owned.disconnect()
-
-
 @pytest.mark.parametrize("kind", [ServerUnreachable, ServerRefused, ServerTooOld, ServerUnsafe])
 def test_errors_survive_a_pickle_round_trip(kind: type[ServerError]) -> None:
     error = pickle.loads(pickle.dumps(kind("why")))
