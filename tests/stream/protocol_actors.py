@@ -737,7 +737,7 @@ class Actors:
             commands += [("XLEN", keys.prefix + stream), ("XPENDING", keys.prefix + stream, GROUP)]
         commands += [("ZRANGE", keys.delayed, 0, -1, "WITHSCORES"), ("HKEYS", keys.prefix + "zp")]
         commands += [("HGETALL", keys.counts)]
-        commands += [("HGETALL", keys.beats), ("HGETALL", keys.host_workers), ("HGETALL", keys.pool)]
+        commands += [("HGETALL", keys.beats), ("HGETALL", keys.prefix + "hw"), ("HGETALL", keys.pool)]
         commands += [("HMGET", keys.blob(digest), "b", "refs") for digest in BLOBS]
         for client in self.clients:
             commands += [("HMGET", f"{keys.prefix}c:{client.name}", "epoch", "mark")]

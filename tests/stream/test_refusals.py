@@ -154,7 +154,7 @@ def test_foreign_words_in_what_hosts_publish_are_read_past(broker: Broker) -> No
     for n, text in enumerate([b"", b"\xff", b"[" * 10**5, *(json.dumps(one) for one in forged)]):
         broker.wire.call("HSET", keys.pool, f"x{n}", text)
     broker.wire.call("HSET", keys.beats, "x", "many", b"\xff", "1")
-    broker.wire.call("HSET", keys.host_workers, "x", "many")
+    broker.wire.call("HSET", keys.prefix + "hw", "x", "many")
     broker.wire.call("HSET", keys.counts, "done", "many")
     assert broker.hosts() == [STATE]
     assert broker.counters()["h"] == 0
