@@ -86,6 +86,12 @@ class Core:
     def check_process(self) -> None:
         self.link.check_process()
 
+    def _check(self) -> None:
+        """Raises ForkedQueue in a fork; PoolError where workers can no longer be kept."""
+        self.check_process()
+        if self.private and self.launcher.failure is not None:
+            raise self.launcher.failure
+
     def start_workers(self) -> None:
         """On a private server the first call starts the pool; it does not wait for it."""
         if self._started or not self.private:
@@ -115,6 +121,17 @@ class Core:
             sys.stderr.write(f"nbqueue: {error}\n")
         finally:
             self.link.starting = False
+
+    def revive(self) -> None:
+        """A new handle was made: after a shutdown, its first call starts workers as the very first did."""
+        with self._lock:
+            if self.private and not self._running and not self.link.starting:
+                self._started = False
+
+    def lost(self, error: PoolError) -> None:
+        """The local workers cannot be kept: nobody will do what is open on the private server."""
+        if self.private:
+            self.link.break_all(error)
 
     def change(self, workers: int | None, limits: WorkerLimits) -> None:
         """What a new handle asks for, as far as it does. A private pool that runs follows; others follow `run` only."""
@@ -165,7 +182,7 @@ class Core:
     def submit_call(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
     ) -> TaskFuture[Any]:
-        self.check_process()
+        self._check()
         name = options.name
         function, setting, blobs = self.blobs(fn, name)
         arguments = dump_arguments(args, kwargs, name, fn)
@@ -187,7 +204,7 @@ class Core:
         kwargs: dict[str, Any],
         options: Options,
     ) -> Batch[Any]:
-        self.check_process()
+        self._check()
         self.start_workers()
         recipe = Recipe(fn, options, kwargs, lambda fn: self.blobs(fn, options.name))
         show = options.progress is not False and not context.in_task()

@@ -64,7 +64,9 @@ class Outcome:
             if not self._decoded:
                 try:
                     self._data = self._decode()
-                except Exception as error:  # noqa: BLE001 - unpickling runs the value's own code
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - unpickling runs the value's own code
                     self.kind = ERROR
                     self._data = RemoteError(
                         f"The result arrived, but cannot be unpickled here: {type(error).__name__}: {error}"

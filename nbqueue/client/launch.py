@@ -45,6 +45,9 @@ class PoolOrder(Protocol):
 
     def address(self) -> Address: ...
 
+    def lost(self, error: PoolError) -> None:
+        """The local workers cannot be kept any longer."""
+
 
 class Launcher(Protocol):
     """Places workers somewhere: here, or by a cluster's scheduler."""
@@ -239,6 +242,8 @@ class LocalLauncher:
         except NbqueueError as error:
             self.failure = error if isinstance(error, PoolError) else PoolError(str(error))
             sys.stderr.write(f"nbqueue: {self.failure}\n")
+            for order, _ in list(self._pools.values()):
+                order.lost(self.failure)
 
     def _remove_left_over(self) -> None:
         if self._server is not None:

@@ -240,6 +240,14 @@ class Link:
         with self._changed:
             return self._changed.wait_for(lambda: not self._cancels, timeout_s)
 
+    def break_all(self, error: NbqueueError) -> None:
+        """End every open call with an error."""
+        with self._lock:
+            opened = list(self._open.values())
+        for call in opened:
+            call.sink.on_broken(call, 0, error)
+        self.cancel(opened)
+
     def watch(self, check: Callable[[], bool]) -> None:
         """Call `check` from the listener every 50 ms, as long as it returns True."""
         with self._lock:
@@ -346,6 +354,13 @@ class Link:
                     self.failure = error if isinstance(error, NbqueueError) else ServerError(str(error))
                 time.sleep(pause)
                 pause = min(1.0, pause * 2)
+            except Exception as error:  # noqa: BLE001 - whatever others write into our keys must not end the thread
+                self._disconnect()
+                if self.failure is None:
+                    sys.excepthook(*sys.exc_info())
+                why = f"{type(error).__name__}: {error}"
+                self.failure = ServerError(f"What the server says cannot be understood ({why}).")
+                time.sleep(1.0)
         self._disconnect()
 
     def _connect(self) -> None:

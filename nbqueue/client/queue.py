@@ -147,6 +147,7 @@ class TaskQueue:
         Keys.of(stream_key, "")
         if client is None:
             core = private_core(stream_key, find_executable())
+            core.revive()
         else:
             address = Address.from_url(client) if isinstance(client, str) else Address.from_client(client)
             address.require_safe(insecure=insecure)

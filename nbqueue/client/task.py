@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable
@@ -96,7 +97,25 @@ class Task(Generic[P, R]):
         return self._map(items, length_of((arguments,)), kwargs)
 
     def _map(self, items: Iterable[tuple[Any, ...]], total: int | None, kwargs: dict[str, Any]) -> Batch[R]:
+        self._check_keywords(kwargs)
         return cast("Batch[R]", self._submitter.submit_items(self._fn, items, total, kwargs, self._options))
+
+    def _check_keywords(self, kwargs: dict[str, Any]) -> None:
+        """Raises TypeError for an option that was meant for us: all keywords go to the function."""
+        names = kwargs.keys() & {field.name for field in dataclasses.fields(Options)}
+        if not names:
+            return
+        try:
+            parameters = inspect.signature(self._fn).parameters
+        except (ValueError, TypeError):
+            # Compiled, and silent about what it takes.
+            return
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for name in sorted(names - parameters.keys()) if not takes_any else ():
+            raise TypeError(
+                f"`{self._options.name}` takes no keyword {name!r}. Options of a map are given before it: "
+                f"{self._options.name}.options({name}={kwargs[name]!r:.20}).map(…)."
+            )
 
     def options(self, **changes: Any) -> Task[P, R]:
         """The same task with other options: name, retries, retry_on, timeout, chunksize, progress.

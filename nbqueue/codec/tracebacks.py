@@ -85,7 +85,7 @@ def dump_exception(exc: BaseException) -> bytes:
     sources: dict[str, dict[int, str]] = {}
     try:
         links = _links(exc, sources)
-    except Exception as error:  # noqa: BLE001 - what a class can override may raise; the task still ends
+    except BaseException as error:  # noqa: BLE001 - what a class can override may raise; the task still ends
         name = type(exc).__name__
         links = [_Link(name, "", f"{name} (its traceback is lost: {_text(error)})")]
     data = pickle.dumps((links, sources), protocol=functions.PROTOCOL)

@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from nbqueue.codec.messages import type_name
 from nbqueue.errors import TaskError, TaskTimeout, WorkerDied
 
-__all__ = ["CRASH_CAP", "Exit", "death", "retry_delay", "wanted"]
+__all__ = ["CRASH_CAP", "SPAWNER_CRASH_CAP", "Exit", "death", "retry_delay", "wanted"]
 
 # A task whose worker died may run once more (BullMQ's maxStalledCount 1; dask allows 3, loky none).
 CRASH_CAP = 1
+
+# The spawner's death ends all workers, and nobody can tell whether one of their tasks killed it: they are charged,
+# but may survive more.
+SPAWNER_CRASH_CAP = 3
 
 _FIRST_DELAY_S = 0.1
 _LONGEST_DELAY_S = 60.0

@@ -32,7 +32,7 @@ from nbqueue.codec.messages import ERROR, EXCEPTION, SKIPPED, VALUE, CallBody, c
 from nbqueue.codec.seal import Seal
 from nbqueue.codec.tracebacks import dump_exception
 from nbqueue.codec.values import dump_value
-from nbqueue.errors import BadMessage, NbqueueError, ResultNotSendable, ServerError, TaskTimeout
+from nbqueue.errors import BadMessage, ResultNotSendable, ServerError, TaskTimeout
 from nbqueue.stream.broker import BLOCK_MS, Broker
 from nbqueue.stream.connect import LOWEST_LIMIT_BYTES, Address, CommandError, ForgotScripts, Wire, may_be_too_large
 from nbqueue.stream.keys import Keys
@@ -343,18 +343,12 @@ class Worker:
                 if not self._run_item(call, body, function, plain, item):
                     break
                 self._left -= 1
-                if not self._left:
+                if not self._left or self._slot.leave_asked():
+                    self._left = 0
                     break
         finally:
             context.set_current(None)
-            self._flush_output()
-            printed = self._surroundings.printed
-            self._surroundings.restore()
-            if printed != self._surroundings.printed:
-                # So that it is seen when the result is, and not at the next look.
-                self._ring(OUTPUT)
-        if self._slot.leave_asked():
-            self._left = 0
+            self._clean_up()
         self._outbox.close()
         if not self._left:
             # What it still holds goes back when its end is noticed.
@@ -362,6 +356,18 @@ class Worker:
                 self._ahead.clear()
         took = time.monotonic() - began
         self._seconds = took if not self._seconds else 0.7 * self._seconds + 0.3 * took
+
+    def _clean_up(self) -> None:
+        """Make all ready for the next call. A worker whose task has spoiled too much for that is replaced."""
+        printed = self._surroundings.printed
+        try:
+            self._flush_output()
+            self._surroundings.restore()
+        except Exception:  # noqa: BLE001 - a task can leave anything behind; what it returned counts all the same
+            self._left = 0
+        if printed != self._surroundings.printed:
+            # So that it is seen when the result is, and not at the next look.
+            self._ring(OUTPUT)
 
     def _fetch_blobs(self, body: CallBody) -> None:
         if body.setting and body.setting not in self._settings:
@@ -444,10 +450,10 @@ class Worker:
                 stop = TaskTimeout(f"`{body.name}` ran longer than its timeout of {limit:g} s.", timeout_s=limit)
                 kind, value, is_one_pickle = ERROR, pickle.dumps(stop), False
             else:
-                kind, value, is_one_pickle = self._failure(error)
+                kind, value, is_one_pickle = EXCEPTION, dump_exception(error), False
                 failures = call.attempt - max(0, call.crashes) if call.items == 1 else 1
                 delay = attempt.retry_delay(failures, body.retries) if attempt.wanted(error, body.retry_on) else None
-                if kind == EXCEPTION and delay is not None:
+                if delay is not None:
                     self._retry(call, body, plain, item, value, ended - began, delay)
                     return call.entry not in self._outbox.stale
         self._outbox.note(call, item, kind, value, is_one_pickle, ended - began)
@@ -474,11 +480,6 @@ class Worker:
         self._try_flush()
         self._ring(NEWS)
 
-    def _failure(self, error: BaseException) -> tuple[int, bytes, bool]:
-        if isinstance(error, NbqueueError):
-            return ERROR, pickle.dumps(error), False
-        return EXCEPTION, dump_exception(error), False
-
     def _refuse(self, call: Fetched, error: BadMessage) -> None:
         """End a call whose message cannot be trusted, all its items at once. It is counted, and never run again."""
         message = self._seal.close("refusal", call_id(call.client, call.n), str(error).encode())
@@ -487,18 +488,19 @@ class Worker:
 
     def _all_fail(self, call: Fetched, error: BaseException) -> None:
         if self._why == board.TIMEOUT:
-            error = TaskTimeout("Loading the function took longer than the task's timeout.")
-        kind, value, plain = self._failure(error)
+            late = TaskTimeout("Loading the function took longer than the task's timeout.")
+            kind, value = ERROR, pickle.dumps(late)
+        else:
+            kind, value = EXCEPTION, dump_exception(error)
         for item in range(call.first, call.items):
-            self._outbox.note(call, item, kind, value, plain, 0.0)
+            self._outbox.note(call, item, kind, value, False, 0.0)
         self._outbox.close()
 
     def _flush_output(self) -> None:
-        for stream in (sys.stdout, sys.stderr):
+        for name in ("stdout", "stderr"):
             try:
-                stream.flush()
-            except (ValueError, OSError, AttributeError):
-                # The task closed or replaced it; there is nothing left to flush.
+                getattr(sys, name).flush()
+            except Exception:  # noqa: BLE001, S112 - the task closed or replaced it; there is nothing left to flush
                 continue
 
     # Interrupts and nested calls

@@ -11,6 +11,7 @@ import pickle
 import secrets
 import signal
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from nbqueue.stream.connect import Address, CommandError, Wire
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import HostState, RunningTask, WorkerLimits, WorkerState
 from nbqueue.worker import board
-from nbqueue.worker.attempt import CRASH_CAP, Exit, death
+from nbqueue.worker.attempt import CRASH_CAP, SPAWNER_CRASH_CAP, Exit, death
 from nbqueue.worker.board import Line, Slot
 from nbqueue.worker.loop import WorkerSpec
 from nbqueue.worker.output import Outlet, Tape, last_lines
@@ -83,6 +84,7 @@ class Member:
     pid: int = 0
     stopping: bool = False
     blameless: bool = False  # killed by us: what it ran is not charged
+    orphaned: bool = False  # died with the spawner
     overdue_s: float | None = None  # killed for this time limit
     over_bytes: int = 0  # killed for using so much memory
     kill_at: float | None = None
@@ -136,6 +138,7 @@ class Pool:
         self._beat_at = 0.0
         self._unblock_at = 0.0
         self._surplus_since: float | None = None
+        self._warned = False
         self._early_deaths = 0
         self._start_at = 0.0
         self._to_reclaim: list[tuple[str, str, int, int, bytes]] = []
@@ -225,6 +228,12 @@ class Pool:
             return
         active = [m for m in self.members.values() if not m.stopping]
         waiting = sum(m.slot.state() == board.WAITING for m in active)
+        if waiting >= MOST_SUBSTITUTES and not self._warned:
+            self._warned = True
+            sys.stderr.write(
+                f"nbqueue: {waiting} workers of the queue {self.spec.queue!r} wait for calls of their own, and no more "
+                "are started. If nothing moves, cancel. A task that calls itself without .submit runs in place.\n"
+            )
         wanted = self.size + min(waiting, MOST_SUBSTITUTES)
         if len(active) < wanted:
             self._surplus_since = None
@@ -300,6 +309,8 @@ class Pool:
         entry, item, cap, reply = "", -1, 0, b""
         if line is not None and line.running and not member.blameless:
             entry, item, cap = line.entry, line.item, CRASH_CAP
+            if member.orphaned:
+                cap = max(cap, SPAWNER_CRASH_CAP)
             if member.overdue_s is not None:
                 cap = -1
             reply = self._death_notice(member, line, exit)
@@ -325,9 +336,9 @@ class Pool:
         self._spawner = spawner
 
     def all_died(self) -> None:
-        """The spawner died and took every worker with it; none of them is to blame."""
+        """The spawner died and took every worker with it."""
         for member in list(self.members.values()):
-            member.blameless = True
+            member.orphaned = True
             if member.pid:
                 end_group(member.pid)
             self.died(member, Exit(signal.SIGKILL, None, None))

@@ -62,6 +62,8 @@ class Surroundings:
         self.printed = (0, 0)  # bytes on stdout and stderr when `restore` looked last
         self._signals: dict[int, Any] = {}
         self._recursion_limit = sys.getrecursionlimit()
+        self._umask = os.umask(0)
+        os.umask(self._umask)
         self._environ = dict(os.environ)
         self._cwd = os.getcwd()
         self._setting: Setting | None = None
@@ -107,8 +109,9 @@ class Surroundings:
         for signum, handler in self._signals.items():
             if _getsignal(signum) is not handler:
                 signal.signal(signum, handler)
-        if signal.getitimer(signal.ITIMER_REAL)[0]:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+            if signal.getitimer(timer)[0]:
+                signal.setitimer(timer, 0)
         if _sigmask(signal.SIG_BLOCK, ()):
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
@@ -131,22 +134,23 @@ class Surroundings:
 
     def restore(self) -> None:
         """Undo what a task did to the working directory, the import path, the environment, its output, signal
-        handlers and timers, and the recursion limit."""
+        handlers and timers, the umask and the recursion limit."""
         if self._signals:
             self._restore_signals()
         if sys.getrecursionlimit() != self._recursion_limit:
             sys.setrecursionlimit(self._recursion_limit)
         if self._descriptors:
             self.printed = self._restore_descriptor(1), self._restore_descriptor(2)
+        os.umask(self._umask)
         if self._output and (
-            sys.stdout is not self._output["stdout"]
-            or sys.stderr is not self._output["stderr"]
+            getattr(sys, "stdout", None) is not self._output["stdout"]
+            or getattr(sys, "stderr", None) is not self._output["stderr"]
             or sys.stdout.closed
             or sys.stderr.closed
         ):
             self.own_output()
         if sys.path != self._wanted_path:
-            sys.path[:] = self._wanted_path
+            sys.path = list(self._wanted_path)
             importlib.invalidate_caches()
         try:
             moved = os.getcwd() != self._cwd

@@ -297,3 +297,20 @@ def test_tls_to_a_port_without_it_names_tls_as_the_likely_cause(
         TaskQueue(f"rediss://:secret@127.0.0.1:{port}")
     with pytest.raises(ServerUnreachable, match="with TLS.*Is it a port without TLS"), _FakeServer("") as url:
         TaskQueue(url.replace("redis://", "rediss://"))
+
+
+def test_an_option_among_a_maps_keywords_is_refused_with_where_to_put_it(queue: Any) -> None:
+    """Every item failed with an unexpected keyword argument."""
+
+    @queue.task
+    def square(x: int) -> int:
+        return x * x
+
+    with pytest.raises(TypeError, match=r"takes no keyword 'chunksize'.*square\.options\(chunksize=2\)\.map"):
+        square.map([1], chunksize=2)
+
+    @queue.task
+    def takes_it(x: int, timeout: int) -> int:
+        return x + timeout
+
+    assert takes_it.map([1], timeout=2).results(timeout=20) == [3]

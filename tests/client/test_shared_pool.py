@@ -57,3 +57,13 @@ def test_a_closed_queue_keeps_no_descriptor(new_key: str) -> None:
     for i in range(1, 4):
         use(i)
     assert psutil.Process().num_fds() <= before
+
+
+def test_a_new_handle_starts_workers_again_after_the_end_of_a_block(new_key: str) -> None:
+    """The second one waited for ever: nothing but run() started workers after a shutdown."""
+    for _ in range(2):
+        with TaskQueue(stream_key=new_key, workers=1) as queue:
+            assert queue.submit(abs, -2).result(timeout=20) == 2
+    again = TaskQueue(stream_key=new_key, workers=1)
+    assert again.submit(abs, -3).result(timeout=20) == 3
+    again.shutdown()

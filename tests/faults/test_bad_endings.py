@@ -5,13 +5,15 @@ from __future__ import annotations
 import builtins
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from nbqueue import RemoteError, TaskError
-from nbqueue.errors import InputNotAvailable, ResultNotSendable
+from nbqueue import RemoteError, TaskError, WorkerDied
+from nbqueue.errors import InputNotAvailable, NbqueueError, ResultNotSendable
 
 
 @pytest.fixture(autouse=True)
@@ -149,3 +151,87 @@ def test_every_way_to_end_without_an_exception_of_its_own_is_a_task_error() -> N
 
     for name in ("WorkerDied", "TaskTimeout", "ResultNotSendable", "BadMessage", "RemoteError"):
         assert issubclass(getattr(errors, name), TaskError)
+
+
+def test_an_error_of_ours_that_a_task_raises_is_one_like_any_other(queue: Any, tmp_path: Any) -> None:
+    """It was pickled plainly, which killed the worker; was never retried, and lost its traceback and cause."""
+
+    class Mine(NbqueueError):
+        pass
+
+    @queue.task(retries=2)
+    def fail(kind: str) -> None:
+        with (tmp_path / kind).open("a") as file:
+            file.write("x")
+        try:
+            1 / 0  # noqa: B018
+        except ZeroDivisionError as error:
+            if kind == "mine":
+                raise Mine("of a cell") from error
+            raise TaskError(threading.Lock() if kind == "lock" else "plain") from error
+
+    for kind in ("mine", "plain", "lock"):
+        error = fail(kind).exception(timeout=20)
+        assert error is not None
+        assert not isinstance(error, WorkerDied)
+        assert (tmp_path / kind).read_text() == "xxx"
+        if kind != "lock":
+            assert isinstance(error.__cause__, ZeroDivisionError)
+            assert "fail" in "".join(traceback.format_tb(error.__traceback__))
+
+
+def test_a_nested_calls_time_limit_can_be_retried_by_its_caller(queue: Any, tmp_path: Any) -> None:
+    @queue.task(timeout=0.3)
+    def slow() -> str:
+        if not (tmp_path / "tried").exists():
+            (tmp_path / "tried").touch()
+            time.sleep(60)
+        return "quick"
+
+    outer = queue.task(retries=1)(lambda: slow.submit().result())
+    assert outer().result(timeout=30) == "quick"
+
+
+@pytest.mark.parametrize("spoil", ["flush", "no stdout", "no path"])
+def test_what_a_task_spoils_costs_neither_it_nor_its_neighbours(queue: Any, spoil: str) -> None:
+    """The clean-up after a call failed, the worker left, and the last item of the chunk was charged with it."""
+
+    class BadFlush:
+        def write(self, text: str) -> None: ...
+
+        def flush(self) -> None:
+            raise RuntimeError("flush")
+
+    def work(i: int) -> int:
+        if i == 3 and spoil == "flush":
+            sys.stdout = BadFlush()  # type: ignore[assignment]
+        elif i == 3 and spoil == "no stdout":
+            del sys.stdout
+        elif i == 3:
+            sys.path = None  # type: ignore[assignment]
+        return i
+
+    assert queue.task(chunksize=10)(work).map(range(10)).results(timeout=20) == list(range(10))
+    assert queue.submit(work, 3).result(timeout=20) == 3
+
+
+def test_an_exception_whose_text_ends_the_program_ends_only_its_task(queue: Any) -> None:
+    class Rude(Exception):
+        def __str__(self) -> str:
+            sys.exit(3)
+
+    def fail() -> None:
+        raise Rude
+
+    error = queue.submit(fail).exception(timeout=20)
+    assert isinstance(error, RemoteError | Rude)
+    assert not isinstance(error, WorkerDied)
+
+
+def test_a_result_that_ends_the_program_when_it_is_unpickled_is_an_error(queue: Any) -> None:
+    class Rude:
+        def __reduce__(self) -> Any:
+            return sys.exit, (3,)
+
+    with pytest.raises(RemoteError, match="SystemExit"):
+        queue.submit(Rude).result(timeout=20)

@@ -152,3 +152,17 @@ def test_a_call_that_is_said_to_have_ended_before_ends_with_an_error(queue: Any,
         with pytest.raises(BadMessage, match="ended before"):
             waits(timeout=20)
     queue.run(2)
+
+
+def test_junk_in_a_clients_own_record_does_not_end_its_listener(
+    queue: Any, client: redis.Redis, wait_until: Callable[..., Any], capsys: Any
+) -> None:
+    """An answer of the wrong shape ended the thread, and everything waited for ever."""
+    core = queue._core
+    record = f"{core.keys.prefix}c:{core.link.client}"
+    client.hset(record, "mark", "junk")
+    wait_until(lambda: core.link.failure is not None, timeout=20)
+    assert "cannot be understood" in str(core.link.failure)
+    client.delete(record)
+    assert queue.submit(abs, -3).result(timeout=30) == 3
+    assert core.link.failure is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -195,7 +196,7 @@ def test_workers_that_cannot_be_reached_by_the_terminal_ignore_ctrl_c(queue: Any
     assert {worker.pid for worker in queue.status().workers} == pids
 
 
-def test_killing_the_fork_template_costs_nobody_an_attempt(
+def test_killing_the_fork_template_costs_nobody_the_result(
     queue: Any, wait_until: Callable[..., Any], tmp_path: Path
 ) -> None:
     notes, go = tmp_path / "pids", tmp_path / "go"
@@ -219,3 +220,40 @@ def test_killing_the_fork_template_costs_nobody_an_attempt(
     assert _pids(notes)[1] != template
     assert isinstance(queue, TaskQueue)
     wait_until(lambda: _whole(queue, 2))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a worker's parent is the supervisor")
+def test_a_task_that_kills_its_parent_does_not_do_so_for_ever(queue: Any, tmp_path: Path) -> None:
+    """It ran 83 times in eight seconds: nobody was to blame for the end of the fork template."""
+    notes = tmp_path / "pids"
+
+    @queue.task
+    def kill_the_template() -> None:
+        with notes.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+
+    with pytest.raises(WorkerDied):
+        kill_the_template().result(timeout=60)
+    assert 2 <= len(_pids(notes)) <= 5
+    assert queue.submit(abs, -2).result(timeout=20) == 2
+
+
+def test_a_task_that_kills_its_supervisor_again_and_again_ends_with_an_error(start_script: Callable[..., Any]) -> None:
+    """After a while no supervisor is started any more, and whoever waited then waited for ever."""
+    script = start_script("""
+import os, signal, time
+from nbqueue import TaskQueue
+queue = TaskQueue(workers=1)
+def kill():
+    os.kill(os.getsid(0), signal.SIGKILL)
+    time.sleep(60)
+for call in (lambda: queue.submit(kill), lambda: queue.submit(len, [1])):
+    try:
+        call().result(timeout=60)
+    except Exception as error:
+        print("ended", type(error).__name__, error, flush=True)
+""")
+    out = script.end(timeout=120)
+    assert out.count("ended PoolError The supervisor process keeps dying") == 2
