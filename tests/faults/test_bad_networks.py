@@ -223,6 +223,8 @@ def test_an_interrupt_is_felt_while_the_network_stalls(
     TaskQueue(redis_server.url, new_key).run(1)
     assert queue.submit(_square, 2).result(timeout=30) == 4
     proxy.stalled = True
+    # Started by a shell in its background, this process ignores what a kernel does not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     for wait in (
         lambda: queue.submit(_square, 3).result(timeout=30),
         lambda: queue.map(_slow, range(50)).results(timeout=30),
@@ -236,6 +238,7 @@ def test_an_interrupt_is_felt_while_the_network_stalls(
             wait()
         # The stall ends only below: nothing but the interrupt can have ended the wait.
         interrupter.join()
+    signal.signal(signal.SIGINT, before)
     proxy.stalled = False
     assert queue.submit(_square, 5).result(timeout=30) == 25
     with redis_server.client() as client:

@@ -225,7 +225,7 @@ def test_a_worker_refuses_what_was_not_signed_for_it(evil: bytes, unpickled: lis
         run(*(forged() for _ in range(50)))
     assert broker.refused == EACH
     assert unpickled == []
-    assert worker._outbox == []
+    assert worker._outbox.reports() == []
     assert len(forger.mixture) == len(forger.ways) == 10
 
     # A true message whose unsigned head claims another number of items is opened, and not run.
@@ -239,7 +239,7 @@ def test_a_worker_refuses_what_was_not_signed_for_it(evil: bytes, unpickled: lis
     assert not (tmp_path / "ran").exists()
     # And after all that the true call runs.
     run(entry(b"7", true))
-    (report,) = worker._outbox
+    (report,) = worker._outbox.reports()
     reply = messages.load_reply(seal.open("reply", f"{client}:7", report.reply))
     assert pickle.loads(reply.packed) == [2]
 

@@ -35,7 +35,7 @@ FENCE = "if redis.call('HEXISTS', P .. 'hb', host) == 0 then return {'FENCED'} e
 FORGOT = "if ARGV[4] ~= '' and redis.call('GET', P .. 'e') ~= ARGV[4] then return {'FORGOT'} end"
 GIVE_BACK = "for consumer in pairs(dead) do take_back(consumer, '', -1, 0, '') end"
 COUNTER = "redis.call('HGET', P .. 'hb', ARGV[1]) ~= ARGV[2]"
-OLD_WORD = "(current ~= entry and (failed > 0 or retry))"
+OLD_WORD = "(current ~= entry and failed > 0)"
 NEW_EPOCH = "redis.call('HSETNX', key, 'epoch', fresh) == 1"
 RECORD_DIES = "redis.call('EXPIRE', P .. 'c:' .. client, IDLE_S)"
 REPLIES_DIE = "redis.call('EXPIRE', P .. 'r:' .. client, IDLE_S)"
@@ -57,19 +57,9 @@ MUTANTS = [
     ),
     mutant("finish counts a report twice", "finish", "or upto <= done or", "or"),
     mutant("finish leaves a gap", "finish", "first > done or"),
-    mutant(
-        "finish takes an old failure",
-        "finish",
-        OLD_WORD,
-        "(current ~= entry and retry)",
-    ),
-    mutant(
-        "finish takes an old retry",
-        "finish",
-        OLD_WORD,
-        "(current ~= entry and failed > 0)",
-    ),
-    mutant("finish refuses an old success", "finish", "(failed > 0 or retry))", "true)"),
+    mutant("finish takes an old failure", "finish", OLD_WORD, "false"),
+    mutant("finish takes an old retry", "finish", "or (retry and not parked)"),
+    mutant("finish refuses an old success", "finish", OLD_WORD, "current ~= entry"),
     mutant(
         "finish leaves the new attempt behind",
         "finish",

@@ -169,7 +169,7 @@ def test_no_line_can_be_changed_unnoticed(
             compiles(one_server)
             red = turns_red(one_server, A_WHILE if exemption or strange else ENOUGH, timeout_s=ENDLESS_S)
         if strange and not red:
-            red = test_refusals_turns_red(tmp_path, name, change.applied(source))
+            red = refusals_turn_red(tmp_path, name, change.applied(source))
         if exemption is None:
             row.red += red
             if not red:
@@ -183,7 +183,7 @@ def test_no_line_can_be_changed_unnoticed(
     assert not row.green, "the model does not notice:\n" + "\n".join(row.green)
 
 
-def test_refusals_turns_red(folder: Path, name: str, mutated: str) -> bool:
+def refusals_turn_red(folder: Path, name: str, mutated: str) -> bool:
     """Whether the tests of what strangers write notice a mutant, planted in a copy of the package."""
     package = Path(broker_module.__file__).parents[1]
     shutil.copytree(package, folder / "nbqueue", dirs_exist_ok=True)

@@ -16,12 +16,12 @@ for at = 1, #ARGV, 11 do
   local retry = delay ~= ''
   local current, done = standing(client, n)
   local upto = first + items
-  -- Nothing is left to run again where others have deleted the entry.
+  -- The entry of an old attempt is gone, and one that others have deleted: nothing is left to run again.
   local parked = retry and read(entry)
   if not current or (retry and not parked) then
     drop(client, n, entry)
     out[#out + 1] = 'STALE'
-  elseif first > done or upto <= done or (current ~= entry and (failed > 0 or retry)) then
+  elseif first > done or upto <= done or (current ~= entry and failed > 0) then
     -- Already reported (a reply was lost), or an old attempt that has no say.
     if current ~= entry then drop(client, n, entry) end
     out[#out + 1] = (current == entry and upto <= done) and 'OK' or 'STALE'
