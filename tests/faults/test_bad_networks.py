@@ -123,6 +123,7 @@ def _assert_nothing_lost_or_doubled(
 DONE = 100 + 300 + 4 + 20
 
 
+@pytest.mark.soak
 def test_a_delay_of_50_ms_each_way_costs_time_only(
     network: Callable[..., Proxy], redis_server: Any, new_key: str, tmp_path: Path, wait_until: Callable[..., Any]
 ) -> None:
@@ -133,7 +134,7 @@ def test_a_delay_of_50_ms_each_way_costs_time_only(
     assert len(queue.status().workers) == 2
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_one_chunk_in_a_hundred_that_ends_in_a_reset_loses_and_doubles_nothing(
     seed: int,
     network: Callable[..., Proxy],

@@ -244,7 +244,7 @@ def _keeps_its_promises(play: Play, hosts: int, items: int, wait_until: Callable
 def _points(actor: str, *variants: str) -> list[Any]:
     """``actor-step-point-action`` for each row of the table; a variant ``step/name`` is another way to the step.
 
-    A cut before a step or after its reply is one between two steps: that is left to the soak.
+    After a reply is before the next step, and a cut before a step is one after the last: these are left to the soak.
     """
     rows = [*TABLE[actor], *variants]
     return [
@@ -252,7 +252,7 @@ def _points(actor: str, *variants: str) -> list[Any]:
             row,
             Stage(actor, row.partition("/")[0], point, action),
             id=f"{actor}-{row}-{point}-{action}",
-            marks=[pytest.mark.soak] if action == CUT and point in (BEFORE, AFTER) else [],
+            marks=[pytest.mark.soak] if point == AFTER or (action, point) == (CUT, BEFORE) else [],
         )
         for row in rows
         for point in STEPS[row.partition("/")[0]].points

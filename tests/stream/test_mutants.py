@@ -128,8 +128,8 @@ MUTANTS = [
 # What real clients, workers and supervisors keep to, and the actors as well.
 HABITS = [
     "reads_own_pending",
-    "keeps_reports",
-    "reports_before_it_fetches",
+    pytest.param("keeps_reports", marks=pytest.mark.soak),  # these two take ten seconds each
+    pytest.param("reports_before_it_fetches", marks=pytest.mark.soak),
     "lists_its_newest",
     "strikes_its_dead",
     "reads_before_it_resends",
