@@ -82,7 +82,6 @@ def test_this_host_and_one_with_tls_and_password_are_fine(url: str) -> None:
         (redis.Redis.from_url("rediss://:pw@example.net"), True),
         (redis.Redis.from_url("redis://:pw@example.net"), False),
     ],
-    ids=repr,
 )
 def test_a_client_is_judged_as_a_url_is(client: redis.Redis, safe: bool) -> None:
     address = Address.from_client(client)
