@@ -191,7 +191,7 @@ def test_an_exception_that_is_too_large_arrives_cut(queue: Any) -> None:
 
 @pytest.mark.soak
 def test_the_real_limit(queue: Any) -> None:
-    """500 MB there and back, and one byte more: nothing is lowered here. Needs about 6 GB."""
+    """500 MB and one byte more: nothing is lowered here. Needs several gigabytes of memory, and an idle machine."""
     limit = functions.LARGEST_BYTES
     data = filled(one_argument, limit)
     assert queue.submit(_length, data).result(timeout=120) == len(data)
