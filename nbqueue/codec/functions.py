@@ -132,11 +132,14 @@ def _all_plain_mapping(value: Mapping[Any, object], levels: int) -> bool:
 
 _native: weakref.WeakSet[type] = weakref.WeakSet()
 _arrived: weakref.WeakSet[type] = weakref.WeakSet()
+_FILENAME = 10  # of the arguments of `types.CodeType`
 _set_class_state: Callable[[type, Any], Any] | None = getattr(_internals, "_class_setstate", None)
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle, except that a class which comes home is left as it is.
+    """cloudpickle, except that code keeps its file's name, and a class which comes home is left as it is.
+
+    cloudpickle 3.1.3 and later drop the name for the sake of equal bytes, and with it the lines of a traceback.
 
     A class of a cell goes to a worker by value, and comes back with each of its instances and exceptions.
     cloudpickle finds the class that it is, then overwrites its methods with copies whose globals are those
@@ -144,6 +147,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """
 
     def reducer_override(self, obj: object) -> Any:
+        if isinstance(obj, types.CodeType):
+            make, args = self.dispatch_table[types.CodeType](obj)
+            return make, (*args[:_FILENAME], obj.co_filename, *args[_FILENAME + 1 :])
         reduced = super().reducer_override(obj)
         if isinstance(obj, type) and type(reduced) is tuple and reduced[-1] is _set_class_state:
             if obj not in _arrived:
