@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["TaskContext", "current", "in_task", "waiting"]
+__all__ = ["TaskContext", "current", "in_task", "tell", "waiting"]
 
 
 @dataclass(slots=True)
@@ -26,6 +26,7 @@ class TaskContext:
     secret: bytes
     begin_wait: Callable[[], None]
     end_wait: Callable[[], None]
+    post: Callable[[str, object, dict[str, Any]], None]
 
     def __repr__(self) -> str:
         return f"TaskContext(name={self.name!r}, attempt={self.attempt}, queue={self.queue!r})"
@@ -48,6 +49,16 @@ def set_current(context: TaskContext | None) -> None:
     """For `worker.loop` only."""
     global _current
     _current = context
+
+
+def tell(kind: str, key: object = None, **details: Any) -> None:
+    """Send news of the running task to whoever called it; outside of tasks, nothing.
+
+    `details` are what JSON can hold. Several with one `key` in a short time: only the last one leaves.
+    """
+    context = _current
+    if context is not None:
+        context.post(kind, key, details)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ import redis
 
 ROOT = Path(__file__).resolve().parents[1]
 # These draw, and are asked to.
-SHOWING = ("progress", "browser")
+SHOWING = ("progress", "notebook", "browser")
 
 
 def eventually(predicate: Callable[[], object], timeout: float = 10) -> Any:
@@ -298,6 +298,62 @@ def start_host(start_script: Callable[..., Script]) -> Callable[..., Script]:
         return start_script(HOST.format(url=url, key=key, workers=workers, lease_s=lease_s))
 
     return start
+
+
+# Kernels
+
+
+class Kernel:
+    """A real ipykernel; `run` gives every message that it published for a cell."""
+
+    def __init__(self, manager: Any, client: Any) -> None:
+        self.manager = manager
+        self.client = client
+
+    def run(self, code: str, timeout: float = 60) -> list[dict[str, Any]]:
+        """All messages up to the end of the cell, in order."""
+        msg_id = self.client.execute(code)
+        messages = []
+        deadline = time.monotonic() + timeout
+        while True:
+            message = self.client.get_iopub_msg(timeout=max(0.1, deadline - time.monotonic()))
+            messages.append(message)
+            if message["parent_header"].get("msg_id") != msg_id or message["msg_type"] != "status":
+                continue
+            if message["content"]["execution_state"] == "idle":
+                return messages
+
+    def until(self, predicate: Callable[[dict[str, Any]], bool], timeout: float = 10) -> dict[str, Any]:
+        """The next message for which the predicate holds."""
+        deadline = time.monotonic() + timeout
+        while True:
+            message = self.client.get_iopub_msg(timeout=max(0.1, deadline - time.monotonic()))
+            if predicate(message):
+                return message
+
+
+@pytest.fixture
+def start_kernel(tmp_path: Path) -> Iterator[Callable[..., Kernel]]:
+    """``start_kernel(**environment)``: a kernel that imports this nbqueue; shut down after the test."""
+    from jupyter_client.manager import KernelManager
+
+    managers = []
+
+    def start(**environment: str) -> Kernel:
+        manager = KernelManager(kernel_name="python3")
+        env = {**os.environ, "NBQUEUE_PROGRESS": "1", "IPYTHONDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        manager.start_kernel(env={**env, **environment}, cwd=str(tmp_path))
+        client = manager.client()
+        client.start_channels()
+        managers.append((manager, client))
+        client.wait_for_ready(timeout=60)
+        return Kernel(manager, client)
+
+    yield start
+    for manager, client in managers:
+        client.stop_channels()
+        if manager.has_kernel:
+            manager.shutdown_kernel(now=True)
 
 
 # Nothing left

@@ -18,7 +18,7 @@ import pickle
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures._base import RUNNING
 from operator import itemgetter
 from typing import Any, Generic, TypeVar, cast, overload
@@ -562,8 +562,11 @@ class Batch(Generic[R]):
         """None of its items is open: one that is being retried still is."""
         return not self._kinds.count(_OPEN, call.base, call.base + call.call.items)
 
-    def on_started(self, call: OpenCall, item: int, worker: str, attempt: int) -> None:
-        place = call.base + item
+    def on_event(self, call: OpenCall, item: int, event: Mapping[str, Any]) -> None:
+        if event["kind"] == "started":
+            self._started(call, call.base + item, event["worker"], event["attempt"])
+
+    def _started(self, call: OpenCall, place: int, worker: str, attempt: int) -> None:
         with self._lock:
             if self._kinds[place] != _OPEN:
                 return
@@ -575,7 +578,7 @@ class Batch(Generic[R]):
         if not others:
             self.tally.start()
         if future is not None:
-            future.on_started(call, item, worker, attempt)
+            future._started(worker, attempt)
 
     def on_broken(self, call: OpenCall, item: int, error: NbqueueError) -> bool:
         for place in range(call.base, call.base + call.call.items):

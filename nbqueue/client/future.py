@@ -12,7 +12,7 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures._base import (
     CANCELLED,
     CANCELLED_AND_NOTIFIED,
@@ -242,7 +242,11 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         self._arrive(first_outcome(kind, body), body)
         return True
 
-    def on_started(self, call: OpenCall, item: int, worker: str, attempt: int) -> None:
+    def on_event(self, call: OpenCall, item: int, event: Mapping[str, Any]) -> None:
+        if event["kind"] == "started":
+            self._started(event["worker"], event["attempt"])
+
+    def _started(self, worker: str, attempt: int) -> None:
         self.attempts, self.worker = max(self.attempts, attempt), worker
         with self._condition:
             if self._state not in _DONE:

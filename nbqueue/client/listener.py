@@ -23,7 +23,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from nbqueue.codec import messages
 from nbqueue.codec.messages import ReplyBody, call_id
@@ -80,8 +80,8 @@ class Sink(Protocol):
     def on_reply(self, call: OpenCall, item: int, body: ReplyBody) -> bool:
         """Items of the call from `item` on have ended. True when all items of the call have."""
 
-    def on_started(self, call: OpenCall, item: int, worker: str, attempt: int) -> None:
-        """An item has been running for a while."""
+    def on_event(self, call: OpenCall, item: int, event: Mapping[str, Any]) -> None:
+        """News of an item that runs: its ``kind`` is "started" (it has been running for a while), …"""
 
     def on_broken(self, call: OpenCall, item: int, error: NbqueueError) -> bool:
         """A reply came that cannot be trusted. True when all items of the call have ended."""
@@ -596,5 +596,4 @@ class Link:
 
     def _event(self, opened: OpenCall, shift: int, data: bytes) -> None:
         event = messages.load_event(data)
-        if event.get("kind") == "started":
-            opened.sink.on_started(opened, event["item"] + shift, event["worker"], event["attempt"])
+        opened.sink.on_event(opened, event["item"] + shift, event)

@@ -122,7 +122,7 @@ def load_reply(data: bytes) -> ReplyBody:
     return ReplyBody(*pickle.loads(data))
 
 
-def dump_event(kind: str, **details: int | str | float) -> bytes:
+def dump_event(kind: str, **details: Any) -> bytes:
     """News about a call that is still open, for whoever watches; nothing depends on its arrival."""
     return json.dumps({"kind": kind, **details}, separators=(",", ":")).encode()
 

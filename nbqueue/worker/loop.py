@@ -38,6 +38,7 @@ from nbqueue.stream.connect import LOWEST_LIMIT_BYTES, Address, CommandError, Fo
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import Fetched, Report, Setting
 from nbqueue.worker import attempt, board
+from nbqueue.worker.news import News
 from nbqueue.worker.outbox import Outbox
 from nbqueue.worker.surroundings import NoKeyboard, Surroundings
 
@@ -50,6 +51,8 @@ FLUSH_S = 0.1
 AHEAD_S = 0.004
 COURIER_S = 0.05
 MOST_AHEAD = 64
+# News of a running task leave this often at most.
+NEWS_S = 0.2
 # Longer than BLOCK_MS: a reply that is later than this means a dead connection.
 REPLY_TIMEOUT_S = 12.0
 # A read that was sent over a lost connection ends this long after at the latest, its way to the server included.
@@ -119,6 +122,9 @@ class Worker:
         self._io = threading.Lock()  # guards the wire; the main thread holds it except while a task runs
         self._ahead: deque[Fetched] = deque()
         self._outbox = Outbox(self._seal, spec.consumer)
+        self._news = News()
+        self._news_at = 0.0
+        self._running_call: tuple[Fetched, int] | None = None  # and which of its items
         self._last_fetch_empty = True
         self._unsure = False  # connected again while a task ran: entries may lie unread in our pending list
         self._look_again_at: float | None = None  # when a read over the connection before this one has ended for sure
@@ -305,6 +311,25 @@ class Worker:
             self._broker.release(self._spec.consumer, waiting)
         if self._outbox.waiting or self._outbox.is_due(now, COURIER_S):
             self._flush_now()
+        if self._news.waiting and now >= self._news_at:
+            self._news_at = now + NEWS_S
+            self._announce()
+
+    def _announce(self) -> None:
+        running = self._running_call
+        if running is None:
+            return
+        call = running[0]
+        id = call_id(call.client, call.n)
+        for event in self._news.take():
+            message = self._seal.close("event", id, messages.dump_event(**event))
+            self._broker.announce(call.client, call.n, call.entry, message)
+
+    def _post(self, kind: str, key: object, details: dict[str, Any]) -> None:
+        running = self._running_call
+        if running is not None:
+            event = {**details, "kind": kind, "item": running[1]}
+            self._news.post(event, None if key is None else (running[1], kind, key))
 
     # Run
 
@@ -348,6 +373,8 @@ class Worker:
                     break
         finally:
             context.set_current(None)
+            self._running_call = None
+            self._news.take()
             self._clean_up()
         self._outbox.close()
         if not self._left:
@@ -417,6 +444,7 @@ class Worker:
                 return call.entry not in self._outbox.stale
             # It has killed a worker before: nothing that is finished may depend on its good conduct.
             self._try_flush()
+        self._running_call = call, item
         self._slot.item(item, time.monotonic_ns())
         self._item_since = began = time.monotonic()
         self._why = 0
@@ -521,6 +549,7 @@ class Worker:
             secret=self._secret,
             begin_wait=self._begin_wait,
             end_wait=self._end_wait,
+            post=self._post,
         )
 
     def _begin_wait(self) -> None:

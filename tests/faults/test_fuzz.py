@@ -11,7 +11,7 @@ import os
 import pickle
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -256,7 +256,7 @@ class Caller:
         self.replies.append(body)
         return True
 
-    def on_started(self, call: OpenCall, item: int, worker: str, attempt: int) -> None:
+    def on_event(self, call: OpenCall, item: int, event: Mapping[str, Any]) -> None:
         self.started += 1
 
     def on_broken(self, call: OpenCall, item: int, error: Exception) -> bool:
