@@ -24,6 +24,10 @@ import psutil
 import pytest
 import redis
 
+# A shell has it ignored in what it starts in the background, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).resolve().parents[1]
 # These draw, and are asked to.
 SHOWING = ("progress", "notebook", "browser")
@@ -209,8 +213,6 @@ class Script:
             cwd=folder,
             env={**os.environ, "XDG_RUNTIME_DIR": str(run), "NBQUEUE_PROGRESS": "0", **env},
             start_new_session=True,
-            # A shell ignores it in what it starts in the background, and so would everything from there on.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.out: list[str] = []
         self.err: list[str] = []
