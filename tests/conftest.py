@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -148,7 +149,6 @@ class Server:
         return redis.Redis(unix_socket_path=self.path, **kwargs)
 
     def start(self) -> None:
-        from nbqueue.stream.connect import Address
         from nbqueue.stream.server import find_executable, tie_to_parent
 
         self.process = subprocess.Popen(
@@ -157,8 +157,12 @@ class Server:
             cwd=self.directory,
             preexec_fn=tie_to_parent(),
         )
-        assert Address(path=self.path)
-        eventually(lambda: Path(self.path).exists())
+        # The path is there a moment before anybody listens.
+        eventually(self._listens)
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(self.path) == 0
 
     def stop(self) -> None:
         if self.process is not None:
