@@ -62,6 +62,8 @@ class Batch(Generic[R]):
     ...     print(future.result())
     """
 
+    many = True
+
     def __init__(
         self,
         link: Link,
@@ -72,7 +74,7 @@ class Batch(Generic[R]):
     ) -> None:
         self._link = link
         self._recipe = recipe
-        self._name = recipe.options.name
+        self.name = self._name = recipe.options.name
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._kinds = bytearray()
@@ -591,6 +593,10 @@ class Batch(Generic[R]):
     def first_open(self, call: OpenCall) -> int:
         place = self._kinds.find(_OPEN, call.base, call.base + call.call.items)
         return max(0, place - call.base)
+
+    def unanswered(self, call: OpenCall) -> Sequence[int]:
+        kinds = self._kinds[call.base : call.base + call.call.items]
+        return [item for item, kind in enumerate(kinds) if kind in (_OPEN, _CANCELLED)]
 
     def _settle_one(self, place: int, outcome: Outcome | None, *, failed: bool) -> None:
         with self._changed:

@@ -12,7 +12,7 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures._base import (
     CANCELLED,
     CANCELLED_AND_NOTIFIED,
@@ -103,6 +103,8 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
     seconds : float or None
         How long its last attempt ran.
     """
+
+    many = False
 
     def __init__(self, name: str, link: Link | None, on_cancel: Callable[[], None] | None = None) -> None:
         super().__init__()
@@ -258,6 +260,9 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
 
     def first_open(self, call: OpenCall) -> int:
         return 0
+
+    def unanswered(self, call: OpenCall) -> Sequence[int]:
+        return (0,) if self._outcome is None else ()
 
 
 def first_outcome(kind: int, body: ReplyBody) -> Outcome:

@@ -21,10 +21,11 @@ import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from nbqueue.client.history import History
 from nbqueue.codec import messages
 from nbqueue.codec.messages import ReplyBody, call_id
 from nbqueue.codec.seal import Seal, body_of
@@ -75,7 +76,10 @@ SMALL_BLOB_BYTES = 1_000_000
 
 
 class Sink(Protocol):
-    """Takes what comes back for a call. Called by the listener; must not block."""
+    """Takes what comes back for a call. Called by the listener; must not block. `many`: it has numbered items."""
+
+    name: str
+    many: bool
 
     def on_reply(self, call: OpenCall, item: int, body: ReplyBody) -> bool:
         """Items of the call from `item` on have ended. True when all items of the call have."""
@@ -89,6 +93,9 @@ class Sink(Protocol):
     def first_open(self, call: OpenCall) -> int:
         """The first item of the call that has not ended."""
 
+    def unanswered(self, call: OpenCall) -> Sequence[int]:
+        """Items of the call that have no outcome: open, or cancelled."""
+
 
 @dataclass(slots=True)
 class OpenCall:
@@ -99,6 +106,7 @@ class OpenCall:
     sink: Sink
     base: int = 0
     splits: bool = False  # items may be retried on their own
+    sent_at: float = 0.0
 
 
 class Link:
@@ -121,6 +129,7 @@ class Link:
         self.failure: NbqueueError | None = None  # why the server cannot be used now
         self.hinted = ""  # the reason for waiting that the user was told last
         self.refused = 0  # messages that came back and could not be trusted
+        self.history = History()
         self._address = address
         self._keys = keys
         self._seal = seal
@@ -204,7 +213,7 @@ class Link:
         with self._lock:
             self._last = n = self._last + 1
             payload = self._seal.close("call", call_id(self.client, n), body)
-            opened = OpenCall(Call(n, digests, items, payload), blobs, sink, base, splits)
+            opened = OpenCall(Call(n, digests, items, payload), blobs, sink, base, splits, time.time())
             self._open[n] = opened
             self._outbox.append(n)
             self._wake()
@@ -218,6 +227,7 @@ class Link:
             for opened in calls:
                 if self._open.pop(opened.call.n, None) is not None:
                     self._cancels += self._names(opened)
+                    self.history.note_cancelled(opened, opened.sink.unanswered(opened))
             self._changed.notify_all()
             self._wake()
 
@@ -245,7 +255,7 @@ class Link:
         with self._lock:
             opened = list(self._open.values())
         for call in opened:
-            call.sink.on_broken(call, 0, error)
+            self._end_broken(call, 0, error)
         self.cancel(opened)
 
     def watch(self, check: Callable[[], bool]) -> None:
@@ -534,7 +544,7 @@ class Link:
                 f"`{name}` could not be sent: {largest:,} bytes are more than the server lets in at once. Raise its "
                 "proto-max-bulk-len, load the data in the task, or send it in parts."
             )
-            opened.sink.on_broken(opened, 0, error)
+            self._end_broken(opened, 0, error)
             with self._changed:
                 self._open.pop(opened.call.n, None)
                 self._changed.notify_all()
@@ -581,18 +591,24 @@ class Link:
                 continue
             try:
                 if refusal is not None:
-                    ended = opened.sink.on_broken(opened, shift, refusal)
+                    ended = self._end_broken(opened, shift, refusal)
                 else:
                     body = messages.load_reply(data)
+                    # Before anybody can hear of it, and look.
+                    self.history.note(opened, body.first + shift, body)
                     ended = opened.sink.on_reply(opened, body.first + shift, body)
             except BaseException as error:  # noqa: BLE001 - a bad reply or callback must not stop all others
                 sys.excepthook(*sys.exc_info())
-                ended = opened.sink.on_broken(opened, shift, BadMessage(f"A reply could not be read: {error!r}"))
+                ended = self._end_broken(opened, shift, BadMessage(f"A reply could not be read: {error!r}"))
             if ended:
                 with self._changed:
                     self._open.pop(opened.call.n, None)
                     if not self._open:
                         self._changed.notify_all()
+
+    def _end_broken(self, opened: OpenCall, item: int, error: NbqueueError) -> bool:
+        self.history.note_broken(opened, opened.sink.unanswered(opened), error)
+        return opened.sink.on_broken(opened, item, error)
 
     def _event(self, opened: OpenCall, shift: int, data: bytes) -> None:
         event = messages.load_event(data)

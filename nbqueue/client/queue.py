@@ -18,6 +18,7 @@ from nbqueue.client import future
 from nbqueue.client.batch import Batch
 from nbqueue.client.core import Core, core_of, find_core, private_core
 from nbqueue.client.future import TaskFuture
+from nbqueue.client.history import TaskHistory
 from nbqueue.client.options import Options, check_limits, check_workers
 from nbqueue.client.task import Task, length_of, require_iterable, zip_arguments
 from nbqueue.codec.seal import user_secret
@@ -326,6 +327,27 @@ class TaskQueue:
             refused=counts.refused + core.link.refused,
             workers=workers,
         )
+
+    def history(self, n: int = 20, *, failed: bool = False) -> TaskHistory:
+        """The last `n` tasks of this process that have ended, the newest last; a list that shows as a table.
+
+        Kept in this process, from what came back: it costs the server nothing, knows nothing of what other
+        processes sent, and outlives the workers, not the kernel. The last 10,000 replies are kept (a reply is a
+        call, or a piece of a map), their arguments as far as they are small.
+
+        Parameters
+        ----------
+        n : int
+        failed : bool
+            Only those that failed, reached their timeout, or whose worker died.
+
+        Examples
+        --------
+        >>> queue.history(5)                                      # doctest: +SKIP
+        >>> [task.name for task in queue.history(failed=True)]    # doctest: +SKIP
+        ['simulate[3]']
+        """
+        return self._here().link.history.last(n, failed=failed)
 
     def __enter__(self) -> TaskQueue:
         """A block that finds the queue's workers running leaves them running at its end."""

@@ -32,14 +32,14 @@ class _Piece:
 
     __slots__ = ("call", "failed", "first", "kinds", "plain", "seconds", "since", "size", "started", "values")
 
-    def __init__(self, call: Fetched, first: int) -> None:
+    def __init__(self, call: Fetched, first: int, seconds: float) -> None:
         self.call = call
         self.first = first
         self.kinds = bytearray()
         self.values: list[Any] = []
         self.plain = True
         self.failed = 0
-        self.started = time.time()
+        self.started = time.time() - seconds  # it is made when its first item ends
         self.since = time.monotonic()
         self.seconds = 0.0
         self.size = 0
@@ -111,7 +111,7 @@ class Outbox:
         piece = self._piece
         if piece is None or piece.call is not call:
             self._close()
-            piece = self._piece = _Piece(call, item)
+            piece = self._piece = _Piece(call, item, seconds)
         piece.add(kind, value, plain)
         piece.seconds += seconds
 

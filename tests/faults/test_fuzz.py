@@ -11,7 +11,7 @@ import os
 import pickle
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -247,6 +247,9 @@ def test_a_worker_refuses_what_was_not_signed_for_it(evil: bytes, unpickled: lis
 class Caller:
     """Takes what the listener hands on."""
 
+    name = "f"
+    many = False
+
     def __init__(self) -> None:
         self.replies: list[ReplyBody] = []
         self.broken: list[Exception] = []
@@ -265,6 +268,9 @@ class Caller:
 
     def first_open(self, call: OpenCall) -> int:
         return 0
+
+    def unanswered(self, call: OpenCall) -> Sequence[int]:
+        return (0,)
 
 
 @pytest.fixture
