@@ -38,6 +38,7 @@ from nbqueue.stream.connect import LOWEST_LIMIT_BYTES, Address, CommandError, Fo
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import Fetched, Report, Setting
 from nbqueue.worker import attempt, board
+from nbqueue.worker.modules import LocalModules
 from nbqueue.worker.news import News
 from nbqueue.worker.outbox import Outbox
 from nbqueue.worker.surroundings import NoKeyboard, Surroundings
@@ -116,6 +117,7 @@ class Worker:
         self._seal = Seal(self._secret, spec.prefix)
         self._broker = Broker(Wire(Address.from_dict(spec.address), timeout_s=REPLY_TIMEOUT_S), Keys(spec.prefix))
         self._surroundings = Surroundings()
+        self._modules = LocalModules()
         self._functions: OrderedDict[str, Any] = OrderedDict()
         self._settings: dict[str, Setting] = {}
         self._lock = threading.Lock()  # guards _ahead
@@ -150,6 +152,7 @@ class Worker:
         sys.modules["__main__"] = types.ModuleType("__main__")
         signal.signal(signal.SIGINT, self._on_interrupt)
         self._surroundings.remember_signals()
+        self._modules.watch()
         threading.Thread(target=self._courier, name="nbqueue-courier", daemon=True).start()
         pause = 0.02
         while True:
@@ -159,6 +162,8 @@ class Worker:
                     self._read_own()
                 pause = 0.02
                 while self._fetch():
+                    if self._ahead and self._modules.changed():
+                        self._make_way()
                     while (call := self._next()) is not None:
                         self._run_call(call)
                 return 0
@@ -229,6 +234,11 @@ class Worker:
             with self._lock:
                 self._ahead.extend(calls)
         return bool(calls) or not last
+
+    def _make_way(self) -> None:
+        """A module has been edited that this process has imported: a fresh one shall run what was fetched."""
+        self._left = 0
+        self._return_ahead()
 
     def _next(self) -> Fetched | None:
         with self._lock:

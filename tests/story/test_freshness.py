@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,25 +179,3 @@ def test_a_notebook_kernel_uses_what_the_last_cell_said(start_script: Callable[.
     assert script.line("after") == "'fresh'"
     assert script.line("error") == "True"
     script.end()
-
-
-@pytest.mark.xfail(strict=True, reason="local modules travel by name, without a fingerprint of what they are now")
-def test_an_edited_local_module(queue: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Imported again here, as after an edit; a worker must not go on with the one that it loaded before."""
-    module = tmp_path / "local_helpers_of_a_test.py"
-    module.write_text("def answer(): return 'old'\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    helpers = importlib.import_module(module.stem)
-
-    @queue.task
-    def work() -> Any:
-        return helpers.answer()
-
-    try:
-        assert [work().result(timeout=20) for _ in range(4)] == ["old"] * 4
-        module.write_text("def answer(): return 'edited'\n")
-        os.utime(module, (1, 1))
-        importlib.reload(helpers)
-        assert [work().result(timeout=20) for _ in range(4)] == ["edited"] * 4
-    finally:
-        sys.modules.pop(module.stem)
