@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -124,6 +125,16 @@ def test_a_refusal_of_an_old_attempt_ends_nothing(broker: Broker) -> None:
     assert again.entry != got.entry
 
 
+def test_a_refusal_of_a_copy_ends_nothing(broker: Broker) -> None:
+    submit(broker, Call(1, (), 1, b"payload"))
+    (got,) = broker.sift(fetch(broker))
+    copy = replace(got, entry=f"1/{add(broker, GOOD).decode()}")
+    assert broker.refuse_call(copy, b"sealed")
+    assert broker.read_replies("c", b"0") == []
+    assert broker.sift(fetch(broker, own=True)) == [got]
+    broker.cancel("c", ["1"])
+
+
 def test_refusals_work_while_memory_is_full(broker: Broker) -> None:
     add(broker, GOOD)
     submit(broker, Call(2, (), 1, b"payload"))
@@ -167,6 +178,34 @@ def test_foreign_words_in_what_hosts_publish_are_read_past(broker: Broker) -> No
 
 
 # Steps among records that others have written
+
+
+def test_entries_with_too_few_fields_do_not_stop_a_beat(broker: Broker, assert_drained: Drained) -> None:
+    epoch = broker.register("h", 1, STATE, "e")
+    for number in range(1, len(GOOD)):
+        add(broker, dict(list(GOOD.items())[:number]))
+    fetch(broker)
+    assert isinstance(broker.beat("h", 1, STATE, [], epoch), Beat)
+    broker.leave("h")
+    assert_drained()
+
+
+def test_streams_that_others_have_deleted_do_not_stop_a_beat(broker: Broker) -> None:
+    epoch = broker.register("h", 1, STATE, "e")
+    broker.wire.call("DEL", broker.keys.first, broker.keys.normal)
+    assert isinstance(broker.beat("h", 1, STATE, [], epoch), Beat)
+    submit(broker, Call(1, (), 1, b"payload"))
+    assert [got.n for got in broker.sift(fetch(broker))] == ["1"]
+    broker.cancel("c", ["1"])
+
+
+def test_a_call_whose_record_others_have_deleted_is_not_given_back(broker: Broker, assert_drained: Drained) -> None:
+    submit(broker, Call(1, (), 1, b"payload"))
+    (got,) = broker.sift(fetch(broker))
+    broker.wire.call("DEL", broker.keys.open_calls("c"))
+    assert broker.release("h:1", [got.entry]) == 0
+    submit(broker)
+    assert_drained()
 
 
 def test_a_consumer_that_is_nobodys_does_not_stop_a_beat(broker: Broker) -> None:

@@ -22,8 +22,7 @@ for at = 1, #ARGV, 11 do
     drop(client, n, entry)
     out[#out + 1] = 'STALE'
   elseif first > done or upto <= done or (current ~= entry and failed > 0) then
-    -- Already reported (a reply was lost), or an old attempt that has no say.
-    if current ~= entry then drop(client, n, entry) end
+    -- Already reported (a reply was lost), or an old attempt that has no say and no entry left.
     out[#out + 1] = (current == entry and upto <= done) and 'OK' or 'STALE'
   else
     if retry then

@@ -9,7 +9,7 @@ for at = 1, #ARGV, 5 do
   redis.call('XACK', key_of(entry), GROUP, id_of(entry))
   if redis.call('XDEL', key_of(entry), id_of(entry)) == 1 then
     refused = refused + 1
-    if n ~= '' and standing(client, n) == entry then
+    if standing(client, n) == entry then
       close(client, n, digests)
       tell(client, n, 'x', message)
       count('failed', 1)
