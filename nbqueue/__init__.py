@@ -81,5 +81,10 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+def load_ipython_extension(shell: Any) -> None:
+    """``%load_ext nbqueue``: ``%%background`` and ``%nbqueue``."""
+    importlib.import_module("nbqueue.notebook").load_ipython_extension(shell)
+
+
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])

@@ -24,12 +24,13 @@ ALLOWED = {
     "progress": GROUND,
     "worker": GROUND | {"stream", "codec", "context", "__init__"},
     "client": GROUND | {"stream", "codec", "progress", "context", "__init__"},
+    "notebook": GROUND | {"client", "progress", "context", "__init__"},
     "demo": GROUND | {"client", "__init__"},
     "cli": GROUND | {"client", "worker", "stream", "codec", "demo", "__init__"},
-    "__init__": {"client", "errors"},
+    "__init__": {"client", "errors", "notebook"},
 }
 NOTEBOOK_ONLY = {"IPython", "ipywidgets", "ipykernel", "comm"}
-MAY_KNOW_NOTEBOOKS = {"progress/widget.py"}
+MAY_KNOW_NOTEBOOKS = {"progress/widget.py", "notebook/magics.py", "notebook/panel.py"}
 
 
 def _modules() -> list[Path]:

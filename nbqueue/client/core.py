@@ -180,7 +180,12 @@ class Core:
         )
 
     def submit_call(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Options,
+        make: Callable[[str, Link], TaskFuture[Any]] = TaskFuture,
     ) -> TaskFuture[Any]:
         self._check()
         name = options.name
@@ -191,7 +196,7 @@ class Core:
             frames=(arguments,),
             retry_on=options.retry_on_names,
         )
-        future: TaskFuture[Any] = TaskFuture(name, self.link)
+        future = make(name, self.link)
         future._call = self.link.submit(dump_call(body), (function, setting), blobs, future)
         self.start_workers()
         return future

@@ -24,7 +24,7 @@ from cloudpickle import cloudpickle as _internals
 
 from nbqueue.errors import NotSendable
 
-__all__ = ["LARGEST_BYTES", "digest", "dump_arguments", "dump_function", "dumps", "is_plain"]
+__all__ = ["LARGEST_BYTES", "digest", "dump_arguments", "dump_function", "dumps", "is_plain", "loads_at_home"]
 
 PROTOCOL = 5
 # A Redis string holds 512 MB (proto-max-bulk-len); what is left is for the frame around the value.
@@ -50,6 +50,52 @@ def dumps(obj: object, buffer_callback: Callable[[pickle.PickleBuffer], Any] | N
     with io.BytesIO() as file:
         _Pickler(file, PROTOCOL, buffer_callback).dump(obj)
         return file.getvalue()
+
+
+def loads_at_home(data: bytes, namespace: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Unpickle what comes from a notebook's cell: its functions get `namespace` for their globals.
+
+    cloudpickle alone would give them a copy of the globals that they had, in which no later change is seen.
+
+    Returns
+    -------
+    value, globals
+        And the globals of its functions, as they were there.
+    """
+    coming = _HomeComing(io.BytesIO(data), namespace)
+    return coming.load(), coming.their_globals
+
+
+class _HomeComing(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, namespace: dict[str, Any]) -> None:
+        super().__init__(file)
+        self._namespace = namespace
+        self.their_globals: dict[str, Any] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        if found is getattr(_internals, "_make_function", None):
+            return self._make_function
+        if found is getattr(_internals, "_function_setstate", None):
+            return self._set_state
+        return found
+
+    def _make_function(self, code: types.CodeType, its_globals: dict[str, Any], *rest: Any) -> Any:
+        if its_globals.get("__name__") == "__main__":
+            return types.FunctionType(code, self._namespace, *rest)
+        # Of a module that is pickled by value.
+        return _internals._make_function(code, its_globals, *rest)
+
+    def _set_state(self, function: Any, state: tuple[Any, dict[str, Any]]) -> None:
+        if function.__globals__ is not self._namespace:
+            _internals._function_setstate(function, state)
+            return
+        self.their_globals.update(state[1]["__globals__"])
+        state[1]["__globals__"] = {}
+        builtins = self._namespace.get("__builtins__")
+        _internals._function_setstate(function, state)
+        # It was put there, another form of the same.
+        self._namespace["__builtins__"] = builtins
 
 
 def digest(data: bytes) -> str:
