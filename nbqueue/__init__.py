@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
     from nbqueue.client.future import TaskFuture, as_completed, gather, wait
-    from nbqueue.client.queue import QueueStatus, TaskQueue
+    from nbqueue.client.queue import Put, QueueStatus, TaskQueue
     from nbqueue.client.task import Task
     from nbqueue.errors import (
         NbqueueError,
@@ -37,6 +37,7 @@ _HOMES = {
     "Batch": "client.batch",
     "NbqueueError": "errors",
     "NotSendable": "errors",
+    "Put": "client.queue",
     "QueueStatus": "client.queue",
     "RemoteError": "errors",
     "ServerError": "errors",
@@ -56,6 +57,7 @@ __all__ = [
     "Batch",
     "NbqueueError",
     "NotSendable",
+    "Put",
     "QueueStatus",
     "RemoteError",
     "ServerError",

@@ -26,7 +26,7 @@ from typing import Any, Generic, TypeVar, cast, overload
 from nbqueue.client.chunking import Chunker
 from nbqueue.client.future import Outcome, TaskFuture, _call_soon, because, skipped, tick, wait_until
 from nbqueue.client.listener import Link, OpenCall
-from nbqueue.client.recipe import Prepared, Recipe, items_of
+from nbqueue.client.recipe import Packed, Prepared, Recipe, items_of
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, ReplyBody
 from nbqueue.errors import NbqueueError, NotSendable, TaskCancelled
 from nbqueue.progress.tally import Snapshot, Tally
@@ -487,19 +487,20 @@ class Batch(Generic[R]):
         for offset, error in refused:
             outcome = None if error is None else Outcome(ERROR, error, True)
             self._settle_one(start + offset, outcome, failed=error is not None)
-        for offset, number, body in calls:
-            self._send(range(start + offset, start + offset + number), body)
+        for packed in calls:
+            self._send(range(start + packed.offset, start + packed.offset + packed.items), packed)
 
-    def _send(self, places: Sequence[int], body: bytes) -> None:
+    def _send(self, places: Sequence[int], packed: Packed) -> None:
         # The lock is held until the call is noted, so that its reply cannot come first.
         with self._lock:
             if self._cancelled:
                 return
             call = self._link.submit(
-                body,
+                packed.body,
                 self._recipe.digests,
                 self._recipe.blobs,
                 self,
+                puts=packed.puts,
                 items=len(places),
                 base=places[0],
                 splits=self._recipe.options.retries > 0,
@@ -537,7 +538,7 @@ class Batch(Generic[R]):
                         arrived.append(place)
                         if kind != VALUE:
                             failed += 1
-                            items = items or items_of(call.call.payload)
+                            items = items or items_of(call)
                             self._arguments[place] = items[place - call.base]
             self._settled += len(arrived)
             was_running = len(self._running.intersection(range(start, start + body.items)))

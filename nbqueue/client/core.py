@@ -9,7 +9,9 @@ import atexit
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from nbqueue import context
@@ -18,10 +20,13 @@ from nbqueue.client.future import TaskFuture, because
 from nbqueue.client.launch import LocalLauncher, local_launcher
 from nbqueue.client.listener import Link
 from nbqueue.client.options import Options
-from nbqueue.client.recipe import Recipe
+from nbqueue.client.recipe import Made, Recipe
 from nbqueue.client.setting import SettingWatch
-from nbqueue.codec.functions import digest, dump_arguments, dump_function
+from nbqueue.codec.blobs import Put, find
+from nbqueue.codec.captured import LARGE_BYTES, Captures
+from nbqueue.codec.functions import digest, dump_arguments, dump_function, dump_put
 from nbqueue.codec.messages import CallBody, dump_call
+from nbqueue.codec.parts import type_name
 from nbqueue.codec.seal import Seal, fingerprint, new_secret
 from nbqueue.errors import NbqueueError, PoolError
 from nbqueue.stream.connect import Address
@@ -32,6 +37,7 @@ __all__ = ["Core", "core_of", "find_core", "private_core"]
 
 FLUSH_TIMEOUT_S = 30.0
 CANCEL_TIMEOUT_S = 2.0
+_PACKAGE = os.path.join(Path(__file__).parents[1], "")
 
 
 def _tell_what_is_lost() -> None:
@@ -61,6 +67,7 @@ class Core:
         self._executable = executable
         self.link = Link(queue, self.address, self.keys, Seal(secret, self.prefix))
         self.watch = SettingWatch()
+        self._captures = Captures()
         self.workers: int | None = None
         self.limits = WorkerLimits()
         self._lock = threading.Lock()
@@ -167,17 +174,26 @@ class Core:
         self._running = False
         self.link.workers = 0
 
-    def blobs(self, fn: Callable[..., Any], name: str) -> tuple[str, str, dict[str, bytes]]:
-        """Digests of the function and the setting, and both sealed, made from what they are now."""
-        code = dump_function(fn, name)
+    def make(self, fn: Callable[..., Any], name: str) -> Made:
+        """The function and the setting, from what they are now."""
+        handles: list[Put[Any]] = []
+        code = dump_function(fn, name, handles)
+        if len(code) > LARGE_BYTES and (heavy := self._captures.look(fn, name, len(code))):
+            warnings.warn(heavy, RuntimeWarning, stacklevel=_users_level())
         function = digest(code)
         setting, text = self.watch.current()
         link = self.link
-        return (
-            function,
-            setting,
-            {function: link.seal_blob(function, code), setting: link.seal_blob(setting, text)},
-        )
+        blobs = {function: link.seal_blob(function, code), setting: link.seal_blob(setting, text)}
+        return Made(function, setting, blobs, {handle.digest: handle for handle in handles})
+
+    def put(self, value: Any) -> Put[Any]:
+        """A handle for `value` as it is now; it is sent with the first call that needs it."""
+        self._check()
+        if isinstance(value, Put):
+            return value
+        body = dump_put(value)
+        name = digest(body)
+        return find(name, self.prefix) or Put(name, self.link.seal_put(name, body), self.prefix, type_name(value))
 
     def submit_call(
         self,
@@ -189,15 +205,19 @@ class Core:
     ) -> TaskFuture[Any]:
         self._check()
         name = options.name
-        function, setting, blobs = self.blobs(fn, name)
-        arguments = dump_arguments(args, kwargs, name, fn)
+        function, setting, blobs, puts = self.make(fn, name)
+        handles: list[Put[Any]] = []
+        arguments = dump_arguments(args, kwargs, name, fn, handles)
+        for handle in handles:
+            puts[handle.digest] = handle
         body = CallBody(
             *(name, function, setting, options.timeout, options.retries),
             frames=(arguments,),
             retry_on=options.retry_on_names,
+            puts=tuple(puts),
         )
         future = make(name, self.link)
-        future._call = self.link.submit(dump_call(body), (function, setting), blobs, future)
+        future._call = self.link.submit(dump_call(body), (function, setting), blobs, future, puts=puts)
         self.start_workers()
         return future
 
@@ -211,9 +231,17 @@ class Core:
     ) -> Batch[Any]:
         self._check()
         self.start_workers()
-        recipe = Recipe(fn, options, kwargs, lambda fn: self.blobs(fn, options.name))
+        recipe = Recipe(fn, options, kwargs, lambda fn: self.make(fn, options.name))
         show = options.progress is not False and not context.in_task()
         return Batch(self.link, recipe, items, total, show)
+
+
+def _users_level() -> int:
+    """The `stacklevel` at which whoever asks warns of a line outside of this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 _cores: dict[tuple[int, str, str], Core] = {}

@@ -22,11 +22,13 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from nbqueue.client.history import History
 from nbqueue.codec import messages
+from nbqueue.codec.blobs import Put
 from nbqueue.codec.messages import ReplyBody, call_id
 from nbqueue.codec.seal import Seal, body_of
 from nbqueue.errors import (
@@ -73,6 +75,7 @@ FULL_S, LONGEST_FULL_S = 0.2, 2.0
 # Sealed blobs kept for calls to come, if they are small.
 BLOBS_KEPT = 64
 SMALL_BLOB_BYTES = 1_000_000
+_NO_PUTS: Mapping[str, Put[Any]] = {}
 
 
 class Sink(Protocol):
@@ -107,6 +110,7 @@ class OpenCall:
     base: int = 0
     splits: bool = False  # items may be retried on their own
     sent_at: float = 0.0
+    puts: Mapping[str, Put[Any]] = field(default_factory=dict)  # what its function and items hold, by digest
 
 
 class Link:
@@ -142,6 +146,7 @@ class Link:
         self._cancels: list[str] = []
         self._watched: list[Callable[[], bool]] = []
         self._blobs: OrderedDict[str, bytes] = OrderedDict()
+        self._foreign: WeakKeyDictionary[Put[Any], bytes] = WeakKeyDictionary()
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
         os.set_blocking(self._wake_w, False)
@@ -192,6 +197,19 @@ class Link:
                         self._blobs.popitem(last=False)
             return sealed
 
+    def seal_put(self, digest: str, body: bytes) -> bytes:
+        """The sealed message of what was put."""
+        return self._seal.close("blob", digest, body)
+
+    def _message(self, handle: Put[Any]) -> bytes:
+        if handle.scope == self._keys.prefix:
+            return handle.message
+        # It was put for another queue.
+        message = self._foreign.get(handle)
+        if message is None:
+            message = self._foreign[handle] = self.seal_put(handle.digest, bytes(handle.body))
+        return message
+
     def submit(
         self,
         body: bytes,
@@ -202,6 +220,7 @@ class Link:
         items: int = 1,
         base: int = 0,
         splits: bool = False,
+        puts: Mapping[str, Put[Any]] = _NO_PUTS,
     ) -> OpenCall:
         """Put a call on its way; returns at once.
 
@@ -210,10 +229,13 @@ class Link:
         ForkedQueue
         """
         self.check_process()
+        if puts:
+            digests = (*digests, *puts)
+            blobs = {**blobs, **{digest: self._message(handle) for digest, handle in puts.items()}}
         with self._lock:
             self._last = n = self._last + 1
             payload = self._seal.close("call", call_id(self.client, n), body)
-            opened = OpenCall(Call(n, digests, items, payload), blobs, sink, base, splits, time.time())
+            opened = OpenCall(Call(n, digests, items, payload), blobs, sink, base, splits, time.time(), puts)
             self._open[n] = opened
             self._outbox.append(n)
             self._wake()
@@ -507,6 +529,10 @@ class Link:
                             size += len(data)
                 numbers = [self._outbox[i] for i in range(taken)]
             if calls:
+                # A large one goes alone: a server takes one gigabyte in one command at most.
+                large = next((digest for digest, data in blobs.items() if len(data) > MOST_BYTES), None)
+                if large is not None and len(blobs) > 1:
+                    calls, blobs = [], {large: blobs[large]}
                 try:
                     answer = steps.submit(self.client, self._epoch, calls, blobs)
                 except (ServerError, CommandError) as error:
@@ -525,6 +551,8 @@ class Link:
                 if len(self._sent_blobs) > 10_000:
                     self._sent_blobs.clear()
                 self.workers = answer.workers
+                if not calls:
+                    continue
             with self._changed:
                 for _ in numbers:
                     self._outbox.popleft()

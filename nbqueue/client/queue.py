@@ -21,6 +21,7 @@ from nbqueue.client.future import TaskFuture
 from nbqueue.client.history import TaskHistory
 from nbqueue.client.options import Options, check_limits, check_workers
 from nbqueue.client.task import Task, length_of, require_iterable, zip_arguments
+from nbqueue.codec.blobs import Put
 from nbqueue.codec.seal import user_secret
 from nbqueue.errors import BadOption, NbqueueError, UnsupportedKernel
 from nbqueue.stream.connect import Address, Wire, check_server
@@ -28,12 +29,13 @@ from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import RunningTask, WorkerState
 from nbqueue.stream.server import find_executable
 
-__all__ = ["QueueStatus", "TaskQueue"]
+__all__ = ["Put", "QueueStatus", "TaskQueue"]
 
 CONNECT_PATIENCE_S = 10.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +265,36 @@ class TaskQueue:
         """Call any function with ``*a`` for each `a` of `arguments`. The options are those of `task`."""
         task = fn.options(**options) if isinstance(fn, Task) else Task(fn, self, self._named(fn, options))
         return cast("Batch[R]", task.starmap(require_iterable(arguments, "starmap")))
+
+    def put(self, value: T) -> Put[T]:
+        """Take an object as it is now, to be sent once however many calls use it.
+
+        Give the handle to calls in the object's place: as an argument, within one, for each item of a map or for all,
+        or as a global that a task uses. The task receives the object. Each worker is sent it once, and keeps it for the
+        next call, so tasks must not change it; arrays in it are read-only.
+
+        Parameters
+        ----------
+        value : object
+            Anything that can be pickled, up to 500 MB.
+
+        Returns
+        -------
+        Put
+            ``.get()`` gives the object here. As long as it or an open call lives, the bytes are kept.
+
+        Raises
+        ------
+        NotSendable
+            If it cannot be pickled, or is larger; the message names its size.
+
+        Examples
+        --------
+        >>> table = queue.put(list(range(1_000)))
+        >>> queue.submit(sum, table).result()
+        499500
+        """
+        return self._here().put(value)
 
     # What tasks are handed
 

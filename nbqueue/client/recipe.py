@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
+from nbqueue.client.listener import OpenCall
 from nbqueue.client.options import Options
+from nbqueue.codec.blobs import Put
 from nbqueue.codec.functions import dump_arguments, dumps, is_plain
 from nbqueue.codec.messages import CallBody, dump_call, load_call
 from nbqueue.codec.seal import body_of
 from nbqueue.errors import NotSendable
 
-__all__ = ["Packed", "Prepared", "Recipe", "items_of"]
+__all__ = ["Made", "Packed", "Prepared", "Recipe", "items_of"]
 
 # Bytes of arguments that travel together at most.
 CHUNK_BYTES = 1_000_000
@@ -20,17 +23,37 @@ CHUNK_BYTES = 1_000_000
 LONG = 200
 
 
+class Made(NamedTuple):
+    """A function and its setting on their way: their digests, both sealed, and the handles that the function holds."""
+
+    function: str
+    setting: str
+    blobs: dict[str, bytes]
+    puts: dict[str, Put[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A pickled item with handles in it."""
+
+    frame: bytes
+    puts: Mapping[str, Put[Any]]
+
+
+_NONE: Mapping[str, Put[Any]] = {}
+
 # An item on its way: plain arguments as they are, others pickled, or why it cannot be sent.
 # None for one that was cancelled before it left.
-Prepared = tuple[Any, ...] | bytes | NotSendable | None
+Prepared = tuple[Any, ...] | bytes | Holding | NotSendable | None
 
 
 class Packed(NamedTuple):
-    """A call's body: `items` items from `offset` on."""
+    """A call's body: `items` items from `offset` on, and all handles that they and the function hold."""
 
     offset: int
     items: int
     body: bytes
+    puts: Mapping[str, Put[Any]]
 
 
 class Recipe:
@@ -41,7 +64,7 @@ class Recipe:
         fn: Callable[..., Any],
         options: Options,
         kwargs: dict[str, Any],
-        make: Callable[[Callable[..., Any]], tuple[str, str, dict[str, bytes]]],
+        make: Callable[[Callable[..., Any]], Made],
     ) -> None:
         self.fn = fn
         self.options = options
@@ -52,20 +75,27 @@ class Recipe:
     def renew(self) -> None:
         """Pickle the function, as its notebook defines it now, and take note of the surroundings again."""
         self.fn = _latest(self.fn)
-        self.function, self.setting, self.blobs = self._make(self.fn)
+        self.function, self.setting, self.blobs, self._puts = self._make(self.fn)
         # Refused here with the name of the argument, then made as a packed call wants it.
-        dump_arguments((), self.kwargs, self.options.name, self.fn)
-        self.keywords = dumps(self.kwargs) if self.kwargs else b""
+        dump_arguments((), self.kwargs, self.options.name, self.fn, [])
+        handles: list[Put[Any]] = []
+        self.keywords = dumps(self.kwargs, None, handles) if self.kwargs else b""
+        self._puts_of_packed = {**self._puts, **{handle.digest: handle for handle in handles}}
 
     @property
     def digests(self) -> tuple[str, ...]:
+        """Of the function and the setting."""
         return tuple(self.blobs)
 
-    def body(self, packed: bytes = b"", frames: tuple[bytes, ...] = ()) -> bytes:
+    def body(self, puts: Mapping[str, Put[Any]], packed: bytes = b"", frames: tuple[bytes, ...] = ()) -> bytes:
         o = self.options
-        common = self.keywords if packed else b""
         body = CallBody(
-            o.name, self.function, self.setting, o.timeout, o.retries, packed, frames, common, o.retry_on_names
+            *(o.name, self.function, self.setting, o.timeout, o.retries),
+            packed=packed,
+            frames=frames,
+            common=self.keywords if packed else b"",
+            retry_on=o.retry_on_names,
+            puts=tuple(puts),
         )
         return dump_call(body)
 
@@ -81,12 +111,14 @@ class Recipe:
             return args
         return self.frame(args)
 
-    def frame(self, args: tuple[Any, ...]) -> bytes | NotSendable:
+    def frame(self, args: tuple[Any, ...]) -> bytes | Holding | NotSendable:
         """An item pickled with the keywords, or why that cannot be sent."""
+        handles: list[Put[Any]] = []
         try:
-            return dump_arguments(args, self.kwargs, self.options.name, self.fn)
+            frame = dump_arguments(args, self.kwargs, self.options.name, self.fn, handles)
         except NotSendable as error:
             return error
+        return Holding(frame, {handle.digest: handle for handle in handles}) if handles else frame
 
     def pack(self, items: Sequence[Prepared]) -> tuple[list[Packed], list[tuple[int, NotSendable | None]]]:
         """Bodies for prepared items, and the offsets of those that are not sent, with the reason."""
@@ -95,23 +127,33 @@ class Recipe:
         calls: list[Packed] = []
         refused: list[tuple[int, NotSendable | None]] = []
         frames: list[bytes] = []
+        puts = self._puts
         size = 0
 
         def close(end: int) -> None:
-            nonlocal frames, size
+            nonlocal frames, puts, size
             if frames:
-                calls.append(Packed(end - len(frames), len(frames), self.body(frames=tuple(frames))))
-            frames, size = [], 0
+                body = self.body(puts, frames=tuple(frames))
+                calls.append(Packed(end - len(frames), len(frames), body, puts))
+            frames, puts, size = [], self._puts, 0
 
         for offset, item in enumerate(items):
-            frame = self.frame(item) if isinstance(item, tuple) else item
-            if not isinstance(frame, bytes):
+            prepared = self.frame(item) if isinstance(item, tuple) else item
+            if isinstance(prepared, bytes):
+                frame, more = prepared, _NONE
+            elif isinstance(prepared, Holding):
+                frame, more = prepared.frame, prepared.puts
+            else:
                 close(offset)
-                refused.append((offset, frame))
+                refused.append((offset, prepared))
                 continue
-            if size + len(frame) > CHUNK_BYTES:
+            # What was put for one chunk is in a worker all at once.
+            large = more and sum(handle.size_bytes for handle in {**puts, **more}.values()) > CHUNK_BYTES
+            if size + len(frame) > CHUNK_BYTES or (large and not more.keys() <= puts.keys()):
                 close(offset)
             frames.append(frame)
+            if more:
+                puts = {**puts, **more}
             size += len(frame)
         close(len(items))
         return calls, refused
@@ -121,13 +163,16 @@ class Recipe:
         if len(packed) > CHUNK_BYTES and len(items) > 1:
             half = len(items) // 2
             return self._pack_plain(offset, items[:half]) + self._pack_plain(offset + half, items[half:])
-        return [Packed(offset, len(items), self.body(packed=packed))]
+        puts = self._puts_of_packed
+        return [Packed(offset, len(items), self.body(puts, packed=packed), puts)]
 
 
-def items_of(payload: bytes) -> Sequence[tuple[Any, ...] | bytes]:
+def items_of(call: OpenCall) -> Sequence[tuple[Any, ...] | bytes | Holding]:
     """The prepared items of a call, out of its sealed message, which is of our own making."""
-    body = load_call(body_of(payload))
-    return body.frames or cast("list[tuple[Any, ...]]", pickle.loads(body.packed))
+    body = load_call(body_of(call.call.payload))
+    if not body.frames:
+        return cast("list[tuple[Any, ...]]", pickle.loads(body.packed))
+    return [Holding(frame, call.puts) for frame in body.frames] if call.puts else body.frames
 
 
 def _latest(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,24 +7,31 @@ worker could import that. Who is to blame is searched only after a pickle has fa
 
 from __future__ import annotations
 
-import dis
-import functools
 import hashlib
-import inspect
 import io
 import pickle
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import cloudpickle
 from cloudpickle import cloudpickle as _internals
 
+from nbqueue.codec.blobs import Put, arrived, handle_of, pack
+from nbqueue.codec.parts import Part, arguments, contents, has_code, parts, type_name
 from nbqueue.errors import NotSendable
 
-__all__ = ["LARGEST_BYTES", "digest", "dump_arguments", "dump_function", "dumps", "is_plain", "loads_at_home"]
+__all__ = [
+    "LARGEST_BYTES",
+    "digest",
+    "dump_arguments",
+    "dump_function",
+    "dump_put",
+    "dumps",
+    "is_plain",
+    "loads_at_home",
+]
 
 PROTOCOL = 5
 # A Redis string holds 512 MB (proto-max-bulk-len); what is left is for the frame around the value.
@@ -45,10 +52,19 @@ def is_plain(value: object) -> bool:
     return type(value) in _PLAIN
 
 
-def dumps(obj: object, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None) -> bytes:
-    """Pickle anything, also what was defined in a cell. Raises whatever the object's own pickling raises."""
+def dumps(
+    obj: object,
+    buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
+    handles: list[Put[Any]] | None = None,
+) -> bytes:
+    """Pickle anything, also what was defined in a cell. Raises whatever the object's own pickling raises.
+
+    With a list for `handles`, objects that were put travel as their digests, and their handles are added to it.
+    """
     with io.BytesIO() as file:
-        _Pickler(file, PROTOCOL, buffer_callback).dump(obj)
+        pickler = _Pickler(file, PROTOCOL, buffer_callback)
+        pickler.handles = handles
+        pickler.dump(obj)
         return file.getvalue()
 
 
@@ -98,13 +114,13 @@ class _HomeComing(pickle.Unpickler):
         self._namespace["__builtins__"] = builtins
 
 
-def digest(data: bytes) -> str:
+def digest(data: bytes | memoryview) -> str:
     """24 hex characters that name these bytes."""
     return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 
-def dump_function(fn: Callable[..., Any], name: str) -> bytes:
-    """Pickle a function with all that it reaches.
+def dump_function(fn: Callable[..., Any], name: str, handles: list[Put[Any]] | None = None) -> bytes:
+    """Pickle a function with all that it reaches. The handles among that are added to `handles`.
 
     Raises
     ------
@@ -113,13 +129,13 @@ def dump_function(fn: Callable[..., Any], name: str) -> bytes:
         variable or default at fault.
     """
     try:
-        code = dumps(fn)
+        code = dumps(fn, None, handles)
     except Exception as error:
         raise NotSendable(f"`{name}` could not be sent: {_blame_function(fn, error)}") from error
     if len(code) > LARGEST_BYTES:
         raise NotSendable(
             f"`{name}` could not be sent: with what it captures it is {len(code):,} bytes when pickled"
-            f"{_largest(_parts(fn))}; the limit is {LARGEST_BYTES:,}. Pass large data as arguments, or load them in "
+            f"{_largest(parts(fn))}; the limit is {LARGEST_BYTES:,}. Pass large data as arguments, or load them in "
             "the task."
         )
     return code
@@ -130,8 +146,11 @@ def dump_arguments(
     kwargs: dict[str, Any],
     name: str,
     fn: Callable[..., Any] | None = None,
+    handles: list[Put[Any]] | None = None,
 ) -> bytes:
     """Pickle ``(args, kwargs)`` of one call; `fn` only lends its parameter names to a message.
+
+    The handles among the arguments are added to `handles`.
 
     Raises
     ------
@@ -143,17 +162,40 @@ def dump_arguments(
         data = pickle.dumps(call, PROTOCOL)
     else:
         try:
-            data = dumps(call)
+            data = dumps(call, None, handles)
         except Exception as error:
             blame = _blame_arguments(args, kwargs, fn, error)
             raise NotSendable(f"`{name}` could not be sent: {blame}") from error
     if len(data) > LARGEST_BYTES:
         raise NotSendable(
             f"`{name}` could not be sent: its arguments are {len(data):,} bytes when pickled"
-            f"{_largest(_arguments(args, kwargs, fn))}; the limit is {LARGEST_BYTES:,}. Load the data in the task, or "
+            f"{_largest(arguments(args, kwargs, fn))}; the limit is {LARGEST_BYTES:,}. Load the data in the task, or "
             "send it in parts."
         )
     return data
+
+
+def dump_put(value: object) -> bytes:
+    """The body of an object that is put: its pickle, and the buffers of its arrays beside it.
+
+    Raises
+    ------
+    NotSendable
+        It cannot be pickled, or is too large for one string of the server.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        pickled = dumps(value, buffers.append)
+        size = len(pickled) + sum(buffer.raw().nbytes for buffer in buffers)
+    except Exception as error:
+        blame = " ".join(_blame(Part("object", "x", value)))
+        raise NotSendable(f"`put` could not take it: the {blame}") from error
+    if size > LARGEST_BYTES:
+        raise NotSendable(
+            f"`put` could not take it: the object ({type_name(value)}) is {size:,} bytes when pickled; the limit is "
+            f"{LARGEST_BYTES:,}. Put it in parts, or write it to a file and have the tasks open that."
+        )
+    return pack(pickled, buffers)
 
 
 def _all_plain(values: Iterable[object], levels: int) -> bool:
@@ -183,7 +225,8 @@ _set_class_state: Callable[[type, Any], Any] | None = getattr(_internals, "_clas
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle, except that code keeps its file's name, and a class which comes home is left as it is.
+    """cloudpickle, except that code keeps its file's name, a class which comes home is left as it is, and what was put
+    travels as its digest.
 
     cloudpickle 3.1.3 and later drop the name for the sake of equal bytes, and with it the lines of a traceback.
 
@@ -192,7 +235,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     of the time of sending: a helper redefined since would stay old, in the kernel itself.
     """
 
+    handles: list[Put[Any]] | None = None
+
     def reducer_override(self, obj: object) -> Any:
+        if self.handles is not None and (handle := handle_of(obj)) is not None:
+            self.handles.append(handle)
+            return arrived, (handle.digest,)
         if isinstance(obj, types.CodeType):
             make, args = self.dispatch_table[types.CodeType](obj)
             return make, (*args[:_FILENAME], obj.co_filename, *args[_FILENAME + 1 :])
@@ -213,15 +261,6 @@ def _update_class(cls: type, state: Any) -> None:
 # Everything below runs only after a pickle has failed, or has become too large.
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Something that a pickle takes along: ``what`` it is to the whole, its ``name`` there, its value."""
-
-    what: str
-    name: str
-    value: Any
-
-
 def _blame_function(fn: object, error: Exception) -> str:
     found = _search(fn, seen=set(), levels=_BLAME_LEVELS)
     if found is None:
@@ -236,16 +275,16 @@ def _blame_function(fn: object, error: Exception) -> str:
 def _blame_arguments(
     args: tuple[Any, ...], kwargs: dict[str, Any], fn: Callable[..., Any] | None, error: Exception
 ) -> str:
-    part = next((part for part in _arguments(args, kwargs, fn) if _failure(part.value) is not None), None)
+    part = next((part for part in arguments(args, kwargs, fn) if _failure(part.value) is not None), None)
     return f"its arguments {_verdict(None, error)}" if part is None else " ".join(_blame(part))
 
 
-def _largest(parts: Iterable[_Part]) -> str:
+def _largest(parts: Iterable[Part]) -> str:
     sizes = [(_size(part.value), part) for part in parts]
     if not sizes:
         return ""
     size, part = max(sizes, key=lambda pair: pair[0])
-    return f" (the largest is the {part.what} `{part.name}`, {_type_name(part.value)}, with {size:,})"
+    return f" (the largest is the {part.what} `{part.name}`, {type_name(part.value)}, with {size:,})"
 
 
 def _size(value: object) -> int:
@@ -255,12 +294,12 @@ def _size(value: object) -> int:
         return 0
 
 
-def _search(fn: object, *, seen: set[int], levels: int) -> tuple[list[str], _Part] | None:
+def _search(fn: object, *, seen: set[int], levels: int) -> tuple[list[str], Part] | None:
     """Find what cannot be pickled, and the helpers (functions or classes of a cell) that lead there."""
     seen.add(id(fn))
-    guilty = [p for p in _parts(fn) if id(p.value) not in seen and _failure(p.value) is not None]
+    guilty = [p for p in parts(fn) if id(p.value) not in seen and _failure(p.value) is not None]
     for part in guilty:
-        if not _has_code(part.value):
+        if not has_code(part.value):
             return [], part
     for part in guilty:
         if levels and (found := _search(part.value, seen=seen, levels=levels - 1)) is not None:
@@ -268,17 +307,17 @@ def _search(fn: object, *, seen: set[int], levels: int) -> tuple[list[str], _Par
     return None
 
 
-def _blame(part: _Part) -> tuple[str, str]:
+def _blame(part: Part) -> tuple[str, str]:
     """("argument `conn` (sqlite3.Connection)", "cannot be pickled. Open it inside the task.")"""
     name, value, error = part.name, part.value, _failure(part.value)
     for _ in range(_BLAME_LEVELS):
         if error is None or _too_deep(error):
             break
-        inner = next(((step, v, e) for step, v in _contents(value) if (e := _failure(v)) is not None), None)
+        inner = next(((step, v, e) for step, v in contents(value) if (e := _failure(v)) is not None), None)
         if inner is None:
             break
         name, value, error = name + inner[0], inner[1], inner[2]
-    return f"{part.what} `{name}` ({_type_name(value)})", _verdict(value, error)
+    return f"{part.what} `{name}` ({type_name(value)})", _verdict(value, error)
 
 
 def _failure(value: object) -> Exception | None:
@@ -289,83 +328,6 @@ def _failure(value: object) -> Exception | None:
     return None
 
 
-def _has_code(value: object) -> bool:
-    return isinstance(value, types.FunctionType | type)
-
-
-def _contents(value: object) -> Iterator[tuple[str, object]]:
-    if isinstance(value, dict):
-        yield from ((f"[{key!r}]", item) for key, item in list(value.items()))
-    elif isinstance(value, list | tuple):
-        yield from ((f"[{index}]", item) for index, item in enumerate(value))
-    elif not isinstance(value, types.ModuleType) and not _has_code(value):
-        yield from ((f".{key}", item) for key, item in list(getattr(value, "__dict__", {}).items()))
-
-
-def _parts(fn: object) -> Iterator[_Part]:
-    if isinstance(fn, functools.partial):
-        yield _Part("function", getattr(fn.func, "__name__", "func"), fn.func)
-        yield from _arguments(fn.args, fn.keywords, fn.func)
-    elif isinstance(fn, types.MethodType):
-        yield _Part("object", "self", fn.__self__)
-        yield _Part("method", fn.__name__, fn.__func__)
-    elif isinstance(fn, type):
-        for key, value in list(vars(fn).items()):
-            if key not in {"__dict__", "__weakref__"}:
-                yield _Part("attribute", key, getattr(value, "__func__", value))
-    elif isinstance(fn, types.FunctionType):
-        yield from _parts_of_function(fn)
-
-
-def _parts_of_function(fn: types.FunctionType) -> Iterator[_Part]:
-    for key in _globals_used(fn.__code__):
-        if key in fn.__globals__:
-            yield _Part("global", key, fn.__globals__[key])
-    for key, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
-        try:
-            yield _Part("closure variable", key, cell.cell_contents)
-        except ValueError:
-            continue  # a cell that is still empty
-    positional = fn.__code__.co_varnames[: fn.__code__.co_argcount]
-    defaults = fn.__defaults__ or ()
-    for key, value in zip(positional[len(positional) - len(defaults) :], defaults, strict=True):
-        yield _Part("default of parameter", key, value)
-    for key, value in (fn.__kwdefaults__ or {}).items():
-        yield _Part("default of parameter", key, value)
-    for key, value in fn.__dict__.items():
-        yield _Part("attribute", key, value)
-    for key, value in fn.__annotations__.items():
-        yield _Part("annotation of", key, value)
-
-
-def _globals_used(code: types.CodeType) -> dict[str, None]:
-    """Names of globals in order of use, those of nested functions included."""
-    names = {str(step.argval): None for step in dis.get_instructions(code) if step.opname.endswith("_GLOBAL")}
-    for const in code.co_consts:
-        if isinstance(const, types.CodeType):
-            names.update(_globals_used(const))
-    return names
-
-
-def _arguments(
-    args: tuple[Any, ...], kwargs: dict[str, Any], fn: Callable[..., Any] | None
-) -> Iterator[_Part]:
-    names = [str(index) for index in range(len(args))]
-    try:
-        bound = inspect.signature(fn).bind_partial(*args) if fn is not None else None
-    except (TypeError, ValueError):
-        bound = None  # a builtin without signature, or arguments that do not fit it
-    if bound is not None:
-        names = []
-        for key, value in bound.arguments.items():
-            spread = bound.signature.parameters[key].kind is inspect.Parameter.VAR_POSITIONAL
-            names += [f"{key}[{index}]" for index in range(len(value))] if spread else [key]
-    for name, value in zip(names, args, strict=True):
-        yield _Part("argument", name, value)
-    for name, value in kwargs.items():
-        yield _Part("argument", name, value)
-
-
 def _verdict(value: object, error: Exception | None) -> str:
     if error is not None and _too_deep(error):
         return "is nested too deeply to be pickled. Send it in a flatter form, such as a list."
@@ -373,17 +335,10 @@ def _verdict(value: object, error: Exception | None) -> str:
         return "cannot be pickled. Send a list of what it yields, or call it inside the task."
     if hasattr(value, "close"):
         return "cannot be pickled. Open it inside the task."
-    if _has_code(value) or value is None:
+    if has_code(value) or value is None:
         return f"cannot be pickled ({type(error).__name__}: {error})."
     return "cannot be pickled. Create it inside the task."
 
 
 def _too_deep(error: BaseException) -> bool:
     return isinstance(error, RecursionError) or isinstance(error.__cause__, RecursionError)
-
-
-def _type_name(value: object) -> str:
-    kind = type(value)
-    if kind.__module__ in {"builtins", "__main__"}:
-        return kind.__qualname__
-    return f"{kind.__module__}.{kind.__qualname__}"

@@ -53,7 +53,8 @@ class CallBody:
 
     Either `packed` (a pickled list of argument tuples) or `frames` (one pickled ``(args, kwargs)`` an item)
     is given; `common` is a pickled dict of keyword arguments for every packed item, or empty. `retry_on` has the
-    names of the exception types that `retries` is for; empty means all.
+    names of the exception types that `retries` is for; empty means all. `puts` are the digests of what was put that
+    the function and the items hold.
     """
 
     name: str
@@ -65,6 +66,7 @@ class CallBody:
     frames: tuple[bytes, ...] = ()
     common: bytes = b""
     retry_on: tuple[str, ...] = ()
+    puts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def dump_call(body: CallBody) -> bytes:
     return pickle.dumps(
         (
             *(body.name, body.function, body.setting, body.timeout_s, body.retries),
-            *(body.packed, body.frames, body.common, body.retry_on),
+            *(body.packed, body.frames, body.common, body.retry_on, body.puts),
         ),
         protocol=5,
     )

@@ -14,14 +14,17 @@ import os
 import re
 import secrets
 from pathlib import Path
+from typing import TypeVar
 
 from nbqueue.errors import BadMessage, BadOption, NbqueueError
 
-__all__ = ["Seal", "body_of", "fingerprint", "new_secret", "user_secret"]
+__all__ = ["HEAD_BYTES", "Seal", "body_of", "fingerprint", "new_secret", "user_secret"]
 
 _VERSION = b"\x01"
 _MAC = 32
-_HEAD = len(_VERSION) + _MAC
+HEAD_BYTES = len(_VERSION) + _MAC
+
+_Bytes = TypeVar("_Bytes", bytes, memoryview)
 
 
 class Seal:
@@ -50,20 +53,20 @@ class Seal:
         """The sealed message."""
         return b"".join((_VERSION, self._mac(kind, id, body), body))
 
-    def open(self, kind: str, id: str, message: bytes) -> bytes:
-        """The body of a message.
+    def open(self, kind: str, id: str, message: _Bytes) -> _Bytes:
+        """The body of a message; of a memoryview, a view.
 
         Raises
         ------
         BadMessage
             If it was signed with another secret, or for another queue, kind or id, or not at all.
         """
-        body = message[_HEAD:]
-        if message[:1] != _VERSION or not hmac.compare_digest(message[1:_HEAD], self._mac(kind, id, body)):
+        body = message[HEAD_BYTES:]
+        if message[:1] != _VERSION or not hmac.compare_digest(message[1:HEAD_BYTES], self._mac(kind, id, body)):
             raise BadMessage(f"A {kind} message for {id} has a wrong signature. It was not unpickled.")
         return body
 
-    def _mac(self, kind: str, id: str, body: bytes) -> bytes:
+    def _mac(self, kind: str, id: str, body: bytes | memoryview) -> bytes:
         inner = self._inner.copy()
         # With their lengths: no other kind, id and body may give the same bytes.
         inner.update(self._scope + f"{len(kind)} {len(id)} {kind}{id}".encode())
@@ -75,7 +78,7 @@ class Seal:
 
 def body_of(message: bytes) -> bytes:
     """The body of a message that this process has closed itself; nothing is checked."""
-    return message[_HEAD:]
+    return message[HEAD_BYTES:]
 
 
 def new_secret() -> bytes:

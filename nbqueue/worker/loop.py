@@ -26,10 +26,11 @@ from typing import Any
 
 from nbqueue import context
 from nbqueue.codec import messages
+from nbqueue.codec.blobs import Put, Store
 from nbqueue.codec.functions import digest as digest_of
 from nbqueue.codec.functions import is_plain
 from nbqueue.codec.messages import ERROR, EXCEPTION, SKIPPED, VALUE, CallBody, call_id
-from nbqueue.codec.seal import Seal
+from nbqueue.codec.seal import Seal, body_of
 from nbqueue.codec.tracebacks import dump_exception
 from nbqueue.codec.values import dump_value
 from nbqueue.errors import BadMessage, ResultNotSendable, ServerError, TaskTimeout
@@ -118,6 +119,7 @@ class Worker:
         self._broker = Broker(Wire(Address.from_dict(spec.address), timeout_s=REPLY_TIMEOUT_S), Keys(spec.prefix))
         self._surroundings = Surroundings()
         self._modules = LocalModules()
+        self._store = Store()
         self._functions: OrderedDict[str, Any] = OrderedDict()
         self._settings: dict[str, Setting] = {}
         self._lock = threading.Lock()  # guards _ahead
@@ -407,10 +409,13 @@ class Worker:
             self._ring(OUTPUT)
 
     def _fetch_blobs(self, body: CallBody) -> None:
+        if body.puts and self._store.hold(body.puts, self._put):
+            # Functions may hold what the store has dropped.
+            self._functions.clear()
         if body.setting and body.setting not in self._settings:
-            self._settings[body.setting] = Setting.from_bytes(self._blob(body.setting))
+            self._settings[body.setting] = Setting.from_bytes(body_of(self._blob(body.setting)))
         if body.function not in self._functions:
-            self._functions[body.function] = _Packed(self._blob(body.function))
+            self._functions[body.function] = _Packed(body_of(self._blob(body.function)))
             if len(self._functions) > FUNCTIONS_KEPT:
                 self._functions.popitem(last=False)
 
@@ -426,15 +431,19 @@ class Worker:
         return function
 
     def _blob(self, digest: str) -> bytes:
+        """The sealed message of a blob, whose seal and content are right."""
         with self._io:
             message = self._broker.blob(digest)
         if message is None:
             # The server lost its data, then the client submits the call again and this answer counts no more.
-            raise BadMessage("The function of this call is no longer on the server.")
-        data = self._seal.open("blob", digest, message)
-        if digest_of(data) != digest:
+            raise BadMessage("The function of this call, or what was put for it, is no longer on the server.")
+        # A view: what was put is large.
+        if digest_of(self._seal.open("blob", digest, memoryview(message))) != digest:
             raise BadMessage(f"The blob {digest} holds other bytes than its name says.")
-        return data
+        return message
+
+    def _put(self, digest: str) -> Put[Any]:
+        return Put(digest, self._blob(digest), self._spec.prefix)
 
     def _guarded(self, run: Callable[[], Any]) -> Any:
         """Run a user's code so that an interrupt meant for it, and no other, is raised in it."""

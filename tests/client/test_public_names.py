@@ -14,6 +14,7 @@ NAMES = [
     "Batch",
     "NbqueueError",
     "NotSendable",
+    "Put",
     "QueueStatus",
     "RemoteError",
     "ServerError",

@@ -1,0 +1,197 @@
+"""Large objects that travel once: the handles that stand for them, and where a worker keeps what it was sent.
+
+`client` makes a `Put` of an object and sends its bytes, signed, under their digest, as it sends functions. Where
+`functions` pickles a call it writes the digest in the handle's place, and tells which it met; `worker.loop` fetches
+those before it begins the call, and unpickling finds the object in the worker's `Store`.
+
+Always true here: bytes are never copied to be unpickled, so the arrays in them are views, and read-only; what a
+call needs stays in the store until the next call. That the bytes lie in Redis is known elsewhere.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from nbqueue.codec.parts import type_name
+from nbqueue.codec.seal import HEAD_BYTES
+from nbqueue.errors import NbqueueError
+
+__all__ = ["Put", "Store", "arrived", "find", "handle_of", "pack", "size_text", "unpack"]
+
+T = TypeVar("T")
+
+# What a worker keeps of objects that its present call does not need, as long as they were pickled.
+KEPT_BYTES = 1_000_000_000
+# Of buffers within a signed message: bytes objects begin at such an address, too.
+_ALIGN = 16
+
+
+class Put(Generic[T]):
+    """Stands for an object that was sent once. Made by ``queue.put``.
+
+    A task that is given one, as an argument, inside of one, or captured by its function, receives the object. Pickled
+    anywhere else (in a task's result, by you), it becomes the object as well.
+
+    Attributes
+    ----------
+    size_bytes : int
+        What travels.
+    digest : str
+        Names the content: equal content travels once.
+    """
+
+    __slots__ = ("__weakref__", "_type_name", "_value", "digest", "message", "scope", "size_bytes")
+
+    def __init__(self, digest: str, message: bytes, scope: str, type_name: str = "object") -> None:
+        self.digest = digest
+        self.message = message  # signed for the queue `scope`
+        self.scope = scope
+        self.size_bytes = len(message) - HEAD_BYTES
+        self._type_name = type_name
+        self._value: list[T] = []
+        _handles[digest] = self
+
+    def __repr__(self) -> str:
+        return f"<Put {self._type_name}, {size_text(self.size_bytes)}>"
+
+    @property
+    def body(self) -> memoryview:
+        return memoryview(self.message)[HEAD_BYTES:]
+
+    def get(self) -> T:
+        """The object, as it was when it was put. Arrays in it are read-only; all who ask get the same one."""
+        if not self._value:
+            value: T = unpack(self.body)
+            self._value.append(value)
+            self._type_name = type_name(value)
+            # One that lies in its bytes is as it was: sent on, it travels as its handle.
+            if 2 * sum(map(len, _parts(self.body)[1:])) > self.size_bytes:
+                key = id(value)
+                _by_id[key] = weakref.ref(self, lambda _: _by_id.pop(key, None))
+        return self._value[0]
+
+    def __copy__(self) -> Put[T]:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Put[T]:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _from_message, (self.message,)
+
+
+# Of the handles of this process: by digest, and by the id of their object, which they keep alive.
+_handles: weakref.WeakValueDictionary[str, Put[Any]] = weakref.WeakValueDictionary()
+_by_id: dict[int, weakref.ref[Put[Any]]] = {}
+
+
+def find(digest: str, scope: str) -> Put[Any] | None:
+    """The handle of this content in this process."""
+    handle = _handles.get(digest)
+    return handle if handle is not None and handle.scope == scope else None
+
+
+def handle_of(value: object) -> Put[Any] | None:
+    """What stands for `value` where it is sent: itself if it is a handle, or the handle that it was got from."""
+    if type(value) is Put:
+        return value
+    found = _by_id.get(id(value)) if _by_id else None
+    return None if found is None else found()
+
+
+def arrived(digest: str) -> Any:
+    """What a handle in a call becomes where it is unpickled.
+
+    Raises
+    ------
+    NbqueueError
+        If this process was not sent it.
+    """
+    handle = _handles.get(digest)
+    if handle is None:
+        raise NbqueueError(
+            f"The object {digest} that was put is not in this process. Put it again, and pass the new handle."
+        )
+    return handle.get()
+
+
+def size_text(size_bytes: int) -> str:
+    """
+    >>> size_text(80_000_163), size_text(1_250), size_text(12)
+    ('80 MB', '1.2 kB', '12 bytes')
+    """
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.{0 if size_bytes >= 10 * factor else 1}f} {unit}"
+    return f"{size_bytes} bytes"
+
+
+def pack(pickled: bytes, buffers: Sequence[pickle.PickleBuffer]) -> bytes:
+    """One body of a pickle and the buffers that were left out of it."""
+    parts: list[Any] = [pickled, *(buffer.raw() for buffer in buffers)]
+    head = struct.pack(f"<{1 + len(parts)}Q", len(parts), *(len(part) for part in parts))
+    pieces: list[Any] = [head]
+    at = len(head)
+    for part in parts:
+        gap = _start(at) - at
+        pieces += (bytes(gap), part)
+        at += gap + len(part)
+    return b"".join(pieces)
+
+
+def _parts(body: memoryview) -> list[memoryview]:
+    (count,) = struct.unpack_from("<Q", body)
+    sizes = struct.unpack_from(f"<{count}Q", body, 8)
+    at = 8 + 8 * count
+    parts = []
+    for size in sizes:
+        at = _start(at)
+        parts.append(body[at : at + size])
+        at += size
+    return parts
+
+
+def _start(at: int) -> int:
+    """The next place in a body that is aligned in its message."""
+    return at + -(at + HEAD_BYTES) % _ALIGN
+
+
+def unpack(body: memoryview) -> Any:
+    """The object, whose arrays lie in `body`. Runs users' unpickling code."""
+    pickled, *buffers = _parts(body)
+    value = pickle.loads(pickled, buffers=buffers)
+    if type(value).__module__ == "numpy" and hasattr(value, "setflags"):
+        # One that is not contiguous has no buffer outside of the pickle.
+        value.setflags(write=False)
+    return value
+
+
+def _from_message(message: bytes) -> Any:
+    return unpack(memoryview(message)[HEAD_BYTES:])
+
+
+class Store:
+    """What a worker was sent: all that its present call needs, and of the rest what was used last."""
+
+    def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
+        self._kept_bytes = kept_bytes
+        self._handles: OrderedDict[str, Put[Any]] = OrderedDict()
+
+    def hold(self, digests: Sequence[str], fetch: Callable[[str], Put[Any]]) -> bool:
+        """Have all of these until the next time. True if others were dropped for it."""
+        for digest in digests:
+            if digest not in self._handles:
+                self._handles[digest] = fetch(digest)
+            self._handles.move_to_end(digest)
+        size = sum(handle.size_bytes for handle in self._handles.values())
+        dropped = False
+        while size > self._kept_bytes and len(self._handles) > len(set(digests)):
+            _, handle = self._handles.popitem(last=False)
+            size -= handle.size_bytes
+            dropped = True
+        return dropped
