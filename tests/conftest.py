@@ -348,6 +348,8 @@ def start_kernel(tmp_path: Path) -> Iterator[Callable[..., Kernel]]:
     def start(**environment: str) -> Kernel:
         manager = KernelManager(kernel_name="python3")
         env = {**os.environ, "NBQUEUE_PROGRESS": "1", "IPYTHONDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        # With it, ipykernel would leave its descriptors alone.
+        env.pop("PYTEST_CURRENT_TEST", None)
         manager.start_kernel(env={**env, **environment}, cwd=str(tmp_path))
         client = manager.client()
         client.start_channels()

@@ -29,6 +29,7 @@ from nbqueue.client.listener import Link, OpenCall
 from nbqueue.client.recipe import Packed, Prepared, Recipe, items_of
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, ReplyBody
 from nbqueue.errors import NbqueueError, NotSendable, TaskCancelled
+from nbqueue.progress.prints import Page, Prints
 from nbqueue.progress.tally import Snapshot, Tally
 from nbqueue.progress.views import Handle, open_view
 
@@ -71,6 +72,7 @@ class Batch(Generic[R]):
         items: Iterable[tuple[Any, ...]],
         total: int | None,
         show: bool,
+        page: Callable[[], Page | None] = lambda: None,
     ) -> None:
         self._link = link
         self._recipe = recipe
@@ -101,6 +103,8 @@ class Batch(Generic[R]):
         self.tally = Tally(self._name, total)
         self._check_first()
         self._view: Handle | None = open_view(self.tally, self.cancel) if show else None
+        # Below the card.
+        self._prints = Prints(page(), self._name, lambda place: f"{self._name}[{place}]")
         self._feed()
 
     def __repr__(self) -> str:
@@ -244,7 +248,12 @@ class Batch(Generic[R]):
         with self._lock:
             future = self._futures.get(index)
             if future is None:
-                future = TaskFuture(f"{self._name}[{index}]", self._link, lambda: self._cancel_items([index]))
+                future = TaskFuture(
+                    f"{self._name}[{index}]",
+                    self._link,
+                    lambda: self._cancel_items([index]),
+                    transcript=lambda: self._prints.of(index),
+                )
                 self._futures[index] = future
                 if index in self._running:
                     future._state = RUNNING
@@ -511,6 +520,8 @@ class Batch(Generic[R]):
 
     def on_reply(self, call: OpenCall, item: int, body: ReplyBody) -> bool:
         start = call.base + item
+        if body.printed or body.shown:
+            self._prints.arrive(start, body.attempt, body.printed, body.shown)
         retried = 0
         arrived: list[int] = []
         failed = 0
@@ -568,6 +579,8 @@ class Batch(Generic[R]):
     def on_event(self, call: OpenCall, item: int, event: Mapping[str, Any]) -> None:
         if event["kind"] == "started":
             self._started(call, call.base + item, event["worker"], event["attempt"])
+        elif event["kind"] in ("output", "display"):
+            self._prints.hear(call.base + item, event)
 
     def _started(self, call: OpenCall, place: int, worker: str, attempt: int) -> None:
         with self._lock:

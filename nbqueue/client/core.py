@@ -29,6 +29,7 @@ from nbqueue.codec.messages import CallBody, dump_call
 from nbqueue.codec.parts import type_name
 from nbqueue.codec.seal import Seal, fingerprint, new_secret
 from nbqueue.errors import NbqueueError, PoolError
+from nbqueue.progress.places import here
 from nbqueue.stream.connect import Address
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import WorkerLimits
@@ -217,6 +218,7 @@ class Core:
             puts=tuple(puts),
         )
         future = make(name, self.link)
+        future._page = here()
         future._call = self.link.submit(dump_call(body), (function, setting), blobs, future, puts=puts)
         self.start_workers()
         return future
@@ -233,7 +235,7 @@ class Core:
         self.start_workers()
         recipe = Recipe(fn, options, kwargs, lambda fn: self.make(fn, options.name))
         show = options.progress is not False and not context.in_task()
-        return Batch(self.link, recipe, items, total, show)
+        return Batch(self.link, recipe, items, total, show, here)
 
 
 def _users_level() -> int:

@@ -26,6 +26,7 @@ from nbqueue.client.listener import Link, OpenCall
 from nbqueue.codec.messages import ERROR, RETRYING, SKIPPED, VALUE, ReplyBody
 from nbqueue.codec.tracebacks import load_exception
 from nbqueue.errors import BadMessage, NbqueueError, RemoteError, TaskCancelled
+from nbqueue.progress.prints import ERR, OUT, Page, Prints, Transcript
 
 __all__ = ["Outcome", "TaskFuture", "as_completed", "gather", "skipped", "wait"]
 
@@ -102,11 +103,22 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         The worker that ran it, ``host:slot:serial``.
     seconds : float or None
         How long its last attempt ran.
+    stdout, stderr : str
+        What it has printed, from Python and from compiled code, the programs that it started included. Of more
+        than 256 kB on one stream, the first and the last 128 kB. While it runs, what has arrived so far.
+    displays : list of dict
+        What it has displayed: figures and what it gave to ``display``, as dicts from mime type to data.
     """
 
     many = False
 
-    def __init__(self, name: str, link: Link | None, on_cancel: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        link: Link | None,
+        on_cancel: Callable[[], None] | None = None,
+        transcript: Callable[[], Transcript | None] | None = None,
+    ) -> None:
         super().__init__()
         self.name = name
         self.attempts = 0
@@ -116,6 +128,9 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         self._call: OpenCall | None = None
         self._on_cancel = on_cancel
         self._outcome: Outcome | None = None
+        self._page: Page | None = None  # of the cell that called
+        self._prints: Prints | None = None
+        self._transcript = transcript or self._own_transcript
 
     def __repr__(self) -> str:
         with self._condition:
@@ -125,6 +140,21 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         return f"<TaskFuture {self.name} {state}>"
 
     # Asking
+
+    @property
+    def stdout(self) -> str:
+        transcript = self._transcript()
+        return "" if transcript is None else transcript.text(OUT)
+
+    @property
+    def stderr(self) -> str:
+        transcript = self._transcript()
+        return "" if transcript is None else transcript.text(ERR)
+
+    @property
+    def displays(self) -> list[dict[str, Any]]:
+        transcript = self._transcript()
+        return [] if transcript is None else [dict(event["data"]) for event in transcript.displays]
 
     def result(self, timeout: float | None = None) -> R:
         """The task's value; waits for it.
@@ -219,6 +249,14 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
 
     # Arriving
 
+    def _own_transcript(self) -> Transcript | None:
+        return None if self._prints is None else self._prints.of(0)
+
+    def _printing(self) -> Prints:
+        if self._prints is None:
+            self._prints = Prints(self._page, self.name, lambda _: self.name)
+        return self._prints
+
     def _arrive(self, outcome: Outcome, body: ReplyBody | None) -> None:
         if body is not None:
             self.attempts, self.worker = max(self.attempts, body.attempt), body.worker
@@ -238,6 +276,8 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
 
     def on_reply(self, call: OpenCall, item: int, body: ReplyBody) -> bool:
         kind = body.kinds[0] if body.kinds else VALUE
+        if body.printed or body.shown:
+            self._printing().arrive(0, body.attempt, body.printed, body.shown)
         if kind == RETRYING:
             self.attempts = max(self.attempts, body.attempt + 1)
             return False
@@ -247,6 +287,8 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
     def on_event(self, call: OpenCall, item: int, event: Mapping[str, Any]) -> None:
         if event["kind"] == "started":
             self._started(event["worker"], event["attempt"])
+        elif event["kind"] in ("output", "display"):
+            self._printing().hear(0, event)
 
     def _started(self, worker: str, attempt: int) -> None:
         self.attempts, self.worker = max(self.attempts, attempt), worker

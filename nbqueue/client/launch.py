@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import nbqueue
 from nbqueue import errors
 from nbqueue.errors import ForkedQueue, NbqueueError, PoolError
+from nbqueue.progress.places import shown_here
 from nbqueue.stream.connect import Address
 from nbqueue.stream.records import WorkerLimits
 
@@ -105,6 +106,8 @@ class LocalLauncher:
                 "secret": order.secret.hex(),
                 "size": workers,
                 "limits": asdict(order.limits),
+                # In a notebook, what a call prints is shown by whoever called.
+                "echo": not shown_here(),
             }
         )
         self._pools[order.id] = (order, workers)

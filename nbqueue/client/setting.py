@@ -10,6 +10,7 @@ import sys
 import threading
 
 from nbqueue.codec.functions import digest
+from nbqueue.progress.places import shown_here
 from nbqueue.stream.records import Setting
 
 __all__ = ["SettingWatch"]
@@ -49,4 +50,4 @@ class SettingWatch:
         ]
         changed += [(name, None) for name in sorted(self._baseline) if name not in now and name not in _OURS]
         path = [os.path.join(cwd, entry) if entry else cwd for entry in sys.path if isinstance(entry, str)]
-        return Setting(cwd, tuple(path), tuple(changed))
+        return Setting(cwd, tuple(path), tuple(changed), shown_here())

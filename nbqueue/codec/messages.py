@@ -23,6 +23,7 @@ __all__ = [
     "SKIPPED",
     "VALUE",
     "CallBody",
+    "Printed",
     "ReplyBody",
     "call_id",
     "dump_call",
@@ -40,6 +41,9 @@ __all__ = [
 VALUE, EXCEPTION, ERROR, RETRYING, SKIPPED = b"vxers"
 """How an item ended: a value; the task's own exception; one of ours (pickled plainly); not yet, it will run
 again; long ago (its outcome was sent by a supervisor)."""
+
+
+Printed = tuple[int, int, int, tuple[tuple[int, bytes], ...]]
 
 
 def call_id(client: str, n: str | int) -> str:
@@ -75,6 +79,10 @@ class ReplyBody:
 
     `kinds` has one byte an item, or is empty when all are values. Either `packed` (a pickled list of plain
     values) or `frames` is given. `started` is Unix time; `seconds` is what the items took together.
+
+    `printed` tells what items printed: ``(offset, stream, size, pieces)``, where `offset` counts from `first`,
+    `stream` is 1 or 2, `size` is how many bytes it was, and `pieces` are those kept, as ``(at, bytes)`` from the
+    item's start on. `shown` has displays that may not have left by themselves, as ``(offset, event)``.
     """
 
     first: int
@@ -86,6 +94,8 @@ class ReplyBody:
     attempt: int
     started: float
     seconds: float
+    printed: tuple[Printed, ...] = ()
+    shown: tuple[tuple[int, dict[str, Any]], ...] = ()
 
 
 def type_name(kind: type) -> str:
@@ -115,6 +125,7 @@ def dump_reply(body: ReplyBody) -> bytes:
         (
             *(body.first, body.items, body.kinds, body.packed, body.frames),
             *(body.worker, body.attempt, body.started, body.seconds),
+            *(body.printed, body.shown),
         ),
         protocol=5,
     )

@@ -12,7 +12,7 @@ from typing import Any
 from . import static
 from .tally import Snapshot
 
-__all__ = ["DisplayView", "WidgetView", "open_notebook_view"]
+__all__ = ["DisplayView", "OutputView", "WidgetView", "open_notebook_view"]
 
 CANCEL_TOOLTIP = "Cancel what is still open. To stop a cell that is waiting, use ■ (interrupt)."
 
@@ -42,6 +42,18 @@ class DisplayView:
 
     def settle(self, snapshot: Snapshot) -> None:
         self._handle.update(_bundle(snapshot), raw=True)
+
+
+class OutputView:
+    """One display for all that the tasks of a cell print. Make it while the cell runs, in the main thread."""
+
+    def __init__(self, bundle: dict[str, str]) -> None:
+        from IPython.display import display
+
+        self._handle = display(bundle, raw=True, display_id=True)
+
+    def update(self, bundle: dict[str, str]) -> None:
+        self._handle.update(bundle, raw=True)
 
 
 class WidgetView:

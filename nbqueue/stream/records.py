@@ -176,11 +176,13 @@ class WorkerLimits:
 @dataclass(frozen=True, slots=True)
 class Setting:
     """What of a kernel's surroundings its tasks run in: working directory, import path, and the environment
-    variables that were changed since the queue's first process was started (None: removed)."""
+    variables that were changed since the queue's first process was started (None: removed). `shows` says that it
+    can show displays and figures."""
 
     cwd: str
     path: tuple[str, ...]
     environ: tuple[tuple[str, str | None], ...]
+    shows: bool = False
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode("utf-8", "surrogateescape")
@@ -188,4 +190,5 @@ class Setting:
     @classmethod
     def from_bytes(cls, data: bytes) -> Setting:
         d = json.loads(data.decode("utf-8", "surrogateescape"))
-        return cls(d["cwd"], tuple(d["path"]), tuple((name, value) for name, value in d["environ"]))
+        environ = tuple((name, value) for name, value in d["environ"])
+        return cls(d["cwd"], tuple(d["path"]), environ, bool(d.get("shows")))

@@ -22,18 +22,19 @@ OFF, STARTING, IDLE, BUSY, WAITING = range(5)
 STATE_NAMES = ("off", "starting", "idle", "busy", "waiting")
 CANCEL, TIMEOUT = 1, 2
 
-_WORDS = 32
+_WORDS = 40
 _SEQ, _STATE, _PID, _REDIS_ID, _STREAM, _MS, _ID_SEQ = range(7)
 _CLIENT, _N, _SPLIT, _ITEM, _ATTEMPT, _STARTED, _TIMEOUT = range(7, 14)
 _NAME, _NAME_WORDS = 14, 8
 _STOP, _FOR_STREAM, _FOR_MS, _FOR_SEQ, _FOR_ITEM, _FOR_WHY = range(22, 28)
-_PRINTED_OUT, _PRINTED_ERR, _LEAVE = range(28, 31)
+_PRINTED_OUT, _PRINTED_ERR, _LEAVE, _PASSED_OUT, _PASSED_ERR = range(28, 33)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """One reading of a slot. `started_ns` is of the monotonic clock; `timeout_ms` is 0 without a limit;
-    `printed` is how long the worker's stdout and stderr were, in bytes, when the call began."""
+    `printed` is how long the worker's stdout and stderr were, in bytes, when the item that runs began to print:
+    what comes after belongs to it, or to nobody if the worker is idle."""
 
     state: int
     pid: int
@@ -128,6 +129,10 @@ class Slot:
     def ask_to_stop(self) -> None:
         self._words[_STOP] = 1
 
+    def passed(self, printed: tuple[int, int]) -> None:
+        """What was printed up to there while the worker was idle has been taken care of."""
+        self._words[_PASSED_OUT], self._words[_PASSED_ERR] = printed
+
     def ask_to_leave(self) -> None:
         """When the call that it is running is over; another takes its place."""
         self._words[_LEAVE] = 1
@@ -183,6 +188,17 @@ class Slot:
         data = name.encode()[: _NAME_WORDS * 8]
         self._bytes[_NAME * 8 : _NAME * 8 + _NAME_WORDS * 8] = data + bytes(_NAME_WORDS * 8 - len(data))
         w[_SEQ] += 1
+
+    def printed(self, printed: tuple[int, int]) -> None:
+        """What was printed up to there has been taken care of; what follows belongs to the next item."""
+        w = self._words
+        w[_SEQ] += 1
+        w[_PRINTED_OUT], w[_PRINTED_ERR] = printed
+        w[_SEQ] += 1
+
+    def passed_on(self) -> tuple[int, int]:
+        """What the supervisor has taken care of while this worker was idle."""
+        return self._words[_PASSED_OUT], self._words[_PASSED_ERR]
 
     def item(self, item: int, started_ns: int) -> None:
         w = self._words

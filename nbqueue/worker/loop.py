@@ -42,6 +42,7 @@ from nbqueue.worker import attempt, board
 from nbqueue.worker.modules import LocalModules
 from nbqueue.worker.news import News
 from nbqueue.worker.outbox import Outbox
+from nbqueue.worker.prints import LOOK_S, NOTHING, Prints, Said
 from nbqueue.worker.surroundings import NoKeyboard, Surroundings
 
 __all__ = ["NEWS", "OUTPUT", "Worker", "WorkerSpec"]
@@ -126,6 +127,7 @@ class Worker:
         self._io = threading.Lock()  # guards the wire; the main thread holds it except while a task runs
         self._ahead: deque[Fetched] = deque()
         self._outbox = Outbox(self._seal, spec.consumer)
+        self._prints = Prints()
         self._news = News()
         self._news_at = 0.0
         self._running_call: tuple[Fetched, int] | None = None  # and which of its items
@@ -135,6 +137,7 @@ class Worker:
         self._suspect = 0  # bytes of the largest reply that was on its way when the connection was lost
         self._seconds = 0.0  # a call's run time, smoothed; 0 before the first
         self._armed = False
+        self._looked = False  # at what the item that has just run printed
         self._why = 0
         self._item_since = 0.0
         self._waits = 0
@@ -148,7 +151,7 @@ class Worker:
         self._slot.hello(self._pid)
         os.environ.update(self._spec.environ)
         self._surroundings = Surroundings()
-        self._surroundings.own_output()
+        self._surroundings.own_output(self._prints)
         sys.stdin = NoKeyboard()
         # What a function defined in a notebook calls __main__ is not this program.
         sys.modules["__main__"] = types.ModuleType("__main__")
@@ -313,7 +316,12 @@ class Worker:
 
     def _help_out(self) -> None:
         now = time.monotonic()
-        if not self._armed or not self._broker.wire.connected or now - self._item_since < COURIER_S:
+        if not self._armed or now - self._item_since < COURIER_S:
+            return
+        if self._prints.touched:
+            # A part of a line, as of a row of dots, is seen while it grows.
+            self._surroundings.flush_own()
+        if not self._broker.wire.connected:
             return
         with self._lock:
             waiting = [call.entry for call in self._ahead] if not self._slot.stop_asked() else []
@@ -358,7 +366,7 @@ class Worker:
             self._refuse(call, error)
             return
         timeout_ms = int((body.timeout_s or 0) * 1000)
-        printed = self._surroundings.printed
+        printed = self._prints.begin(self._slot.passed_on())
         self._slot.call(call.entry, call.client, call.n, call.attempt, timeout_ms, body.name, printed)
         self._slot.item(call.first, time.monotonic_ns())
         if not self._running.is_set():
@@ -387,7 +395,7 @@ class Worker:
             context.set_current(None)
             self._running_call = None
             self._news.take()
-            self._clean_up()
+            self._clean_up(printed)
         self._outbox.close()
         if not self._left:
             # What it still holds goes back when its end is noticed.
@@ -396,17 +404,32 @@ class Worker:
         took = time.monotonic() - began
         self._seconds = took if not self._seconds else 0.7 * self._seconds + 0.3 * took
 
-    def _clean_up(self) -> None:
+    def _clean_up(self, printed: tuple[int, int]) -> None:
         """Make all ready for the next call. A worker whose task has spoiled too much for that is replaced."""
-        printed = self._surroundings.printed
+        if not self._looked:
+            self._look()
         try:
-            self._flush_output()
             self._surroundings.restore()
         except Exception:  # noqa: BLE001 - a task can leave anything behind; what it returned counts all the same
             self._left = 0
-        if printed != self._surroundings.printed:
+        if printed != self._prints.start:
             # So that it is seen when the result is, and not at the next look.
             self._ring(OUTPUT)
+
+    def _look(self) -> Said:
+        """What the item that has just run printed and showed."""
+        self._looked = True
+        surroundings = self._surroundings
+        try:
+            surroundings.flush_output()
+            ends = surroundings.restore_output()
+            if ends == self._prints.start and not self._prints.touched:
+                return NOTHING
+            said = self._prints.take(surroundings.tapes, ends)
+        except Exception:  # noqa: BLE001 - the task has closed what is not its own: what it printed is lost
+            return NOTHING
+        self._slot.printed(ends)
+        return said
 
     def _fetch_blobs(self, body: CallBody) -> None:
         if body.puts and self._store.hold(body.puts, self._put):
@@ -467,6 +490,7 @@ class Worker:
         self._slot.item(item, time.monotonic_ns())
         self._item_since = began = time.monotonic()
         self._why = 0
+        self._looked = False
         kind, value, is_one_pickle = VALUE, None, True
         error: BaseException | None = None
         try:
@@ -486,6 +510,9 @@ class Worker:
         if os.getpid() != self._pid:
             # The task forked, and this is the child, which came back from it: it must not act as the worker.
             os._exit(0)
+        said = NOTHING
+        if self._prints.touched or ended - began > LOOK_S or item + 1 == call.items:
+            said = self._look()
         if error is not None:
             if self._why == board.CANCEL:
                 self._outbox.stale.add(call.entry)
@@ -501,9 +528,9 @@ class Worker:
                 failures = call.attempt - max(0, call.crashes) if call.items == 1 else 1
                 delay = attempt.retry_delay(failures, body.retries) if attempt.wanted(error, body.retry_on) else None
                 if delay is not None:
-                    self._retry(call, body, plain, item, value, ended - began, delay)
+                    self._retry(call, body, plain, item, value, ended - began, delay, said)
                     return call.entry not in self._outbox.stale
-        self._outbox.note(call, item, kind, value, is_one_pickle, ended - began)
+        self._outbox.note(call, item, kind, value, is_one_pickle, ended - began, said)
         if self._outbox.is_due(ended, FLUSH_S):
             self._try_flush()
         return call.entry not in self._outbox.stale
@@ -517,13 +544,14 @@ class Worker:
         error: bytes,
         seconds: float,
         delay_s: float,
+        said: Said,
     ) -> None:
         payload = b""
         if call.items > 1:
             # The item goes on alone, as the call "<n>.<item>".
             id = call_id(call.client, f"{call.n}.{item}")
             payload = self._seal.close("call", id, messages.dump_call(messages.only_item(body, plain, item)))
-        self._outbox.note_retry(call, item, error, seconds, delay_s, payload)
+        self._outbox.note_retry(call, item, error, seconds, delay_s, payload, said)
         self._try_flush()
         self._ring(NEWS)
 
@@ -539,16 +567,10 @@ class Worker:
             kind, value = ERROR, pickle.dumps(late)
         else:
             kind, value = EXCEPTION, dump_exception(error)
+        said = self._look()
         for item in range(call.first, call.items):
-            self._outbox.note(call, item, kind, value, False, 0.0)
+            self._outbox.note(call, item, kind, value, False, 0.0, said if item == call.first else NOTHING)
         self._outbox.close()
-
-    def _flush_output(self) -> None:
-        for name in ("stdout", "stderr"):
-            try:
-                getattr(sys, name).flush()
-            except Exception:  # noqa: BLE001, S112 - the task closed or replaced it; there is nothing left to flush
-                continue
 
     # Interrupts and nested calls
 

@@ -20,6 +20,7 @@ from nbqueue.codec.seal import Seal, body_of
 from nbqueue.errors import ResultNotSendable
 from nbqueue.stream.connect import LOWEST_LIMIT_BYTES
 from nbqueue.stream.records import Fetched, Report
+from nbqueue.worker.prints import NOTHING, Said
 
 __all__ = ["Outbox"]
 
@@ -30,7 +31,10 @@ FLUSH_BYTES = 8_000_000
 class _Piece:
     """Outcomes of consecutive items of one call that are not reported yet."""
 
-    __slots__ = ("call", "failed", "first", "kinds", "plain", "seconds", "since", "size", "started", "values")
+    __slots__ = (
+        *("call", "failed", "first", "kinds", "plain", "printed", "seconds", "shown", "since", "size", "started"),
+        "values",
+    )
 
     def __init__(self, call: Fetched, first: int, seconds: float) -> None:
         self.call = call
@@ -43,6 +47,15 @@ class _Piece:
         self.since = time.monotonic()
         self.seconds = 0.0
         self.size = 0
+        self.printed: list[messages.Printed] = []
+        self.shown: list[tuple[int, dict[str, Any]]] = []
+
+    def say(self, said: Said) -> None:
+        """What the next item to be added has printed and shown."""
+        printed, shown = said.entries(len(self.values))
+        self.printed += printed
+        self.shown += shown
+        self.size += said.size
 
     def add(self, kind: int, value: Any, plain: bool) -> None:
         if plain != self.plain:
@@ -86,20 +99,29 @@ class Outbox:
         piece = self._piece
         return piece is not None and (now - piece.since > after_s or piece.size > FLUSH_BYTES)
 
-    def note(self, call: Fetched, item: int, kind: int, value: Any, plain: bool, seconds: float) -> None:
+    def note(
+        self, call: Fetched, item: int, kind: int, value: Any, plain: bool, seconds: float, said: Said = NOTHING
+    ) -> None:
         """An item has ended with a `value` that is `plain` as it is, or else pickled."""
         with self._lock:
-            self._note(call, item, kind, value, plain, seconds)
+            self._note(call, item, kind, value, plain, seconds, said)
 
     def note_retry(
-        self, call: Fetched, item: int, error: bytes, seconds: float, delay_s: float, payload: bytes
+        self,
+        call: Fetched,
+        item: int,
+        error: bytes,
+        seconds: float,
+        delay_s: float,
+        payload: bytes,
+        said: Said = NOTHING,
     ) -> None:
         """An item is to run again, after `delay_s`; `payload` is its own sealed message if the call has several.
 
         In one step with the end of the piece: a report that the courier takes in between would say nothing of it.
         """
         with self._lock:
-            self._note(call, item, RETRYING, error, False, seconds)
+            self._note(call, item, RETRYING, error, False, seconds, said)
             self._close(delay_s, payload)
 
     def close(self) -> None:
@@ -107,11 +129,15 @@ class Outbox:
         with self._lock:
             self._close()
 
-    def _note(self, call: Fetched, item: int, kind: int, value: Any, plain: bool, seconds: float) -> None:
+    def _note(
+        self, call: Fetched, item: int, kind: int, value: Any, plain: bool, seconds: float, said: Said
+    ) -> None:
         piece = self._piece
         if piece is None or piece.call is not call:
             self._close()
             piece = self._piece = _Piece(call, item, seconds)
+        if said is not NOTHING:
+            piece.say(said)
         piece.add(kind, value, plain)
         piece.seconds += seconds
 
@@ -145,7 +171,11 @@ class Outbox:
         body = messages.load_reply(body_of(report.reply))
         frames = list(body.frames) or [pickle.dumps(value, protocol=5) for value in pickle.loads(body.packed)]
         kinds = body.kinds or bytes([VALUE]) * body.items
-        if body.items == 1:
+        if body.items == 1 and (body.printed or body.shown):
+            # What it printed is the first to be given up.
+            printed = tuple((offset, stream, size, ()) for offset, stream, size, _ in body.printed)
+            body = replace(body, printed=printed, shown=())
+        elif body.items == 1:
             name = messages.load_call(body_of(call.payload)).name
             error = ResultNotSendable(
                 f"`{name}` ran to its end, but what it gave is {len(frames[0]):,} bytes when pickled, more than the "
@@ -153,13 +183,18 @@ class Outbox:
             )
             frames = [pickle.dumps(error)]
             kinds = kinds if kinds[0] == RETRYING else bytes([ERROR])
+        sizes = [len(frame) for frame in frames]
+        for offset, _, _, pieces in body.printed:
+            sizes[offset] += sum(len(data) for _, data in pieces)
+        for offset, event in body.shown:
+            sizes[offset] += event["bytes"]
         ends = [0]
         size = 0
-        for i, frame in enumerate(frames):
-            if i > ends[-1] and size + len(frame) > LOWEST_LIMIT_BYTES // 2:
+        for i, more in enumerate(sizes):
+            if i > ends[-1] and size + more > LOWEST_LIMIT_BYTES // 2:
                 ends.append(i)
                 size = 0
-            size += len(frame)
+            size += more
         ends.append(len(frames))
         reports = []
         for start, end in pairwise(ends):
@@ -171,6 +206,8 @@ class Outbox:
                 packed=b"",
                 frames=tuple(frames[start:end]),
                 seconds=body.seconds * (end - start) / body.items,
+                printed=tuple((entry[0] - start, *entry[1:]) for entry in body.printed if start <= entry[0] < end),
+                shown=tuple((o - start, event) for o, event in body.shown if start <= o < end),
             )
             reply = self._seal.close("reply", call_id(call.client, call.n), messages.dump_reply(part))
             failed = sum(kind in (EXCEPTION, ERROR) for kind in part.kinds)
@@ -194,6 +231,8 @@ class Outbox:
             attempt=call.attempt,
             started=piece.started,
             seconds=piece.seconds,
+            printed=tuple(piece.printed),
+            shown=tuple(piece.shown),
         )
         reply = self._seal.close("reply", call_id(call.client, call.n), messages.dump_reply(body))
         self._reports.append(

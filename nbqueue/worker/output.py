@@ -1,13 +1,15 @@
-"""What workers print: on its way to the notebook, and the last lines of a worker that died.
+"""What workers print: the tapes that it is written to, and the outlet of those who look on from here.
 
 ::
 
-    task ─▶ descriptors 1 and 2 ─▶ two tapes a worker ─▶ supervisor ─▶ outlet: the notebook's stdout, stderr
+    task ─▶ descriptors 1 and 2 ─▶ two tapes a worker ─┬▶ worker ─▶ reply: all of it, up to a bound
+                                                       └▶ supervisor ─▶ events, while the task runs
+                                                                     ─▶ outlet: stdout and stderr of a script
 
 A *tape* is a file without a name, to which all append that hold the descriptor: Python, compiled code, programs
 that a task starts. So nothing is lost when one of them dies, and whose a line is follows from where it stands.
-The supervisor reads along, passes whole lines on and frees what was passed on. It never waits for whoever reads:
-of a worker that prints faster than that, the middle is left out, and a line says so.
+Positions are bytes since the worker's birth. The supervisor (`recorder`) never waits for whoever reads: of a
+worker that prints faster than that, the middle is left out, and a line says so.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import stat
 import tempfile
 from collections.abc import Callable
 
-__all__ = ["Outlet", "Tape", "last_lines"]
+__all__ = ["HEAD_BYTES", "TAIL_BYTES", "Outlet", "Tape", "last_lines", "pieces"]
 
 # What is looked at in one go, and what may wait to be passed on before some of it is left out.
 PIECE_BYTES = 65_536
@@ -27,6 +29,10 @@ MOST_BEHIND_BYTES = 32_000_000
 # What stays readable for the error of a task whose worker dies.
 KEPT_BYTES = 65_536
 FREE_EVERY_BYTES = 1_000_000
+# Of what one item prints on one stream, these two ends travel with its reply.
+HEAD_BYTES = TAIL_BYTES = 131_072
+# What one event carries while the task runs.
+EVENT_BYTES = 32_768
 # A pipe that polls as writable takes this much without blocking (pipe(7)).
 _PIPE_BYTES = 4096
 _MOST_LINES = 10
@@ -38,42 +44,90 @@ class Tape:
 
     def __init__(self) -> None:
         self.fd = _file_without_a_name()
-        self._passed = 0
+        self.passed = 0
+        self._low = 0  # what lies below has been freed
         self._freed = 0
         self._seen = 0
+        self._told_at_size = 0
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self.fd).st_size
 
     def pass_on(self, outlet: Outlet, *, ended: bool = False) -> None:
         """Give the outlet what is new, if it has room: whole lines, but a part of one that is not growing too."""
-        size = os.fstat(self.fd).st_size
-        if size - self._passed > MOST_BEHIND_BYTES:
-            left_out = size - KEPT_BYTES - self._passed
-            self._passed = size - KEPT_BYTES
+        size = self.size
+        if size - self.passed > MOST_BEHIND_BYTES:
+            left_out = size - KEPT_BYTES - self.passed
+            self.passed = size - KEPT_BYTES
             outlet.write(b"\nnbqueue: a task prints faster than can be shown; %d bytes are left out\n" % left_out)
-        while self._passed < size and outlet.has_room:
-            data = os.pread(self.fd, min(PIECE_BYTES, size - self._passed), self._passed)
+        while self.passed < size and outlet.has_room:
+            data = os.pread(self.fd, min(PIECE_BYTES, size - self.passed), self.passed)
             complete = data.rfind(b"\n") + 1
             if not complete and len(data) < PIECE_BYTES and size != self._seen and not ended:
                 break
             data = data[: complete or len(data)]
             outlet.write(data)
-            self._passed += len(data)
+            self.passed += len(data)
         self._seen = size
-        if self._passed - KEPT_BYTES - self._freed > FREE_EVERY_BYTES:
-            self._free(self._passed - KEPT_BYTES)
+
+    def skip(self, upto: int) -> None:
+        """What lies before has been taken care of otherwise."""
+        self.passed = max(self.passed, upto)
+
+    def news(self, start: int, *, ended: bool = False) -> tuple[int, bytes]:
+        """What is new from `start` on and can be shown, and where it begins: of much, the end.
+
+        Whole lines, and a part of one that does not grow; never a part of a character.
+        """
+        size = self.size
+        if size - start > EVENT_BYTES:
+            start = size - EVENT_BYTES
+            start += os.pread(self.fd, EVENT_BYTES, start).find(b"\n") + 1
+        data = os.pread(self.fd, max(0, size - start), start)
+        complete = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+        stands_still = size == self._told_at_size
+        self._told_at_size = size
+        if not ended:
+            data = data[:complete] if complete or not stands_still else data[: _whole_characters(data)]
+        return start, data
 
     def read(self, start: int) -> str:
         """What was printed from byte `start` on, as far as it is kept."""
-        size = os.fstat(self.fd).st_size
+        size = self.size
         start = max(start, size - KEPT_BYTES, 0)
         return os.pread(self.fd, size - start, start).decode(errors="replace")
 
     def close(self) -> None:
         os.close(self.fd)
 
-    def _free(self, upto: int) -> None:
-        upto -= upto % 4096
-        _punch_hole(self.fd, self._freed, upto - self._freed)
-        self._freed = upto
+    def free(self, start: int, upto: int) -> None:
+        """Give back the memory of what lies before `upto`, but keep the two ends of what begins at `start`."""
+        upto = min(upto, self.size - TAIL_BYTES)
+        if upto - self._freed < FREE_EVERY_BYTES:
+            return
+        _punch_hole(self.fd, self._low, min(start, upto))
+        _punch_hole(self.fd, max(self._low, start + HEAD_BYTES), upto)
+        self._low, self._freed = min(start, upto), upto
+
+
+def pieces(fd: int, start: int, end: int) -> tuple[tuple[int, bytes], ...]:
+    """What a tape has between two places, as ``(at, bytes)`` counted from `start`; of much, the two ends."""
+    if end - start <= HEAD_BYTES + TAIL_BYTES:
+        return ((0, os.pread(fd, end - start, start)),)
+    tail = end - TAIL_BYTES
+    return (0, os.pread(fd, HEAD_BYTES, start)), (tail - start, os.pread(fd, TAIL_BYTES, tail))
+
+
+def _whole_characters(data: bytes) -> int:
+    """How many bytes of it end with a whole character."""
+    for back in range(1, min(4, len(data) + 1)):
+        byte = data[-back]
+        if byte >= 0xC0:  # the first byte of a character of several, of two, three or four
+            return len(data) - back if back < 2 + (byte >= 0xE0) + (byte >= 0xF0) else len(data)
+        if byte < 0x80:
+            break
+    return len(data)
 
 
 class Outlet:
@@ -154,10 +208,11 @@ def _find_fallocate() -> Callable[[int, int, int], object] | None:
 _fallocate = _find_fallocate()
 
 
-def _punch_hole(fd: int, start: int, length: int) -> None:
-    """Give the memory back, if this system can. Later bytes keep their places."""
-    if _fallocate is not None and length > 0:
-        _fallocate(fd, start, length)
+def _punch_hole(fd: int, start: int, end: int) -> None:
+    """Give whole pages of memory back, if this system can. Later bytes keep their places."""
+    start, end = start + -start % 4096, end - end % 4096
+    if _fallocate is not None and end > start:
+        _fallocate(fd, start, end - start)
 
 
 def _not_blocking(fd: int) -> int:

@@ -32,7 +32,8 @@ from nbqueue.worker import board
 from nbqueue.worker.attempt import CRASH_CAP, SPAWNER_CRASH_CAP, Exit, death
 from nbqueue.worker.board import Line, Slot
 from nbqueue.worker.loop import WorkerSpec
-from nbqueue.worker.output import Outlet, Tape, last_lines
+from nbqueue.worker.output import Outlet
+from nbqueue.worker.recorder import Recorder
 from nbqueue.worker.spawn import Spawner, end_group
 
 __all__ = ["Member", "Pool", "PoolSpec"]
@@ -60,7 +61,8 @@ MOST_SUBSTITUTES = 256
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """What a pool is made of; `environ` is set in its workers."""
+    """What a pool is made of; `environ` is set in its workers. With `echo`, what they print goes to the outlets,
+    too; where a notebook shows it, only what belongs to no call does."""
 
     id: str
     queue: str
@@ -70,6 +72,7 @@ class PoolSpec:
     size: int
     environ: dict[str, str]
     limits: WorkerLimits
+    echo: bool = True
 
 
 @dataclass(slots=True)
@@ -79,7 +82,7 @@ class Member:
     index: int
     slot: Slot
     consumer: str
-    tapes: tuple[Tape, Tape]
+    recorder: Recorder
     substitute: bool = False  # started while the pool stops, for calls that others wait for
     pid: int = 0
     stopping: bool = False
@@ -269,15 +272,15 @@ class Pool:
         slot.clear()
         self._serial += 1
         consumer = f"{self._host}:{index}:{self._serial}"
-        out, err = tapes = Tape(), Tape()
-        self.members[consumer] = Member(index, slot, consumer, tapes, substitute)
+        recorder = Recorder(self._outlets, echo=self.spec.echo)
+        self.members[consumer] = Member(index, slot, consumer, recorder, substitute)
         spec = self.spec
         order = WorkerSpec(
             *(index, consumer, spec.queue, spec.prefix, spec.address, spec.secret, spec.environ),
             max_tasks=self.limits.tasks,
         )
         try:
-            self._spawner.start(order, (out.fd, err.fd))
+            self._spawner.start(order, recorder.fds)
         except EOFError:
             # The spawner has just died. The supervisor is about to hear of it, and calls `all_died`.
             return
@@ -313,10 +316,11 @@ class Pool:
                 cap = max(cap, SPAWNER_CRASH_CAP)
             if member.overdue_s is not None:
                 cap = -1
+            # If it runs once more, nothing else tells what it printed until now.
+            self._tell_output(member, line, ended=True)
             reply = self._death_notice(member, line, exit)
-        self._pass_on(member, ended=True)
-        for tape in member.tapes:
-            tape.close()
+        member.recorder.pass_on(member.slot, ended=True)
+        member.recorder.close()
         del self.members[member.consumer]
         member.slot.clear()
         self._free_slot(member.index)
@@ -347,21 +351,16 @@ class Pool:
         for outlet in self._outlets:
             outlet.flush()
         for member in self.members.values():
-            self._pass_on(member)
-
-    def _pass_on(self, member: Member, *, ended: bool = False) -> None:
-        for tape, outlet in zip(member.tapes, self._outlets, strict=True):
-            tape.pass_on(outlet, ended=ended)
+            member.recorder.pass_on(member.slot)
 
     def _death_notice(self, member: Member, line: Line, exit: Exit) -> bytes:
-        printed = [tape.read(start) for tape, start in zip(member.tapes, line.printed, strict=True)]
         error = death(
             line.name,
             exit,
             attempts=line.attempt,
             timeout_s=member.overdue_s,
             over=(member.over_bytes, self.limits.memory_bytes) if member.over_bytes else None,
-            last_output=last_lines(*printed),
+            last_output=member.recorder.last_lines(line),
         )
         seconds = (time.monotonic_ns() - line.started_ns) / 1e9
         body = ReplyBody(
@@ -374,6 +373,7 @@ class Pool:
             attempt=line.attempt,
             started=time.time() - seconds,
             seconds=seconds,
+            printed=member.recorder.printed(line),
         )
         return self._seal.close("reply", call_id(line.client, line.n), messages.dump_reply(body))
 
@@ -396,8 +396,11 @@ class Pool:
                 continue
             if line.timeout_ms and age_s * 1000 > line.timeout_ms and member.aimed != (line.entry, line.item):
                 self._interrupt(member, line.entry, line.item, board.TIMEOUT, now)
-            if age_s > ANNOUNCE_S and member.announced != (line.entry, line.item):
-                self._announce(member, line)
+            if age_s > ANNOUNCE_S:
+                if self._reachable() and member.announced != (line.entry, line.item):
+                    member.announced = (line.entry, line.item)
+                    self._announce(line, kind="started", item=line.item, worker=member.consumer, attempt=line.attempt)
+                self._tell_output(member, line)
 
     def _watch_memory(self, limit_bytes: int) -> None:
         """Kill a worker that uses too much while it runs a task, and replace one that keeps much for itself."""
@@ -434,16 +437,18 @@ class Pool:
             return
         self._signal(member, signal.SIGKILL)
 
-    def _announce(self, member: Member, line: Line) -> None:
-        if not self._broker.wire.connected:
-            return
-        member.announced = (line.entry, line.item)
-        event = messages.dump_event("started", item=line.item, worker=member.consumer, attempt=line.attempt)
+    def _tell_output(self, member: Member, line: Line, *, ended: bool = False) -> None:
+        if self._reachable():
+            for event in member.recorder.news(member.slot, line, time.monotonic(), ended=ended):
+                self._announce(line, **event)
+
+    def _announce(self, line: Line, **event: Any) -> None:
+        """News only: what cannot be told now is not told, and output goes with the reply, too."""
+        id = call_id(line.client, line.n)
         try:
-            id = call_id(line.client, line.n)
-            self._broker.announce(line.client, line.n, line.entry, self._seal.close("event", id, event))
+            message = self._seal.close("event", id, messages.dump_event(**event))
+            self._broker.announce(line.client, line.n, line.entry, message)
         except (ServerError, CommandError):
-            # News only.
             return
 
     def _signal(self, member: Member, signum: int) -> None:

@@ -293,6 +293,7 @@ def make_spec(message: dict[str, Any], size: int) -> PoolSpec:
         size=size,
         environ=thread_limits(size, available_cores(), os.environ),
         limits=WorkerLimits(**message["limits"]),
+        echo=message.get("echo", True),
     )
 
 

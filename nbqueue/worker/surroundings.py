@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TextIO
 
 from nbqueue.errors import InputNotAvailable
 from nbqueue.stream.records import Setting
+from nbqueue.worker.prints import Prints, Stream
 
 __all__ = ["NoKeyboard", "Surroundings"]
 
@@ -59,7 +60,7 @@ class Surroundings:
         self._wanted_path = self._path
         self._output: dict[str, TextIO] = {}
         self._descriptors: dict[int, tuple[int, int]] = {}  # 1 and 2 → where they are kept, and the file's inode
-        self.printed = (0, 0)  # bytes on stdout and stderr when `restore` looked last
+        self._prints = Prints()
         self._signals: dict[int, Any] = {}
         self._recursion_limit = sys.getrecursionlimit()
         self._umask = os.umask(0)
@@ -87,19 +88,45 @@ class Surroundings:
                 self._cwd = setting.cwd
         self.restore()
 
-    def own_output(self) -> None:
-        """Give this process a stdout and stderr that a task may close or replace without harm to the next one."""
+    def own_output(self, prints: Prints | None = None) -> None:
+        """Give this process a stdout and stderr that a task may close or replace without harm to the next one.
+
+        They note in `prints` that something was written.
+        """
+        self._prints = prints or self._prints
         if not self._descriptors:
             # Out of the way of whoever closes or opens small numbers.
             for fd in (1, 2):
                 kept = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 200)
                 self._descriptors[fd] = kept, os.fstat(kept).st_ino
         for name, fd in (("stdout", 1), ("stderr", 2)):
-            # Line by line: what a task prints is seen when it is printed, also through a pipe.
-            self._output[name] = stream = open(  # noqa: SIM115 - as long as the process
-                fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
-            )
+            self._output[name] = stream = Stream(fd, self._prints)
             setattr(sys, name, stream)
+
+    @property
+    def tapes(self) -> tuple[int, int]:
+        """Descriptors to read what was printed from."""
+        return self._descriptors[1][0], self._descriptors[2][0]
+
+    def flush_output(self) -> None:
+        """Have written what was printed and waits in a buffer, whatever the task has put in its place."""
+        for stream in (getattr(sys, "stdout", None), getattr(sys, "stderr", None), *self._output.values()):
+            try:
+                stream.flush()  # type: ignore[union-attr]
+            except Exception:  # noqa: BLE001, S112 - the task closed or replaced it; there is nothing left to flush
+                continue
+
+    def flush_own(self) -> None:
+        """The same, while a task runs: in its own objects nobody else may meddle."""
+        for stream in self._output.values():
+            try:
+                stream.flush()
+            except Exception:  # noqa: BLE001, S112 - as above
+                continue
+
+    def restore_output(self) -> tuple[int, int]:
+        """Have stdout and stderr write where they did at first. Returns how many bytes they have had."""
+        return self._restore_descriptor(1), self._restore_descriptor(2)
 
     def remember_signals(self) -> None:
         """From now on, `restore` puts back the signal handlers that are set now."""
@@ -134,13 +161,12 @@ class Surroundings:
 
     def restore(self) -> None:
         """Undo what a task did to the working directory, the import path, the environment, its output, signal
-        handlers and timers, the umask and the recursion limit."""
+        handlers and timers, the umask and the recursion limit. Where descriptors lead is not looked at, see
+        `restore_output`."""
         if self._signals:
             self._restore_signals()
         if sys.getrecursionlimit() != self._recursion_limit:
             sys.setrecursionlimit(self._recursion_limit)
-        if self._descriptors:
-            self.printed = self._restore_descriptor(1), self._restore_descriptor(2)
         os.umask(self._umask)
         if self._output and (
             getattr(sys, "stdout", None) is not self._output["stdout"]

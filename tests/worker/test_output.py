@@ -100,6 +100,7 @@ def test_memory_of_what_was_passed_on_is_given_back(tape: Tape) -> None:
     for _ in range(40):
         os.write(tape.fd, b"y" * 99_999 + b"\n")
         tape.pass_on(outlet)
+        tape.free(1_000_000, tape.passed)
     os.close(nowhere)
     stat = os.fstat(tape.fd)
     assert stat.st_size == 4_000_000
@@ -107,6 +108,13 @@ def test_memory_of_what_was_passed_on_is_given_back(tape: Tape) -> None:
         pytest.skip("this system cannot give back a part of a file")
     assert stat.st_blocks * 512 < 1_500_000
     assert tape.read(0) == ("y" * 99_999 + "\n")[-output.KEPT_BYTES :]
+    (_, head), (_, tail) = output.pieces(tape.fd, 1_000_000, 4_000_000)
+    assert head == (b"y" * 99_999 + b"\n")[: output.HEAD_BYTES] + b"y" * (output.HEAD_BYTES - 100_000)
+    assert b"\0" not in tail, "of what an item prints, the two ends are kept"
+    tape.free(4_000_000, tape.passed)
+    os.write(tape.fd, b"z" * 1_000_000)
+    tape.free(4_000_000, tape.size)
+    assert os.fstat(tape.fd).st_blocks * 512 < 2_200_000, "and not for ever"
 
 
 def test_where_nobody_reads_any_more_output_is_dropped(tape: Tape) -> None:

@@ -1,0 +1,110 @@
+"""What the running item printed and showed, told by its worker from the worker's own tapes.
+
+The worker's ``sys.stdout`` and ``sys.stderr`` note that something was written, as `displays` notes what is shown:
+an item that does neither costs nothing. Only then, and after items that ran for a while, is looked how long the
+tapes have become. So what compiled code prints in an item of a few microseconds belongs to the next item of the
+call that is looked at; the last one always is.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from nbqueue.codec.messages import Printed
+from nbqueue.worker.output import pieces
+
+__all__ = ["LOOK_S", "NOTHING", "Prints", "Said", "Stream"]
+
+# To look costs 1 µs.
+LOOK_S = 0.0002
+# Displays of one item that are kept for its reply.
+MOST_SHOWN = 50
+
+
+class Said:
+    """What one item printed and showed."""
+
+    __slots__ = ("printed", "shown")
+
+    def __init__(self, printed: list[tuple[int, int, tuple[tuple[int, bytes], ...]]], shown: list[dict[str, Any]]):
+        self.printed = printed  # stream, size, pieces
+        self.shown = shown
+
+    def entries(self, offset: int) -> tuple[list[Printed], list[tuple[int, dict[str, Any]]]]:
+        """As a reply has them."""
+        return [(offset, *entry) for entry in self.printed], [(offset, event) for event in self.shown]
+
+    @property
+    def size(self) -> int:
+        printed = sum(len(data) for _, _, kept in self.printed for _, data in kept)
+        shown: int = sum(event["bytes"] for event in self.shown)
+        return printed + shown
+
+
+NOTHING = Said([], [])
+
+
+class Prints:
+    """Where the running item's output begins, and whether there may be some.
+
+    Attributes
+    ----------
+    touched : bool
+        Something was written or shown since the last look.
+    start : tuple of int
+        How long stdout and stderr were before the running item printed.
+    """
+
+    def __init__(self) -> None:
+        self.touched = False
+        self.start = (0, 0)
+        self._shown: dict[str, dict[str, Any]] = {}
+
+    def begin(self, passed: tuple[int, int]) -> tuple[int, int]:
+        """A call begins; `passed` of what was printed while nothing ran has been shown as nobody's."""
+        out, err = self.start
+        self.start = max(out, passed[0]), max(err, passed[1])
+        return self.start
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Something is shown: it goes with the reply, unless it leaves before. Any thread of the task."""
+        self._shown[event["id"]] = event
+        while len(self._shown) > MOST_SHOWN:
+            self._shown.pop(next(iter(self._shown)), None)
+        self.touched = True
+
+    def left(self, event: dict[str, Any]) -> None:
+        """It is with its reader, so the reply need not have it."""
+        if self._shown.get(event["id"]) is event:
+            self._shown.pop(event["id"], None)
+
+    def take(self, fds: tuple[int, int], ends: tuple[int, int]) -> Said:
+        """What has come since the last look. What comes next is the next item's."""
+        self.touched = False
+        starts, self.start = self.start, ends
+        printed = [
+            (stream, end - start, pieces(fd, start, end))
+            for stream, fd, start, end in zip((1, 2), fds, starts, ends, strict=True)
+            if end > start
+        ]
+        shown, self._shown = list(self._shown.values()), {}
+        return Said(printed, shown) if printed or shown else NOTHING
+
+
+class Stream(io.TextIOWrapper):
+    """A worker's stdout or stderr: line by line, so that what a task prints is seen when it is printed."""
+
+    def __init__(self, fd: int, prints: Prints) -> None:
+        super().__init__(
+            open(fd, "wb", closefd=False),  # noqa: SIM115 - as long as the process
+            encoding="utf-8",
+            errors="backslashreplace",
+            line_buffering=True,
+        )
+        self._prints = prints
+
+    def write(self, text: str, /) -> int:
+        self._prints.touched = True
+        written: int = super().write(text)
+        return written

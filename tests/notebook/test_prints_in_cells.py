@@ -1,0 +1,206 @@
+"""What tasks print in a real kernel: below the cell that called them, whole, tagged, and nowhere else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+START = """
+import ctypes, os, sys, time, warnings
+from nbqueue import TaskQueue
+queue = TaskQueue(workers=2)
+"""
+Message = dict[str, Any]
+
+
+class Cells:
+    """A kernel whose messages are kept: what is displayed under which id, by whom, and what came as a stream."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.messages: list[Message] = []
+        self.run(START)
+
+    def run(self, code: str) -> list[Message]:
+        messages: list[Message] = self.kernel.run(code)
+        self.messages += messages
+        errors = [message["content"] for message in messages if message["msg_type"] == "error"]
+        assert not errors, "\n".join(errors[0]["traceback"])
+        return messages
+
+    def until(self, predicate: Callable[[], object]) -> None:
+        """Take further messages until the predicate holds."""
+        while not predicate():
+            self.messages.append(self.kernel.until(lambda message: True))
+
+    def texts(self, messages: list[Message] | None = None) -> dict[str, str]:
+        """The last plain text of each place, in the order in which they were made."""
+        found = {}
+        for message in self.messages if messages is None else messages:
+            content = message["content"]
+            data = content.get("data", {})
+            if data.get("text/html", "").startswith("<!--nbqueue-output-->"):
+                found[content["transient"]["display_id"]] = data["text/plain"].removeprefix("nbqueue output:").strip()
+        return found
+
+    @property
+    def last(self) -> str:
+        return list(self.texts().values())[-1]
+
+    def streams(self) -> str:
+        return "".join(m["content"]["text"] for m in self.messages if m["msg_type"] == "stream")
+
+
+@pytest.fixture
+def cells(start_kernel: Callable[..., Any]) -> Cells:
+    return Cells(start_kernel())
+
+
+def test_a_print_lands_below_its_own_cell_also_when_that_has_ended(cells: Cells) -> None:
+    first = cells.run(
+        """
+        @queue.task
+        def late(path):
+            print("begun", flush=True)
+            while not os.path.exists(path):
+                time.sleep(0.01)
+            print("ended")
+        future = late("go")
+        """
+    )
+    place, = cells.texts(first)
+    assert cells.texts(first)[place] == "", "made in advance"
+    second = cells.run("open('go', 'w').close(); print('mine')")
+    cells.until(lambda: "ended" in cells.last)
+    assert cells.texts() == {place: "late │ begun\nlate │ ended"}
+    assert "ended" not in "".join(m["content"].get("text", "") for m in second if m["msg_type"] == "stream")
+    assert cells.streams() == "mine\n"
+
+
+def test_what_is_printed_is_complete_when_the_cell_that_waited_ends(cells: Cells) -> None:
+    messages = cells.run(
+        """
+        @queue.task
+        def say(i):
+            print("item", i)
+        say.map(range(20)).results()
+        """
+    )
+    text, = cells.texts(messages).values()
+    assert sorted(text.splitlines()) == sorted(f"{f'say[{i}]':<7} │ item {i}" for i in range(20))
+
+
+def test_two_thousand_calls_make_one_place(cells: Cells) -> None:
+    messages = cells.run(
+        """
+        from nbqueue import gather
+        @queue.task
+        def say(i):
+            print("item", i)
+        futures = [say(i) for i in range(2000)]
+        gather(futures)
+        """
+    )
+    made = [m for m in messages if m["msg_type"] == "display_data"]
+    assert len(made) == 1
+    assert len(messages) < 60, "five updates a second at most"
+    text, = cells.texts(messages).values()
+    assert text.startswith("… 1,800 earlier lines")
+    assert len(text.splitlines()) == 201
+    cells.run(r"assert all(f.stdout == f'item {i}\n' for i, f in enumerate(futures))")
+
+
+def test_each_run_of_a_cell_has_a_place_of_its_own_and_a_cell_that_calls_nothing_none(cells: Cells) -> None:
+    cells.run("say = queue.task(lambda: print('x')); say().result()")
+    for _ in range(2):
+        cells.run("say().result()")
+    assert not cells.texts(cells.run("1 + 1"))
+    assert list(cells.texts().values()) == ["<lambda> │ x"] * 3
+
+
+def test_what_compiled_code_and_programs_print_is_seen_while_the_task_holds_the_interpreter(cells: Cells) -> None:
+    cells.run(
+        r"""
+        @queue.task
+        def compiled(path):
+            libc = ctypes.PyDLL(None)      # holds the GIL
+            libc.printf(b"from C\n")
+            libc.fflush(None)
+            os.system("echo from a program; echo troubled >&2")
+            while libc.access(path.encode(), 0):
+                libc.usleep(10_000)
+        future = compiled("go")
+        """
+    )
+    cells.until(lambda: "from a program" in cells.last and "compiled ! troubled" in cells.last)
+    assert "compiled │ from C\ncompiled │ from a program" in cells.last
+    cells.run("open('go', 'w').close(); future.result()")
+    cells.run(r"assert future.stdout == 'from C\nfrom a program\n', future.stdout")
+
+
+def test_a_crash_loses_nothing_of_what_was_printed(cells: Cells) -> None:
+    cells.run(
+        r"""
+        @queue.task
+        def crash():
+            print("before the end")
+            os.kill(os.getpid(), 11)
+        future = crash()
+        error = future.exception()
+        assert type(error).__name__ == "WorkerDied"
+        assert future.stdout == "before the end\n" * 2, future.stdout
+        """
+    )
+    assert cells.last.count("before the end") == 2, "it was started twice"
+
+
+def test_what_belongs_to_no_call_goes_to_the_kernel_s_stdout(cells: Cells) -> None:
+    cells.run(
+        """
+        @queue.task
+        def leave_a_thread(path):
+            import threading
+            def on():
+                while not os.path.exists(path):
+                    time.sleep(0.01)
+                print("nobody's", flush=True)
+            threading.Thread(target=on).start()
+        leave_a_thread("go").result()
+        """
+    )
+    cells.run("open('go', 'w').close()")
+    cells.until(lambda: "nobody's" in cells.streams())
+    assert "nobody's" not in cells.last
+
+
+def test_stderr_colours_and_bars_are_as_they_would_be(cells: Cells) -> None:
+    messages = cells.run(
+        r"""
+        @queue.task
+        def loud():
+            print("\x1b[31mred\x1b[0m <b>")
+            for i in range(3):
+                print(f"\r{i}/2", end="", flush=True)
+            sys.stderr.write("trouble\n")
+        loud().result()
+        """
+    )
+    assert cells.last == "loud │ red <b>\nloud │ 2/2\nloud ! trouble"
+    html = [m["content"]["data"]["text/html"] for m in messages if "data" in m["content"]][-1]
+    assert 'style="color:#e53935">red</span> &lt;b&gt;' in html
+    assert re.search(r'<span class="nbqueue-stderr"[^>]*>trouble</span>', html)
+
+
+def test_with_views_turned_off_prints_are_plain(start_kernel: Callable[..., Any]) -> None:
+    cells = Cells(start_kernel(NBQUEUE_PROGRESS="0"))
+    cells.run("queue.submit(print, 'plain').result()")
+    cells.until(lambda: "plain\n" in cells.streams())
+    assert not cells.texts()
+
+
+def test_a_batch_without_a_card_still_shows_what_it_prints(cells: Cells) -> None:
+    cells.run("queue.map(print, 'ab', progress=False).results()")
+    assert sorted(cells.last.splitlines()) == ["print[0] │ a", "print[1] │ b"]
