@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
     from nbqueue.client.future import TaskFuture, as_completed, gather, wait
-    from nbqueue.client.queue import Put, QueueStatus, TaskQueue
+    from nbqueue.client.queue import Put, TaskQueue
+    from nbqueue.client.status import QueueStatus
     from nbqueue.client.task import Task
     from nbqueue.errors import (
         NbqueueError,
@@ -38,7 +39,7 @@ _HOMES = {
     "NbqueueError": "errors",
     "NotSendable": "errors",
     "Put": "client.queue",
-    "QueueStatus": "client.queue",
+    "QueueStatus": "client.status",
     "RemoteError": "errors",
     "ServerError": "errors",
     "Task": "client.task",

@@ -248,7 +248,7 @@ def test_a_worker_says_when_it_is_ready_and_serves_a_queue(served: Served, tmp_p
     assert out == "[1, 1, 4, 27, 256]\n"
     assert len(served.counts()["workers"]) == 2
     assert served.counts()["done"] == 5
-    assert re.search(r"0 queued · 0 running · 5 done\n  worker 0 \(pid \d+\): idle\n", served.status())
+    assert re.search(r"0 queued · 0 running · 5 done.*\n  worker 0 \(pid \d+\): idle, \d+ MB\n", served.status())
 
 
 def test_a_worker_lets_running_calls_finish_when_it_is_told_to_stop(served: Served, wait_until: Any) -> None:

@@ -175,6 +175,12 @@ class Core:
         self._running = False
         self.link.workers = 0
 
+    def restart(self) -> None:
+        self.check_process()
+        self._let_start()
+        if self._running:
+            self.launcher.renew(self)
+
     def make(self, fn: Callable[..., Any], name: str) -> Made:
         """The function and the setting, from what they are now."""
         handles: list[Put[Any]] = []

@@ -31,6 +31,8 @@ from nbqueue.stream.records import WorkerLimits
 __all__ = ["Launcher", "LocalLauncher", "PoolOrder", "local_launcher"]
 
 ANSWER_TIMEOUT_S = 60.0
+# What is true as well when the supervisor has died: no worker of before lives.
+_ENDS = ("stop", "renew")
 # A supervisor that keeps dying is not started for ever.
 MOST_RESTARTS, RESTART_WINDOW_S = 5, 60.0
 
@@ -55,6 +57,9 @@ class Launcher(Protocol):
 
     def start(self, order: PoolOrder, workers: int | None) -> int:
         """Start a pool or change its size (None: as many as cores). Returns the number of workers."""
+
+    def renew(self, order: PoolOrder) -> None:
+        """Replace each worker as it becomes idle. Returns when all have been."""
 
     def stop(self, order: PoolOrder) -> None:
         """Let running calls finish and end the pool. Returns when it has ended."""
@@ -112,6 +117,12 @@ class LocalLauncher:
         )
         self._pools[order.id] = (order, workers)
         return int(answer["size"])
+
+    def renew(self, order: PoolOrder) -> None:
+        self._check()
+        if order.id in self._pools:
+            # However long the running calls take.
+            self._ask({"op": "renew", "id": order.id}, timeout_s=None)
 
     def stop(self, order: PoolOrder) -> None:
         self._check()
@@ -207,8 +218,8 @@ class LocalLauncher:
                         continue
                     with self._lock:
                         futures = self._waiting.get((message["op"], message["id"]), [])
-                        # One end of a pool answers everybody who waits for it.
-                        answered = futures[:] if message["op"] == "stop" else futures[:1]
+                        # One end of a pool, or of its workers, answers everybody who waits for it.
+                        answered = futures[:] if message["op"] in _ENDS else futures[:1]
                         del futures[: len(answered)]
                     for future in answered:
                         future.set_result(message)
@@ -222,7 +233,7 @@ class LocalLauncher:
             self._process = self._socket = None
             self._remove_left_over()
             waiting, self._waiting = self._waiting, {}
-        stopped = [f for (op, _), futures in waiting.items() if op == "stop" for f in futures]
+        stopped = [f for (op, _), futures in waiting.items() if op in _ENDS for f in futures]
         for future in (f for futures in waiting.values() for f in futures):
             future.set_result({} if future in stopped else {"error": "The supervisor process has died."})
         self._replace()

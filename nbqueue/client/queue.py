@@ -10,7 +10,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from nbqueue import context
@@ -20,13 +19,13 @@ from nbqueue.client.core import Core, core_of, find_core, private_core
 from nbqueue.client.future import TaskFuture
 from nbqueue.client.history import TaskHistory
 from nbqueue.client.options import Options, check_limits, check_workers
+from nbqueue.client.status import QueueStatus
 from nbqueue.client.task import Task, length_of, require_iterable, zip_arguments
 from nbqueue.codec.blobs import Put
 from nbqueue.codec.seal import user_secret
 from nbqueue.errors import BadOption, NbqueueError, UnsupportedKernel
 from nbqueue.stream.connect import Address, Wire, check_server
 from nbqueue.stream.keys import Keys
-from nbqueue.stream.records import RunningTask, WorkerState
 from nbqueue.stream.server import find_executable
 
 __all__ = ["Put", "QueueStatus", "TaskQueue"]
@@ -36,56 +35,6 @@ CONNECT_PATIENCE_S = 10.0
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class QueueStatus:
-    """A look at a queue. Counts come from the stream, what runs from the workers' slot boards.
-
-    `queued` calls wait for a worker; `delayed` ones wait for their next attempt; `running` items run now.
-    `done`, `failed`, `cancelled` and `retried` count since the queue was made (or was empty for a week).
-    A call of a map is a chunk of several items: `queued` counts chunks, the others items. `refused` counts
-    messages on the server that were not ours or could not be trusted: those that workers met, and those that
-    came back to this process.
-    """
-
-    queue: str
-    server: str
-    queued: int
-    delayed: int
-    done: int
-    failed: int
-    cancelled: int
-    retried: int
-    refused: int
-    workers: tuple[WorkerState, ...]
-
-    @property
-    def running(self) -> tuple[RunningTask, ...]:
-        return tuple(worker.task for worker in self.workers if worker.task is not None)
-
-    def __repr__(self) -> str:
-        counts = [f"{self.queued} queued", f"{len(self.running)} running", f"{self.done} done"]
-        for name in ("failed", "delayed", "retried", "cancelled", "refused"):
-            if getattr(self, name):
-                counts.append(f"{getattr(self, name)} {name}")
-        lines = [f"queue {self.queue!r} on {self.server}", "  " + " · ".join(counts)]
-        if not self.workers:
-            lines.append("  no workers")
-        for worker in self.workers:
-            what = _printable(worker.state)
-            if worker.task is not None:
-                task = worker.task
-                again = f", attempt {task.attempt}" if task.attempt > 1 else ""
-                waits = ", waiting for a task of its own" if worker.state == "waiting" else ""
-                what = f"{_printable(task.name)} for {task.seconds:.1f} s{again}{waits}"
-            lines.append(f"  worker {worker.slot} (pid {worker.pid}): {what}")
-        return "\n".join(lines)
-
-
-def _printable(text: str) -> str:
-    """What hosts publish is not signed: nothing in it may speak to the terminal."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 class TaskQueue:
@@ -327,6 +276,15 @@ class TaskQueue:
         core = self._here()
         core.run(nworkers or core.workers)
 
+    def restart_workers(self) -> None:
+        """Replace every worker that this process started by a fresh one; returns when the last one is.
+
+        A worker is replaced as soon as it is idle: running calls finish, the others go on with the rest. So calls
+        that are made afterwards run in processes that have loaded nothing yet. Does nothing if no workers run;
+        workers that others have started stay. Interrupting the wait leaves the replacement going on.
+        """
+        self._here().restart()
+
     def shutdown(self) -> None:
         """Stop the workers that this process started; `run` starts them again.
 
@@ -358,7 +316,17 @@ class TaskQueue:
             retried=counts.retried,
             refused=counts.refused + core.link.refused,
             workers=workers,
+            memory_bytes=counts.memory_bytes,
+            memory_limit_bytes=counts.memory_limit_bytes,
         )
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """What a notebook shows where no live panel can be: the status as it is now."""
+        try:
+            status = self.status()
+        except NbqueueError as error:
+            return {"text/plain": f"{self!r}: {error}"}
+        return {"text/plain": repr(status), "text/html": status._repr_html_()}
 
     def history(self, n: int = 20, *, failed: bool = False) -> TaskHistory:
         """The last `n` tasks of this process that have ended, the newest last; a list that shows as a table.

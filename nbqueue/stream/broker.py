@@ -14,6 +14,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
+from nbqueue.errors import ServerRefused
 from nbqueue.stream.connect import CommandError, ForgotScripts, Wire
 from nbqueue.stream.keys import GROUP, Keys
 from nbqueue.stream.records import Call, Fetched, HostState, Incoming, QueueCounts, Report
@@ -201,6 +202,7 @@ class Broker:
         )
         fetched = pending0[0] + pending1[0]
         n = _numbers(counts)
+        memory = self._memory()
         return QueueCounts(
             queued=max(0, first + normal - fetched),
             fetched=fetched,
@@ -211,7 +213,17 @@ class Broker:
             retried=n.get("retried", 0),
             refused=n.get("refused", 0),
             hosts=_states(pool[1::2]),
+            memory_bytes=memory.get("used_memory", 0),
+            memory_limit_bytes=memory.get("maxmemory", 0),
         )
+
+    def _memory(self) -> dict[str, int]:
+        try:
+            told: bytes = self.wire.call("INFO", "memory")
+        except (CommandError, ServerRefused):
+            # An administrator may keep that to himself.
+            return {}
+        return {name.decode(): int(value) for name, value in re.findall(rb"(?m)^(\w+):([0-9]{1,18})\r?$", told)}
 
     # Worker
 

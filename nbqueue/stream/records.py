@@ -100,12 +100,16 @@ class RunningTask:
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """One worker process: ``idle``, ``busy``, ``waiting`` (for a task that it called) or ``starting``."""
+    """One worker process: ``idle``, ``busy``, ``waiting`` (for a task that it called) or ``starting``.
+
+    `memory_bytes` is its resident memory, 0 where that is not known.
+    """
 
     slot: int
     pid: int
     state: str
     task: RunningTask | None = None
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +156,8 @@ def _known(cls: type[_T], data: dict[str, object]) -> _T:
 @dataclass(frozen=True, slots=True)
 class QueueCounts:
     """What the streams and counters say: `queued` not yet fetched, `fetched` not yet finished, `refused` entries
-    that were no calls of ours or could not be trusted."""
+    that were no calls of ours or could not be trusted. `memory_bytes` is what the server uses, for all its data, and
+    `memory_limit_bytes` what it may; 0 where it does not tell, or there is no limit."""
 
     queued: int
     fetched: int
@@ -163,6 +168,8 @@ class QueueCounts:
     retried: int
     refused: int = 0
     hosts: Sequence[HostState] = ()
+    memory_bytes: int = 0
+    memory_limit_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

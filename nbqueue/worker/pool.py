@@ -32,6 +32,7 @@ from nbqueue.worker import board
 from nbqueue.worker.attempt import CRASH_CAP, SPAWNER_CRASH_CAP, Exit, death
 from nbqueue.worker.board import Line, Slot
 from nbqueue.worker.loop import WorkerSpec
+from nbqueue.worker.memory import resident_bytes
 from nbqueue.worker.output import Outlet
 from nbqueue.worker.recorder import Recorder
 from nbqueue.worker.spawn import Spawner, end_group
@@ -86,6 +87,7 @@ class Member:
     substitute: bool = False  # started while the pool stops, for calls that others wait for
     pid: int = 0
     stopping: bool = False
+    old: bool = False  # to be replaced as soon as it is idle
     blameless: bool = False  # killed by us: what it ran is not charged
     orphaned: bool = False  # died with the spawner
     overdue_s: float | None = None  # killed for this time limit
@@ -166,6 +168,26 @@ class Pool:
         self.stopping = False
         self._beat_at = 0.0
 
+    def renew(self) -> None:
+        """Replace every worker that is there now, each as soon as it is idle."""
+        for member in self.members.values():
+            member.old = True
+
+    @property
+    def renewing(self) -> bool:
+        """Whether there are workers from before `renew`."""
+        return any(member.old for member in self.members.values())
+
+    def _replace_old(self) -> None:
+        for member in self.members.values():
+            if not member.old or member.stopping:
+                continue
+            if member.slot.state() == board.IDLE:
+                member.stopping = True
+                member.slot.ask_to_stop()
+            else:
+                member.slot.ask_to_leave()
+
     def stop(self) -> None:
         """Let running calls finish and idle workers fetch once more; then the pool is closed."""
         self.stopping = True
@@ -179,6 +201,7 @@ class Pool:
         if self.limits.memory_bytes:
             self._watch_memory(self.limits.memory_bytes)
         self._pass_on_output()
+        self._replace_old()
         self._staff(now)
         if now >= self._retry_at:
             try:
@@ -219,7 +242,8 @@ class Pool:
             if line.running:
                 seconds = round((now - line.started_ns) / 1e9, 3)
                 task = RunningTask(line.name, line.client, line.n, line.item, line.attempt, seconds)
-            workers.append(WorkerState(member.index, member.pid, board.STATE_NAMES[line.state], task))
+            used_bytes = resident_bytes(member.pid)
+            workers.append(WorkerState(member.index, member.pid, board.STATE_NAMES[line.state], task, used_bytes))
         return HostState(self._host, socket.gethostname(), os.getpid(), tuple(workers), machine())
 
     # Births and deaths

@@ -11,7 +11,7 @@ speaks, a worker rings or dies, a message for this host arrives, and ten times a
 kernel does, noticed by the end of the control socket or by a new parent process, and takes everything with
 it. Without a kernel (``nbqueue worker URL``) it serves one pool until it is told to stop.
 
-Control messages are lines of JSON: ``{"op": "server" | "pool" | "stop" | "quit", …}``; each is answered by
+Control messages are lines of JSON: ``{"op": "server" | "pool" | "renew" | "stop" | "quit", …}``; each is answered by
 one with the same ``op`` and ``id``, or an ``error``.
 """
 
@@ -68,6 +68,7 @@ class Supervisor:
         _allow_descriptors()
         self._outlets = Outlet(1), Outlet(2)
         self._pools: dict[str, Pool] = {}
+        self._renewing: set[str] = set()
         self._server: private.PrivateServer | None = None
         self._server_starts: list[float] = []
         self._ending = False
@@ -96,6 +97,7 @@ class Supervisor:
                     if pool.closed:
                         del self._pools[pool.spec.id]
                         self._say({"op": "stop", "id": pool.spec.id})
+                self._tell_renewed()
                 if self._quitting and not self._pools:
                     break
                 if not swept and (self._server is not None or self._pools):
@@ -114,7 +116,8 @@ class Supervisor:
             watched.append(kernel.fileno())
         for fd in watched:
             poller.register(fd, select.POLLIN)
-        hurry = any(pool.stopping for pool in self._pools.values()) or any(out.behind for out in self._outlets)
+        hurry = any(pool.stopping or pool.renewing for pool in self._pools.values())
+        hurry = hurry or any(out.behind for out in self._outlets)
         ready = {fd for fd, _ in poller.poll(20 if hurry else TICK_S * 1000)}
         if self._doorbell_r in ready and NEWS in os.read(self._doorbell_r, 4096):
             for pool in self._pools.values():
@@ -125,6 +128,11 @@ class Supervisor:
             if os.getppid() != self._parent:
                 # Its end of the socket may live on in a forked child.
                 self._ending = True
+
+    def _tell_renewed(self) -> None:
+        for id in [id for id in self._renewing if id not in self._pools or not self._pools[id].renewing]:
+            self._renewing.discard(id)
+            self._say({"op": "renew", "id": id})
 
     def _on_stop(self, _signum: int, _frame: object) -> None:
         if self._quitting or self._kernel is not None:
@@ -257,6 +265,10 @@ class Supervisor:
             spec = make_spec(message, size)
             self.add_pool(spec)
             self._say({"op": op, "id": spec.id, "size": size})
+        elif op == "renew":
+            if message["id"] in self._pools:
+                self._pools[message["id"]].renew()
+            self._renewing.add(message["id"])
         elif op == "stop":
             pool = self._pools.get(message["id"])
             if pool is None:
