@@ -24,9 +24,13 @@ from operator import itemgetter
 from typing import Any, Generic, TypeVar, cast, overload
 
 from nbqueue.client.chunking import Chunker
-from nbqueue.client.future import Outcome, TaskFuture, _call_soon, because, skipped, tick, wait_until
+from nbqueue.client.failures import Failures, annotate, note_of, summary_of
+from nbqueue.client.frames import user_frames_only
+from nbqueue.client.future import TaskFuture, _call_soon, because, tick, wait_until
 from nbqueue.client.listener import Link, OpenCall
+from nbqueue.client.outcome import Outcome, skipped
 from nbqueue.client.recipe import Packed, Prepared, Recipe, items_of
+from nbqueue.client.replay import Kept
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, ReplyBody
 from nbqueue.errors import NbqueueError, NotSendable, TaskCancelled
 from nbqueue.progress.prints import Page, Prints
@@ -82,6 +86,8 @@ class Batch(Generic[R]):
         self._kinds = bytearray()
         self._values: list[Any] = []
         self._arguments: dict[int, Prepared] = {}  # of failed items, to run them again
+        self._unfinished: list[OpenCall] = []  # calls with items that were cancelled or broken
+        self._summaries: set[str] = set()  # notes on all failures that were made so far
         self._settled = 0
         self._total = total
         self._exhausted = False
@@ -126,10 +132,18 @@ class Batch(Generic[R]):
         return self._total != 0
 
     def __iter__(self) -> Iterator[R]:
-        __tracebackhide__ = True
         index = 0
-        while self._wait_for(index):
-            yield self._get(index)
+        while True:
+            with user_frames_only:
+                if not self._wait_for(index):
+                    return
+                try:
+                    value = self._get(index)
+                except Exception as error:
+                    self._add_summary(error)
+                    raise
+            yield value
+            del value
             index += 1
 
     @overload
@@ -137,14 +151,14 @@ class Batch(Generic[R]):
     @overload
     def __getitem__(self, index: slice) -> list[R]: ...
     def __getitem__(self, index: int | slice) -> R | list[R]:
-        __tracebackhide__ = True
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if index < 0:
-            index += len(self)
-        if index < 0 or not self._wait_for(index):
-            raise IndexError(f"This batch has no item {index}.")
-        return self._get(index)
+        with user_frames_only:
+            if isinstance(index, slice):
+                return [self[i] for i in range(*index.indices(len(self)))]
+            if index < 0:
+                index += len(self)
+            if index < 0 or not self._wait_for(index):
+                raise IndexError(f"This batch has no item {index}.")
+            return self._get(index)
 
     def results(self, *, return_exceptions: bool = False, timeout: float | None = None) -> list[Any]:
         """All values, in order; waits for them. Interrupting the wait cancels the batch.
@@ -165,26 +179,27 @@ class Batch(Generic[R]):
             What the first failed item, or the input itself, raised. The others' results stay: ask again with
             ``return_exceptions=True``.
         """
-        __tracebackhide__ = True
-        if not self.wait(timeout):
-            raise TimeoutError(f"{self!r} has not ended within {timeout:g} s; it goes on.{because(self._link)}")
-        places = range(len(self._kinds))
-        if return_exceptions:
-            values = [value if error is None else error for value, error in map(self._look, places)]
-        else:
-            values = []
-            for i in places:
-                # Not a comprehension: its frame would show in the traceback of a failed item.
-                values.append(self._get(i))
-        if self._input_error is not None:
-            raise self._input_error
+        with user_frames_only:
+            if not self.wait(timeout):
+                raise TimeoutError(f"{self!r} has not ended within {timeout:g} s; it goes on.{because(self._link)}")
+            places = range(len(self._kinds))
+            if return_exceptions:
+                values = [value if error is None else error for value, error in map(self._look, places)]
+            else:
+                try:
+                    values = [self._get(place) for place in places]
+                except Exception as error:
+                    self._add_summary(error)
+                    raise
+            if self._input_error is not None:
+                raise self._input_error
         return values
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until every item has ended. False if they have not within `timeout` seconds."""
-        __tracebackhide__ = True
-        self._link.check_process()
-        ended = wait_until(self._changed, lambda: self.done, timeout, self._link, self.cancel)
+        with user_frames_only:
+            self._link.check_process()
+            ended = wait_until(self._changed, lambda: self.done, timeout, self._link, self.cancel)
         if ended:
             self._close_view()
         return ended
@@ -219,21 +234,27 @@ class Batch(Generic[R]):
             def ready(seen: int = seen) -> bool:
                 return len(finished) > seen or self.done
 
-            if not wait_until(self._changed, ready, timeout, self._link, self.cancel):
-                raise TimeoutError(f"No item of {self!r} has ended within {timeout:g} s.{because(self._link)}")
-            if seen >= len(finished):
-                self._close_view()
-                if self._input_error is not None:
-                    raise self._input_error
-                return
+            with user_frames_only:
+                if not wait_until(self._changed, ready, timeout, self._link, self.cancel):
+                    raise TimeoutError(f"No item of {self!r} has ended within {timeout:g} s.{because(self._link)}")
+                if seen >= len(finished):
+                    self._close_view()
+                    if self._input_error is not None:
+                        raise self._input_error
+                    return
             yield self.future(finished[seen])
 
     @property
-    def failed(self) -> list[TaskFuture[R]]:
-        """Futures of the items that ended with an exception so far, in order."""
+    def failed(self) -> Failures[R]:
+        """Futures of the items that ended with an exception so far, in order.
+
+        A list, which a notebook shows as a table of what failed, by type and line.
+        """
+        return Failures(map(self.future, self._failed_places()), self._total)
+
+    def _failed_places(self) -> list[int]:
         with self._lock:
-            failed = [i for i, kind in enumerate(self._kinds) if kind in (EXCEPTION, ERROR)]
-        return [self.future(i) for i in failed]
+            return [i for i, kind in enumerate(self._kinds) if kind in (EXCEPTION, ERROR)]
 
     def future(self, index: int) -> TaskFuture[R]:
         """The future of one item; the same one every time.
@@ -253,6 +274,7 @@ class Batch(Generic[R]):
                     self._link,
                     lambda: self._cancel_items([index]),
                     transcript=lambda: self._prints.of(index),
+                    kept=lambda: self._kept(index),
                 )
                 self._futures[index] = future
                 if index in self._running:
@@ -281,6 +303,7 @@ class Batch(Generic[R]):
                 self._finished.extend(range(start, self._total))
             futures = [future for i, future in self._futures.items() if i >= start]
             calls = list(self._calls.values())
+            self._unfinished += calls
             self._calls.clear()
         self._link.cancel(calls)
         self.tally.expect(self._total)
@@ -328,7 +351,6 @@ class Batch(Generic[R]):
         return self._awaited().__await__()
 
     async def _awaited(self) -> list[R]:
-        __tracebackhide__ = True
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         with self._lock:
@@ -336,12 +358,12 @@ class Batch(Generic[R]):
                 self._callbacks.append(lambda: _call_soon(loop, ended.set))
             else:
                 ended.set()
-        await tick(ended, self.cancel, self._link)
-        return self.results()
+        with user_frames_only:
+            await tick(ended, self.cancel, self._link)
+            return self.results()
 
     def _wait_for(self, index: int) -> bool:
         """True when the item has ended, False when there is none."""
-        __tracebackhide__ = True
         if not (index < len(self._kinds) and self._kinds[index] != _OPEN):
             self._link.check_process()
 
@@ -360,7 +382,6 @@ class Batch(Generic[R]):
         return False
 
     def _get(self, index: int) -> R:
-        __tracebackhide__ = True
         value, error = self._look(index)
         if error is not None:
             try:
@@ -373,7 +394,34 @@ class Batch(Generic[R]):
         kind, value = self._kinds[index], self._values[index]
         if kind == _CANCELLED:
             return None, TaskCancelled(f"`{self._name}[{index}]` was cancelled.")
-        return value.get() if isinstance(value, Outcome) else (value, None)
+        return value.get(lambda: self._note(index)) if isinstance(value, Outcome) else (value, None)
+
+    def _note(self, index: int) -> str:
+        with self._lock:
+            worker, attempt, _ = self._details.of(index)
+        return note_of(f"{self._name}[{index}]", self._kept(index), worker, attempt)
+
+    def _add_summary(self, error: BaseException) -> None:
+        """Tell what else has failed, in place of what was told before."""
+        places = self._failed_places()
+        summary = summary_of(map(self._outcome, places), len(places), self._total)
+        if summary or self._summaries:
+            annotate(error, summary, instead_of=self._summaries)
+            self._summaries.add(summary)
+
+    def _kept(self, index: int) -> Kept | None:
+        """What an item is made of, None once it has succeeded."""
+        with self._lock:
+            if index < len(self._kinds) and self._kinds[index] == VALUE:
+                return None
+            arguments = self._arguments.get(index)
+            calls = [*self._calls.values(), *self._unfinished]
+        recipe = self._recipe
+        if arguments is None:
+            for call in calls:
+                if call.base <= index < call.base + call.call.items:
+                    return Kept.of(recipe.fn, call, index - call.base)
+        return Kept(recipe.fn, arguments, recipe.keywords, recipe.options.retries + 1)
 
     def _outcome(self, index: int) -> Outcome:
         value = self._values[index]
@@ -561,6 +609,8 @@ class Batch(Generic[R]):
             ended = self._is_over(call)
             if ended:
                 self._calls.pop(call.call.n, None)
+                if self._kinds.count(_CANCELLED, call.base, call.base + call.call.items):
+                    self._unfinished.append(call)
             futures = [(self._futures[i], i) for i in arrived if i in self._futures] if self._futures else []
             self._changed.notify_all()
         if retried:
@@ -600,6 +650,7 @@ class Batch(Generic[R]):
         for place in range(call.base, call.base + call.call.items):
             self._settle_one(place, Outcome(ERROR, error, True), failed=True)
         with self._changed:
+            self._unfinished.append(call)
             self._calls.pop(call.call.n, None)
             self._changed.notify_all()
         return True
@@ -640,6 +691,7 @@ class Batch(Generic[R]):
                 self._unwanted.add(place)
         with self._changed:
             over = [call for call in self._calls.values() if self._is_over(call)]
+            self._unfinished += over
             for call in over:
                 del self._calls[call.call.n]
             self._changed.notify_all()

@@ -21,10 +21,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nbqueue.client.future import Outcome, TaskFuture
+from nbqueue.client.future import TaskFuture
 from nbqueue.client.listener import Link
+from nbqueue.client.outcome import Outcome
 from nbqueue.codec.cells import CellResult, run_cell
 from nbqueue.codec.messages import VALUE, ReplyBody
+from nbqueue.errors import NbqueueError
 from nbqueue.progress.tally import Tally
 
 __all__ = ["Cell", "CellFuture", "Home", "as_function", "listed"]
@@ -176,6 +178,14 @@ class CellFuture(TaskFuture[Any]):
             self.tally.settle(done=int(good), failed=int(not good), was_running=1)
             self.tally.finish()
         super()._arrive(outcome, body)
+
+    def replay(self) -> Any:
+        """A cell is run again by running it, without its first line."""
+        raise NbqueueError("A background cell cannot be replayed; run it again without its first line.")
+
+    def _kept(self) -> None:
+        # Its code: of that, a note would say nothing.
+        return None
 
     def cancel(self) -> bool:
         if not self.done():

@@ -225,7 +225,7 @@ class Core:
         )
         future = make(name, self.link)
         future._page = here()
-        future._call = self.link.submit(dump_call(body), (function, setting), blobs, future, puts=puts)
+        future._sent(self.link.submit(dump_call(body), (function, setting), blobs, future, puts=puts), fn)
         self.start_workers()
         return future
 

@@ -1,14 +1,9 @@
-"""What a call returns at once: a `TaskFuture`. And ways to wait for several.
-
-Values arrive as bytes and are decoded where they are asked for, in the asking thread: unpickling runs users'
-code, and a value that cannot be unpickled must cost only the one who wants it.
-"""
+"""What a call returns at once: a `TaskFuture`. And ways to wait for several."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import pickle
 import sys
 import threading
 import time
@@ -22,13 +17,16 @@ from concurrent.futures._base import (
 from typing import Any, Generic, TypeVar, cast
 
 from nbqueue import context
+from nbqueue.client.failures import note_of
+from nbqueue.client.frames import user_frames_only
 from nbqueue.client.listener import Link, OpenCall
-from nbqueue.codec.messages import ERROR, RETRYING, SKIPPED, VALUE, ReplyBody
-from nbqueue.codec.tracebacks import load_exception
-from nbqueue.errors import BadMessage, NbqueueError, RemoteError, TaskCancelled
+from nbqueue.client.outcome import Outcome, first_outcome
+from nbqueue.client.replay import Kept, replay
+from nbqueue.codec.messages import ERROR, RETRYING, VALUE, ReplyBody
+from nbqueue.errors import NbqueueError, TaskCancelled
 from nbqueue.progress.prints import ERR, OUT, Page, Prints, Transcript
 
-__all__ = ["Outcome", "TaskFuture", "as_completed", "gather", "skipped", "wait"]
+__all__ = ["TaskFuture", "as_completed", "gather", "wait"]
 
 R = TypeVar("R")
 
@@ -37,54 +35,6 @@ _DONE = (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED)
 TICK_S = 0.05
 # Longer than the listener's hello, which brings the number of workers.
 HINT_S = 3.0
-
-
-class Outcome:
-    """How one item ended, decoded at the first look.
-
-    Parameters
-    ----------
-    kind : int
-        One of `codec.messages`' kinds.
-    data : object
-        The value itself if `decoded`, else its bytes.
-    """
-
-    __slots__ = ("_data", "_decoded", "_lock", "_traceback", "kind")
-
-    def __init__(self, kind: int, data: Any, decoded: bool) -> None:
-        self.kind = kind
-        self._data = data
-        self._decoded = decoded
-        self._traceback = data.__traceback__ if isinstance(data, BaseException) else None
-        self._lock = threading.Lock()
-
-    def get(self) -> tuple[Any, BaseException | None]:
-        """``(value, None)`` or ``(None, exception)``."""
-        with self._lock:
-            if not self._decoded:
-                try:
-                    self._data = self._decode()
-                except KeyboardInterrupt:
-                    raise
-                except BaseException as error:  # noqa: BLE001 - unpickling runs the value's own code
-                    self.kind = ERROR
-                    self._data = RemoteError(
-                        f"The result arrived, but cannot be unpickled here: {type(error).__name__}: {error}"
-                    )
-                    self._data.__cause__ = error
-                self._decoded = True
-                if self.kind != VALUE:
-                    self._traceback = self._data.__traceback__
-        if self.kind == VALUE:
-            return self._data, None
-        # As it came: each raise adds the frames of the one who asked.
-        return None, self._data.with_traceback(self._traceback)
-
-    def _decode(self) -> Any:
-        if self.kind in (VALUE, ERROR):
-            return pickle.loads(self._data)
-        return load_exception(self._data)
 
 
 class TaskFuture(concurrent.futures.Future[R], Generic[R]):
@@ -118,6 +68,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         link: Link | None,
         on_cancel: Callable[[], None] | None = None,
         transcript: Callable[[], Transcript | None] | None = None,
+        kept: Callable[[], Kept | None] | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -125,8 +76,10 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         self.worker: str | None = None
         self.seconds: float | None = None
         self._link = link
-        self._call: OpenCall | None = None
+        self._call: OpenCall | None = None  # until it has succeeded, and what it calls
+        self._fn: Callable[..., Any] | None = None
         self._on_cancel = on_cancel
+        self._kept_elsewhere = kept
         self._outcome: Outcome | None = None
         self._page: Page | None = None  # of the cell that called
         self._prints: Prints | None = None
@@ -170,46 +123,71 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         WorkerDied, TaskTimeout, ResultNotSendable, RemoteError
             See `nbqueue.errors`.
         """
-        __tracebackhide__ = True
-        error = self.exception(timeout)
-        if error is not None:
-            try:
-                raise error
-            finally:
-                # Break the circle frame → exception → traceback → frame.
-                del error
+        with user_frames_only:
+            error = self.exception(timeout)
+            if error is not None:
+                try:
+                    raise error
+                finally:
+                    # Break the circle frame → exception → traceback → frame.
+                    del error
         return cast(R, self._decoded()[0])
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The exception with which the task ended, None if it returned. Waits, and raises as `result` does."""
-        __tracebackhide__ = True
-        self._wait(timeout)
-        if self.cancelled():
-            raise TaskCancelled(f"`{self.name}` was cancelled.")
+        with user_frames_only:
+            self._wait(timeout)
+            if self.cancelled():
+                raise TaskCancelled(f"`{self.name}` was cancelled.")
         return self._decoded()[1]
 
     def __call__(self, block: bool = True, timeout: float | None = None) -> R | None:
         """The result as in the article that this grew from: waits if `block`, else None if not ready yet."""
-        __tracebackhide__ = True
-        if not self.done():
-            if not block:
-                return None
-            try:
-                self._wait(timeout)
-            except TimeoutError:
-                return None
-        return self.result()
+        with user_frames_only:
+            if not self.done():
+                if not block:
+                    return None
+                try:
+                    self._wait(timeout)
+                except TimeoutError:
+                    return None
+            return self.result()
 
     def __await__(self) -> Generator[Any, None, R]:
         return self._awaited().__await__()
 
     async def _awaited(self) -> R:
-        __tracebackhide__ = True
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
         self.add_done_callback(lambda _: _call_soon(loop, done.set))
-        await tick(done, self.cancel, self._link)
-        return self.result()
+        with user_frames_only:
+            await tick(done, self.cancel, self._link)
+            return self.result()
+
+    def replay(self) -> R:
+        """Run the same call here, in the kernel, so that a debugger can look at it.
+
+        The function as it is now is called with fresh arguments; what it raises has its real frames, so that
+        ``%debug`` in the next cell, or ``%pdb on`` before, lands where it failed. The call itself keeps its outcome.
+        `retries` and `timeout` play no part; a bare call of another task inside runs here, too.
+
+        Works for calls that failed, timed out, were cancelled, whose worker died, or that have not ended. Arguments
+        are kept only until a call has succeeded.
+
+        Raises
+        ------
+        NbqueueError
+            If the call has succeeded, or was never sent.
+        Exception
+            Whatever the function raises.
+
+        Examples
+        --------
+        >>> batch.failed[0].replay()         # doctest: +SKIP
+        >>> %debug                           # doctest: +SKIP
+        """
+        with user_frames_only:
+            return cast(R, replay(self.name, self._kept()))
 
     def cancel(self) -> bool:
         """End the call as cancelled, also when it is running. False if it has ended before."""
@@ -235,10 +213,9 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
 
     def _decoded(self) -> tuple[Any, BaseException | None]:
         assert self._outcome is not None
-        return self._outcome.get()
+        return self._outcome.get(lambda: note_of(self.name, self._kept(), self.worker, self.attempts))
 
     def _wait(self, timeout: float | None, on_interrupt: Callable[[], object] | None = None) -> None:
-        __tracebackhide__ = True
         if self._state in _DONE:
             return
         if self._link is not None:
@@ -246,6 +223,13 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         cancel = on_interrupt or self.cancel
         if not wait_until(self._condition, lambda: self._state in _DONE, timeout, self._link, cancel):
             raise TimeoutError(f"`{self.name}` has not ended within {timeout:g} s; it goes on.{because(self._link)}")
+
+    def _kept(self) -> Kept | None:
+        """What the call is made of; None once it has succeeded."""
+        if self._kept_elsewhere is not None:
+            return self._kept_elsewhere()
+        call, fn = self._call, self._fn
+        return None if call is None or fn is None else Kept.of(fn, call)
 
     # Arriving
 
@@ -257,6 +241,12 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
             self._prints = Prints(self._page, self.name, lambda _: self.name)
         return self._prints
 
+    def _sent(self, call: OpenCall, fn: Callable[..., Any]) -> None:
+        with self._condition:
+            # The reply may have been faster.
+            if self._outcome is None or self._outcome.kind != VALUE:
+                self._call, self._fn = call, fn
+
     def _arrive(self, outcome: Outcome, body: ReplyBody | None) -> None:
         if body is not None:
             self.attempts, self.worker = max(self.attempts, body.attempt), body.worker
@@ -266,6 +256,8 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
                 return
             self._outcome = outcome
             self._state = FINISHED
+            if outcome.kind == VALUE:
+                self._call = self._fn = None
             for waiter in self._waiters:
                 if outcome.kind == VALUE:
                     waiter.add_result(self)
@@ -307,20 +299,6 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         return (0,) if self._outcome is None else ()
 
 
-def first_outcome(kind: int, body: ReplyBody) -> Outcome:
-    """The outcome of the first item of a reply."""
-    if kind == SKIPPED:
-        return skipped()
-    if body.packed:
-        return Outcome(kind, pickle.loads(body.packed)[0], True)
-    return Outcome(kind, body.frames[0], False)
-
-
-def skipped() -> Outcome:
-    """Of an item that a worker did not run because it has ended, where nothing has told how."""
-    return Outcome(ERROR, BadMessage("This call has ended before, but how it did never arrived."), True)
-
-
 def wait_until(
     condition: threading.Condition,
     ready: Callable[[], bool],
@@ -333,7 +311,6 @@ def wait_until(
     Says so once on stderr if nobody is there to do the work. Inside a task, the waiting does not count
     against the pool.
     """
-    __tracebackhide__ = True
     if link is not None and not ready():
         link.check_thread()
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -385,7 +362,6 @@ def _reason(link: Link) -> str | None:
 
 async def tick(done: asyncio.Event, cancel: Callable[[], object], link: Link | None) -> None:
     """Wait for an event in short ticks, so that an interrupted cell notices; then `cancel`."""
-    __tracebackhide__ = True
     hint_at = time.monotonic() + HINT_S
     try:
         while not done.is_set():
@@ -469,29 +445,29 @@ def gather(
     Exception
         What the first failed future raised; the others go on.
     """
-    __tracebackhide__ = True
     waited_for = list(futures)
     deadline = None if timeout is None else time.monotonic() + timeout
     results: list[Any] = []
-    try:
-        for future in waited_for:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            try:
-                if isinstance(future, TaskFuture):
-                    # An interrupt must not cancel this one before the others, see `_cancel_all`.
-                    future._wait(left, on_interrupt=lambda: None)
-                results.append(future.result(left))
-            except TimeoutError:
-                if not future.done() or not return_exceptions:
-                    raise
-                results.append(future.exception())
-            except Exception as error:
-                if not return_exceptions:
-                    raise
-                results.append(error)
-    except KeyboardInterrupt:
-        _cancel_all(waited_for)
-        raise
+    with user_frames_only:
+        try:
+            for future in waited_for:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                try:
+                    if isinstance(future, TaskFuture):
+                        # An interrupt must not cancel this one before the others, see `_cancel_all`.
+                        future._wait(left, on_interrupt=lambda: None)
+                    results.append(future.result(left))
+                except TimeoutError:
+                    if not future.done() or not return_exceptions:
+                        raise
+                    results.append(future.exception())
+                except Exception as error:
+                    if not return_exceptions:
+                        raise
+                    results.append(error)
+        except KeyboardInterrupt:
+            _cancel_all(waited_for)
+            raise
     return results
 
 

@@ -379,7 +379,7 @@ class TaskQueue:
         if self._core is not None:
             return self._core
         task = context.current()
-        if task is not None:
+        if task is not None and task.address:
             address = Address.from_dict(task.address)
             if str(address) != self._server:
                 raise NbqueueError(f"A task can use queues on its own server only, and {self!r} is elsewhere.")

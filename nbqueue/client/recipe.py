@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -15,7 +17,7 @@ from nbqueue.codec.messages import CallBody, dump_call, load_call
 from nbqueue.codec.seal import body_of
 from nbqueue.errors import NotSendable
 
-__all__ = ["Made", "Packed", "Prepared", "Recipe", "items_of"]
+__all__ = ["Holding", "Made", "Packed", "Prepared", "Recipe", "items_of", "latest"]
 
 # Bytes of arguments that travel together at most.
 CHUNK_BYTES = 1_000_000
@@ -74,7 +76,7 @@ class Recipe:
 
     def renew(self) -> None:
         """Pickle the function, as its notebook defines it now, and take note of the surroundings again."""
-        self.fn = _latest(self.fn)
+        self.fn = latest(self.fn)
         self.function, self.setting, self.blobs, self._puts = self._make(self.fn)
         # Refused here with the name of the argument, then made as a packed call wants it.
         dump_arguments((), self.kwargs, self.options.name, self.fn, [])
@@ -175,11 +177,18 @@ def items_of(call: OpenCall) -> Sequence[tuple[Any, ...] | bytes | Holding]:
     return [Holding(frame, call.puts) for frame in body.frames] if call.puts else body.frames
 
 
-def _latest(fn: Callable[..., Any]) -> Callable[..., Any]:
+def latest(fn: Callable[..., Any]) -> Callable[..., Any]:
     """The function that now has this one's name where it was defined, in case its cell was run again."""
+    if isinstance(fn, types.MethodType):
+        method = latest(fn.__func__)
+        return fn if method is fn.__func__ else types.MethodType(method, fn.__self__)
     name = getattr(fn, "__qualname__", "")
-    found = getattr(fn, "__globals__", {}).get(name)
-    # A decorated one is a task, which wraps it.
-    found = getattr(found, "__wrapped__", found)
+    first, *attributes = name.split(".")
+    found = getattr(fn, "__globals__", {}).get(first)
+    for attribute in attributes:
+        found = inspect.getattr_static(found, attribute, None)
+    if type(found) is not type(fn):
+        # A task wraps it, as a static method does. A decorator of the user's makes two of a kind.
+        found = getattr(found, "__wrapped__", found)
     same = getattr(found, "__qualname__", None) == name and getattr(found, "__module__", "") == fn.__module__
     return found if same and callable(found) else fn

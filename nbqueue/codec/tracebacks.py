@@ -20,12 +20,12 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nbqueue.codec import functions
 from nbqueue.errors import RemoteError
 
-__all__ = ["dump_exception", "load_exception", "summary"]
+__all__ = ["Gist", "dump_exception", "gist_of", "load_exception", "summary"]
 
 _HOME = f"{Path(__file__).parent.parent}{os.sep}"
 
@@ -40,6 +40,11 @@ _TEXT_CHARACTERS = 10_000
 _WHOLE_SOURCE_CHARACTERS = 20_000
 _LINES_PER_FRAME = 10
 _LENT_FILES = 200
+
+# Of the message, where a line must do.
+_GIST_CHARACTERS = 200
+_LIBRARIES = (os.path.dirname(os.__file__) + os.sep, "<frozen ")
+_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
 # Sent on their own; and the object of an AttributeError may be anything, of any size.
 _NOT_SENT = {
@@ -77,6 +82,17 @@ class _Link:
     left_out: int = 0
 
 
+class Gist(NamedTuple):
+    """An exception in a line: its type and message, and where in the user's own code it came from, if anywhere."""
+
+    type_name: str
+    text: str
+    filename: str = ""
+    line: int = 0
+    function: str = ""
+    source: str = ""
+
+
 def dump_exception(exc: BaseException) -> bytes:
     """Bytes of an exception with its traceback, causes and, for a group, members.
 
@@ -88,14 +104,22 @@ def dump_exception(exc: BaseException) -> bytes:
     except BaseException as error:  # noqa: BLE001 - what a class can override may raise; the task still ends
         name = type(exc).__name__
         links = [_Link(name, "", f"{name} (its traceback is lost: {_text(error)})")]
-    data = pickle.dumps((links, sources), protocol=functions.PROTOCOL)
+    data = _pack_links(links, sources)
     if len(data) > functions.LARGEST_BYTES:
         why = f"(cut: {len(data):,} bytes when pickled; the limit is {functions.LARGEST_BYTES:,})"
         links = [
             replace(link, text=link.text[:_CUT], message=f"{link.message[:_CUT]} {why}", body=None) for link in links
         ]
-        data = pickle.dumps((links, sources), protocol=functions.PROTOCOL)
+        data = _pack_links(links, sources)
     return data
+
+
+def gist_of(data: bytes) -> Gist:
+    """What `dump_exception` has seen, without rebuilding it: runs no user's code, and takes microseconds.
+
+    Raises what ``pickle.loads`` does for anything else.
+    """
+    return Gist(*pickle.loads(data)[0])
 
 
 def load_exception(data: bytes) -> BaseException:
@@ -105,7 +129,7 @@ def load_exception(data: bytes) -> BaseException:
     nor set on an asyncio future.
     """
     try:
-        links, sources = pickle.loads(data)
+        links, sources = pickle.loads(pickle.loads(data)[1])
         for filename, lines in sources.items():
             _lend_source(filename, lines)
         return _rebuild_chain(links)
@@ -117,11 +141,31 @@ def load_exception(data: bytes) -> BaseException:
 
 def summary(data: bytes) -> str:
     """Type and message of an exception, out of what `dump_exception` made. Runs no user's code."""
-    links, _ = pickle.loads(data)
-    return _summary(links[0].type_name, links[0].text)
+    gist = gist_of(data)
+    return _summary(gist.type_name, gist.text)
 
 
 # ---- the worker's side
+
+
+def _pack_links(links: list[_Link], sources: dict[str, dict[int, str]]) -> bytes:
+    # In two layers, so that the gist of thousands can be read in a moment.
+    gist = tuple(_gist(links[0], sources))
+    return pickle.dumps((gist, pickle.dumps((links, sources), protocol=functions.PROTOCOL)), functions.PROTOCOL)
+
+
+def _gist(link: _Link, sources: dict[str, dict[int, str]]) -> Gist:
+    text = " ".join(link.text[: 2 * _GIST_CHARACTERS].split())[:_GIST_CHARACTERS]
+    own = [frame for frame in link.frames if not _is_library(frame.filename)]
+    if not link.frames:
+        return Gist(link.type_name, text)
+    frame = (own or link.frames)[-1]
+    source = sources.get(frame.filename, {}).get(frame.line, "").strip()[:_GIST_CHARACTERS]
+    return Gist(link.type_name, text, frame.filename, frame.line, frame.qualname, source)
+
+
+def _is_library(filename: str) -> bool:
+    return filename.startswith(_LIBRARIES) or any(each in filename for each in _INSTALLED)
 
 
 def _links(exc: BaseException, sources: dict[str, dict[int, str]]) -> list[_Link]:

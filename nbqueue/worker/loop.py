@@ -522,7 +522,9 @@ class Worker:
             if self._why == board.TIMEOUT:
                 limit = body.timeout_s or 0.0
                 stop = TaskTimeout(f"`{body.name}` ran longer than its timeout of {limit:g} s.", timeout_s=limit)
-                kind, value, is_one_pickle = ERROR, pickle.dumps(stop), False
+                # With the way to where it was then.
+                stop.__traceback__ = error.__traceback__
+                kind, value, is_one_pickle = EXCEPTION, dump_exception(stop), False
             else:
                 kind, value, is_one_pickle = EXCEPTION, dump_exception(error), False
                 failures = call.attempt - max(0, call.crashes) if call.items == 1 else 1

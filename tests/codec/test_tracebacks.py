@@ -17,7 +17,7 @@ import pytest
 
 import nbqueue
 from nbqueue.codec.functions import dump_function
-from nbqueue.codec.tracebacks import dump_exception, load_exception
+from nbqueue.codec.tracebacks import Gist, dump_exception, gist_of, load_exception
 from nbqueue.errors import RemoteError, WorkerDied
 
 # Runs as if it were a file of the package: its frames are ours, and must not be seen.
@@ -442,3 +442,34 @@ def test_code_without_columns_has_lines_and_no_carets() -> None:
         '  File "<cell>", line 2, in f\n    return 1 + x / 0\n',
         "ZeroDivisionError: division by zero\n",
     ]
+
+
+def gist(source: str) -> Gist:
+    return gist_of(dump_exception(caught(cell(source)["f"])))
+
+
+def test_the_gist_names_type_message_and_the_users_innermost_line() -> None:
+    found = gist("import json\n\ndef g():\n    json.loads('{')\n\ndef f():\n    g()\n")
+    assert found[:5] == (
+        "json.decoder.JSONDecodeError",
+        "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        *("<cell>", 4, "g"),
+    )
+    assert found.source == "json.loads('{')"
+
+
+def test_the_gist_of_a_long_message_is_one_short_line() -> None:
+    found = gist("def f(): raise ValueError('first\\nsecond ' + 'x' * 1000)")
+    assert found.text.startswith("first second xxx")
+    assert len(found.text) == 200
+
+
+def test_the_gist_of_an_exception_that_was_never_raised_has_no_place() -> None:
+    assert gist_of(dump_exception(KeyError("k"))) == Gist("KeyError", "'k'")
+
+
+def test_the_gist_runs_no_code_of_the_exception() -> None:
+    data = dump_exception(
+        caught(cell("class E(Exception):\n    def __setstate__(self, s): 1 / 0\ndef f(): raise E('m')")["f"])
+    )
+    assert (gist_of(data).type_name, gist_of(data).text) == ("E", "m")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -62,7 +63,7 @@ def test_causes_and_notes_come_along(queue: Any) -> None:
 
     error = queue.submit(fail).exception(timeout=20)
     assert isinstance(error.__cause__, KeyError)
-    assert error.__notes__ == ["look here"]
+    assert error.__notes__[0] == "look here"
 
 
 def test_one_bad_item_does_not_cost_the_others(queue: Any) -> None:
@@ -75,13 +76,13 @@ def test_one_bad_item_does_not_cost_the_others(queue: Any) -> None:
 
 def test_the_same_error_can_be_raised_again_and_again(queue: Any) -> None:
     future = queue.submit(lambda: 1 / 0)
-    lengths = set()
+    seen = set()
     for _ in range(3):
         try:
             future.result(timeout=20)
         except ZeroDivisionError as error:
-            lengths.add(len(traceback.extract_tb(error.__traceback__)))
-    assert len(lengths) <= 3
+            seen.add((len(traceback.extract_tb(error.__traceback__)), *error.__notes__))
+    assert len(seen) == 1
 
 
 def test_a_wrong_number_of_arguments_is_the_tasks_error(queue: Any) -> None:
@@ -96,3 +97,41 @@ def test_a_wrong_number_of_arguments_is_the_tasks_error(queue: Any) -> None:
 def test_exception_gives_what_result_would_raise(queue: Any) -> None:
     assert queue.submit(abs, -1).exception(timeout=20) is None
     assert isinstance(queue.submit(abs, "x").exception(timeout=20), TypeError)
+
+
+def test_a_note_names_the_task_its_arguments_attempt_and_worker(queue: Any) -> None:
+    @queue.task(retries=1)
+    def simulate(seed: int, steps: int = 10) -> int:
+        raise ValueError("diverged")
+
+    error = simulate(39, steps=5).exception(timeout=20)
+    task, attempt, worker = error.__notes__[-1].split(" · ")
+    assert (task, attempt) == ("task simulate with seed=39, steps=5", "attempt 2 of 2")
+    assert worker.removeprefix("worker ").isdecimal()
+
+
+def test_a_failed_batch_raises_the_first_error_and_counts_the_others(queue: Any) -> None:
+    batch = queue.map(lambda x: [1, 2][x] / x, [1, 0, 7, 9])
+    with pytest.raises(ZeroDivisionError) as caught:
+        batch.results(timeout=20)
+    item, others = caught.value.__notes__
+    assert item.startswith("task <lambda>[1] with x=0 · worker ")
+    assert others == "3 of 4 items failed: IndexError ×2, ZeroDivisionError ×1; batch.failed lists them"
+
+
+def test_a_failed_call_can_be_replayed_here(queue: Any, cell: Cell) -> None:
+    namespace = cell(
+        """
+        import os
+        @queue.task
+        def work(x):
+            kept = x + 1
+            raise ValueError(os.getpid())
+        """,
+        queue=queue,
+    )
+    future = namespace["work"](3)
+    assert future.exception(timeout=20).args != (os.getpid(),)
+    with pytest.raises(ValueError, match=str(os.getpid())) as caught:
+        future.replay()
+    assert caught.traceback[-1].frame.f_locals["kept"] == 4

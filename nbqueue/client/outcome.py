@@ -1,0 +1,109 @@
+"""How a call or an item ended: bytes until somebody looks.
+
+Values are decoded where they are asked for, in the asking thread: unpickling runs users' code, and a value that
+cannot be unpickled must cost only the one who wants it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from nbqueue.client.failures import annotate
+from nbqueue.codec.messages import ERROR, EXCEPTION, SKIPPED, VALUE, ReplyBody
+from nbqueue.codec.tracebacks import Gist, gist_of, load_exception
+from nbqueue.errors import BadMessage, RemoteError
+
+__all__ = ["Outcome", "first_outcome", "skipped"]
+
+# Of errors of ours, where a line must do.
+_MESSAGE = 200
+
+
+class Outcome:
+    """How one item ended, decoded at the first look.
+
+    Parameters
+    ----------
+    kind : int
+        One of `codec.messages`' kinds.
+    data : object
+        The value itself if `decoded`, else its bytes.
+    """
+
+    __slots__ = ("_data", "_decoded", "_gist", "_lock", "_traceback", "kind")
+
+    def __init__(self, kind: int, data: Any, decoded: bool) -> None:
+        self.kind = kind
+        self._data = data
+        self._decoded = decoded
+        self._gist: Gist | None = None
+        self._traceback = data.__traceback__ if isinstance(data, BaseException) else None
+        self._lock = threading.Lock()
+
+    def get(self, note: Callable[[], str] | None = None) -> tuple[Any, BaseException | None]:
+        """``(value, None)`` or ``(None, exception)``; the exception has what `note` gives at the first look."""
+        with self._lock:
+            if not self._decoded:
+                self._look(note)
+        if self.kind == VALUE:
+            return self._data, None
+        # As it came: each raise adds the frames of the one who asked.
+        return None, self._data.with_traceback(self._traceback)
+
+    def gist(self) -> Gist:
+        """What an exception is, in a line. Runs no user's code."""
+        with self._lock:
+            if self._gist is None:
+                self._gist = self._find_gist()
+            return self._gist
+
+    def _look(self, note: Callable[[], str] | None) -> None:
+        if self.kind != VALUE and self._gist is None:
+            self._gist = self._find_gist()
+        try:
+            self._data = self._decode()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - unpickling runs the value's own code
+            self.kind = ERROR
+            self._data = RemoteError(
+                f"The result arrived, but cannot be unpickled here: {type(error).__name__}: {error}"
+            )
+            self._data.__cause__ = error
+        self._decoded = True
+        if self.kind != VALUE:
+            self._traceback = self._data.__traceback__
+            if note is not None:
+                annotate(self._data, note())
+
+    def _decode(self) -> Any:
+        if self.kind in (VALUE, ERROR):
+            return pickle.loads(self._data)
+        return load_exception(self._data)
+
+    def _find_gist(self) -> Gist:
+        try:
+            if self.kind == EXCEPTION and not self._decoded:
+                return gist_of(self._data)
+            # One of ours.
+            error = self._data if self._decoded else pickle.loads(self._data)
+            return Gist(type(error).__name__, str(error).partition("\n")[0][:_MESSAGE])
+        except Exception as error:  # noqa: BLE001 - bytes that make no sense
+            return Gist("RemoteError", f"cannot be read: {type(error).__name__}")
+
+
+def first_outcome(kind: int, body: ReplyBody) -> Outcome:
+    """The outcome of the first item of a reply."""
+    if kind == SKIPPED:
+        return skipped()
+    if body.packed:
+        return Outcome(kind, pickle.loads(body.packed)[0], True)
+    return Outcome(kind, body.frames[0], False)
+
+
+def skipped() -> Outcome:
+    """Of an item that a worker did not run because it has ended, where nothing has told how."""
+    return Outcome(ERROR, BadMessage("This call has ended before, but how it did never arrived."), True)

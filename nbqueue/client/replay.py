@@ -1,0 +1,123 @@
+"""A call that did not succeed, kept so that it can be shown and run again: here, where a debugger sees it.
+
+Always true here: arguments are kept only until their call has succeeded, and each run gets fresh ones.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nbqueue import context
+from nbqueue.client.frames import user_frames_only
+from nbqueue.client.listener import OpenCall
+from nbqueue.client.recipe import Holding, Prepared, items_of, latest
+from nbqueue.codec.glimpse import glimpse_arguments, glimpse_values
+from nbqueue.codec.messages import load_call
+from nbqueue.codec.seal import body_of
+from nbqueue.errors import NbqueueError, NotSendable
+
+__all__ = ["Kept", "replay"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a call is made of. `keywords` are pickled, for `arguments` that are plain; `attempts` is how often an
+    exception of its own may end it."""
+
+    fn: Callable[..., Any]
+    arguments: Prepared
+    keywords: bytes = b""
+    attempts: int = 1
+
+    @classmethod
+    def of(cls, fn: Callable[..., Any], call: OpenCall, item: int = 0) -> Kept:
+        """From a call's sealed message, which is of our own making."""
+        body = load_call(body_of(call.call.payload))
+        return cls(fn, items_of(call)[item], body.common, body.retries + 1)
+
+    @property
+    def _pickled(self) -> bytes | None:
+        """The arguments, unless they are plain or were never sent."""
+        if isinstance(self.arguments, Holding):
+            return self.arguments.frame
+        return self.arguments if isinstance(self.arguments, bytes) else None
+
+    def load(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Fresh arguments. Runs users' unpickling code."""
+        if isinstance(self.arguments, tuple):
+            return self.arguments, pickle.loads(self.keywords) if self.keywords else {}
+        args, kwargs = pickle.loads(self._pickled or b"")
+        return args, kwargs
+
+    def glimpse(self) -> str:
+        """The arguments in a few words, by the parameters' names; runs no user's code. Empty where nothing is known."""
+        if isinstance(self.arguments, tuple):
+            seen: Any = self.arguments, (glimpse_values(self.keywords) if self.keywords else {})
+        else:
+            seen = glimpse_values(self._pickled or b"")
+        if seen is None:
+            return ""
+        args, kwargs = seen
+        return glimpse_arguments(args, kwargs or {}, _parameters(self.fn))
+
+
+def replay(name: str, kept: Kept | None) -> Any:
+    """Call the function as it is now with fresh arguments, in this process and thread.
+
+    Raises
+    ------
+    NbqueueError
+        If the arguments are not there.
+    Exception
+        Whatever the function raises: its own frame is the last one, and none of ours comes after.
+    """
+    if kept is None:
+        raise NbqueueError(
+            f"`{name}` cannot be replayed: arguments are kept only until a call has succeeded. Call the task's "
+            "`.local(…)` with the same ones."
+        )
+    if kept.arguments is None or isinstance(kept.arguments, NotSendable):
+        raise NbqueueError(f"`{name}` cannot be replayed: it was never sent, so its arguments are not known here.")
+    fn = latest(kept.fn)
+    before = context.current()
+    if before is None:
+        # So that a bare call of a task in it runs right here, as it does in a worker.
+        context.set_current(_standing_in(name))
+    try:
+        with user_frames_only:
+            args, kwargs = kept.load()
+            return fn(*args, **kwargs)
+    finally:
+        context.set_current(before)
+
+
+def _standing_in(name: str) -> context.TaskContext:
+    return context.TaskContext(
+        name=name,
+        attempt=1,
+        queue="",
+        address={},
+        secret=b"",
+        begin_wait=lambda: None,
+        end_wait=lambda: None,
+        post=lambda kind, key, details: None,
+    )
+
+
+def _parameters(fn: Callable[..., Any]) -> list[str]:
+    """Names of the parameters that take positional arguments, up to a starred one."""
+    names = []
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (ValueError, TypeError):
+        # Compiled, and silent about what it takes.
+        return []
+    for each in parameters:
+        if each.kind not in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD):
+            break
+        names.append(each.name)
+    return names
