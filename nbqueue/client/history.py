@@ -21,8 +21,7 @@ from typing import Any, Protocol, overload
 
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, ReplyBody, load_call
 from nbqueue.codec.seal import body_of
-from nbqueue.codec.tracebacks import summary
-from nbqueue.errors import TaskTimeout, WorkerDied
+from nbqueue.codec.tracebacks import gist_of
 from nbqueue.progress.static import GREEN, GREY_TEXT, RED
 from nbqueue.progress.static import _colour as colour
 from nbqueue.progress.static import _seconds as seconds_text
@@ -36,6 +35,8 @@ NOTES_KEPT = 10_000
 LARGEST_BYTES = 200_000
 BYTES_KEPT = 16_000_000
 ARGUMENTS_LENGTH = 60
+# What an error of ours makes of its task.
+_ENDINGS = {"nbqueue.errors.TaskTimeout": "timeout", "nbqueue.errors.WorkerDied": "died"}
 ERROR_LENGTH = 120
 
 
@@ -219,12 +220,9 @@ class _Note:
         data = self.errors[i] if i < len(self.errors) else b""
         if not data:
             return "failed", ""
-        if kind == EXCEPTION:
-            return "failed", _cut(summary(data), ERROR_LENGTH)
-        # One of ours, which runs nobody's code.
-        error = pickle.loads(data)
-        outcome = "timeout" if isinstance(error, TaskTimeout) else "died" if isinstance(error, WorkerDied) else "failed"
-        return outcome, _cut(f"{type(error).__name__}: {error}", ERROR_LENGTH)
+        gist = gist_of(data)
+        outcome = _ENDINGS.get(gist.type_name, "failed") if kind == ERROR else "failed"
+        return outcome, _cut(f"{gist.type_name.rpartition('.')[2]}: {gist.text}", ERROR_LENGTH)
 
     def _arguments(self) -> Sequence[Any]:
         if self.payload is None:

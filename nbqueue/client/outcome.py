@@ -12,14 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 from nbqueue.client.failures import annotate
-from nbqueue.codec.messages import ERROR, EXCEPTION, SKIPPED, VALUE, ReplyBody
+from nbqueue.codec.messages import ERROR, SKIPPED, VALUE, ReplyBody
 from nbqueue.codec.tracebacks import Gist, gist_of, load_exception
 from nbqueue.errors import BadMessage, RemoteError
 
 __all__ = ["Outcome", "first_outcome", "skipped"]
-
-# Of errors of ours, where a line must do.
-_MESSAGE = 200
 
 
 class Outcome:
@@ -80,17 +77,12 @@ class Outcome:
                 annotate(self._data, note())
 
     def _decode(self) -> Any:
-        if self.kind in (VALUE, ERROR):
-            return pickle.loads(self._data)
-        return load_exception(self._data)
+        return pickle.loads(self._data) if self.kind == VALUE else load_exception(self._data)
 
     def _find_gist(self) -> Gist:
         try:
-            if self.kind == EXCEPTION and not self._decoded:
-                return gist_of(self._data)
-            # One of ours.
-            error = self._data if self._decoded else pickle.loads(self._data)
-            return Gist(type(error).__name__, str(error).partition("\n")[0][:_MESSAGE])
+            # Decoded from the start: one of ours.
+            return gist_of(pickle.dumps(self._data) if self._decoded else self._data)
         except Exception as error:  # noqa: BLE001 - bytes that make no sense
             return Gist("RemoteError", f"cannot be read: {type(error).__name__}")
 

@@ -39,8 +39,8 @@ __all__ = [
 ]
 
 VALUE, EXCEPTION, ERROR, RETRYING, SKIPPED = b"vxers"
-"""How an item ended: a value; an exception with frames of the task (its own, or `TaskTimeout`); one of ours without
-(pickled plainly); not yet, it will run again; long ago (its outcome was sent by a supervisor)."""
+"""How an item ended: a value; the task's own exception; one of ours (pickled plainly, or with the task's frames as its
+own are); not yet, it will run again; long ago (its outcome was sent by a supervisor)."""
 
 
 Printed = tuple[int, int, int, tuple[tuple[int, bytes], ...]]

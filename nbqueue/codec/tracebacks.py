@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nbqueue.codec import functions
-from nbqueue.errors import RemoteError
+from nbqueue.errors import NbqueueError, RemoteError
 
-__all__ = ["Gist", "dump_exception", "gist_of", "load_exception", "summary"]
+__all__ = ["Gist", "dump_exception", "gist_of", "load_exception"]
 
 _HOME = f"{Path(__file__).parent.parent}{os.sep}"
 
@@ -115,21 +115,29 @@ def dump_exception(exc: BaseException) -> bytes:
 
 
 def gist_of(data: bytes) -> Gist:
-    """What `dump_exception` has seen, without rebuilding it: runs no user's code, and takes microseconds.
+    """What `load_exception` would give, without rebuilding it: runs no user's code, and takes microseconds.
 
-    Raises what ``pickle.loads`` does for anything else.
+    Raises what ``pickle.loads`` does, or TypeError, for bytes that make no sense.
     """
-    return Gist(*pickle.loads(data)[0])
+    found = pickle.loads(data)
+    if isinstance(found, NbqueueError):
+        return Gist(_type_name(type(found)), str(found).partition("\n")[0][:_GIST_CHARACTERS])
+    return Gist(*found[0])
 
 
 def load_exception(data: bytes) -> BaseException:
     """Rebuild what `dump_exception` made; a `RemoteError` where its type or content cannot be had here.
 
+    Takes an error of ours that was pickled plainly, too.
+
     Whatever comes is an `Exception`. It may be a StopIteration, which must not be raised inside a generator
     nor set on an asyncio future.
     """
     try:
-        links, sources = pickle.loads(pickle.loads(data)[1])
+        found = pickle.loads(data)
+        if isinstance(found, NbqueueError):
+            return found
+        links, sources = pickle.loads(found[1])
         for filename, lines in sources.items():
             _lend_source(filename, lines)
         return _rebuild_chain(links)
@@ -137,12 +145,6 @@ def load_exception(data: bytes) -> BaseException:
         failure = RemoteError("The task raised an exception that could not be read here.")
         failure.__cause__ = error
         return failure
-
-
-def summary(data: bytes) -> str:
-    """Type and message of an exception, out of what `dump_exception` made. Runs no user's code."""
-    gist = gist_of(data)
-    return _summary(gist.type_name, gist.text)
 
 
 # ---- the worker's side

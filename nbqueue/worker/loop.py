@@ -524,7 +524,7 @@ class Worker:
                 stop = TaskTimeout(f"`{body.name}` ran longer than its timeout of {limit:g} s.", timeout_s=limit)
                 # With the way to where it was then.
                 stop.__traceback__ = error.__traceback__
-                kind, value, is_one_pickle = EXCEPTION, dump_exception(stop), False
+                kind, value, is_one_pickle = ERROR, dump_exception(stop), False
             else:
                 kind, value, is_one_pickle = EXCEPTION, dump_exception(error), False
                 failures = call.attempt - max(0, call.crashes) if call.items == 1 else 1
