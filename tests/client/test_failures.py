@@ -432,3 +432,17 @@ def test_what_was_never_sent_cannot_be_replayed(queue: Any) -> None:
     batch.wait(20)
     with pytest.raises(NbqueueError, match="it was never sent"):
         batch.futures[1].replay()
+
+
+def test_what_was_put_is_there_at_a_replay(queue: Any) -> None:
+    handle = queue.put(list(range(1000)))
+    future = queue.submit(lambda numbers: 1 / (len(numbers) - 1000), handle)
+    batch = queue.map(lambda numbers, x: numbers[x], [handle], [5000])
+    digest = handle.digest
+    del handle
+    gc.collect()
+    assert future.exception(20).__notes__[0].startswith("task <lambda> with numbers=<Put list, ")
+    assert digest not in future.exception().__notes__[0]
+    assert isinstance(raised(future.replay), ZeroDivisionError)
+    assert isinstance(raised(batch.futures[0].result), IndexError)
+    assert isinstance(raised(batch.futures[0].replay), IndexError)
