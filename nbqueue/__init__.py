@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nbqueue.client.queue import Put, TaskQueue
     from nbqueue.client.status import QueueStatus
     from nbqueue.client.task import Task
+    from nbqueue.context import report, track
     from nbqueue.errors import (
         NbqueueError,
         NotSendable,
@@ -51,6 +52,8 @@ _HOMES = {
     "WorkerDied": "errors",
     "as_completed": "client.future",
     "gather": "client.future",
+    "report": "context",
+    "track": "context",
     "wait": "client.future",
 }
 
@@ -71,6 +74,8 @@ __all__ = [
     "WorkerDied",
     "as_completed",
     "gather",
+    "report",
+    "track",
     "wait",
 ]
 

@@ -2,17 +2,25 @@
 
 A worker process runs one task at a time, so what is current is a plain global: threads that a task starts
 see it too. `worker.loop` sets it; `client` reads it, to run tasks called inside tasks and to tell the
-worker when one of them is being waited for.
+worker when one of them is being waited for. Users' functions call `report` and `track`, which do nothing elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import operator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-__all__ = ["TaskContext", "current", "in_task", "tell", "waiting"]
+__all__ = ["Lane", "TaskContext", "current", "in_task", "open_lane", "report", "tell", "track", "waiting"]
+
+T = TypeVar("T")
+
+Details = dict[str, Any]
+# Of what a task says beside its numbers.
+LONGEST_TEXT = 200
 
 
 @dataclass(slots=True)
@@ -26,7 +34,14 @@ class TaskContext:
     secret: bytes
     begin_wait: Callable[[], None]
     end_wait: Callable[[], None]
-    post: Callable[[str, object, dict[str, Any]], None]
+    post: Callable[[str, object, Details | Callable[[], Details]], None]
+    lanes: list[Lane] = field(default_factory=list)  # of the item that runs; what `report` says comes first
+
+    def end_lanes(self) -> None:
+        """The item is over: the next one of the call begins with no bars."""
+        for lane in self.lanes:
+            lane.ended = lane.posted = True
+        self.lanes = []
 
     def __repr__(self) -> str:
         return f"TaskContext(name={self.name!r}, attempt={self.attempt}, queue={self.queue!r})"
@@ -49,6 +64,184 @@ def set_current(context: TaskContext | None) -> None:
     """For `worker.loop` only."""
     global _current
     _current = context
+
+
+class Lane:
+    """A bar of the running task. Whoever moves it sets its numbers and calls `post` unless it is `posted`.
+
+    What leaves a few times a second is read from it only then: to move it costs next to nothing, and the last state
+    is never lost to a throttle. `read` gives done, total and text where others keep them.
+    """
+
+    __slots__ = ("_context", "done", "ended", "gone", "number", "posted", "read", "text", "total")
+
+    def __init__(
+        self,
+        context: TaskContext,
+        number: int,
+        total: float | None = None,
+        text: str = "",
+        read: Callable[[], tuple[float, float | None, str]] | None = None,
+    ) -> None:
+        self._context = context
+        self.number = number
+        self.done: float = 0
+        self.total = total
+        self.text = text
+        self.read = read
+        self.posted = self.ended = self.gone = False
+
+    def post(self) -> None:
+        """Have its state sent when the time has come."""
+        self.posted = True
+        self._context.post("lane", self.number, self._news)
+
+    def end(self, *, stay: bool) -> None:
+        """It moves no more. It may `stay` as it is until another one takes its place or the item ends."""
+        if self.ended:
+            return
+        self.ended, self.gone = True, not stay
+        if stay and self.read is not None:
+            self.done, self.total, self.text = self.read()
+            self.read = None
+        self.post()
+
+    def _news(self) -> Details:
+        # Before its numbers are read: what changes from here on is posted anew.
+        self.posted = False
+        if self.gone:
+            return {"lane": self.number, "gone": True}
+        try:
+            done, total, text = (self.done, self.total, self.text) if self.read is None else self.read()
+            return {
+                "lane": self.number,
+                "done": _plain(done),
+                "total": None if total is None else _plain(total),
+                "text": str(text)[:LONGEST_TEXT],
+            }
+        except Exception:  # noqa: BLE001 - a library's bar may be anything; it must not stop what else is sent
+            return {"lane": self.number, "gone": True}
+
+
+def _plain(number: Any) -> float:
+    """As JSON can hold it: a number of any library."""
+    return number if type(number) in (int, float) else float(number)
+
+
+_lanes_lock = threading.Lock()
+
+
+def open_lane(
+    total: float | None = None,
+    text: str = "",
+    read: Callable[[], tuple[float, float | None, str]] | None = None,
+) -> Lane | None:
+    """A further bar of the running task, in the first place that is free; outside of tasks, None."""
+    context = _current
+    if context is None:
+        return None
+    with _lanes_lock:
+        lanes = context.lanes or _first_lane(context)
+        number = next((n for n in range(1, len(lanes)) if lanes[n].ended), len(lanes))
+        lane = Lane(context, number, total, text, read)
+        lanes[number : number + 1] = [lane]
+    return lane
+
+
+def _first_lane(context: TaskContext) -> list[Lane]:
+    """The place of what `report` says, which is always there."""
+    context.lanes = [Lane(context, 0)]
+    return context.lanes
+
+
+def report(done: float, total: float | None = None, text: str = "") -> None:
+    """Tell from inside a task how far it is: a thin bar under the batch's own. Outside of tasks, nothing.
+
+    Call it as often as you like; a few times a second, the latest is sent.
+
+    Parameters
+    ----------
+    done, total : number
+        ``report(3, 10)`` fills three tenths of the bar. Without a total only the number is shown.
+    text : str
+        What is being done.
+
+    Raises
+    ------
+    TypeError
+        If `done` or `total` is no number.
+
+    Examples
+    --------
+    >>> from nbqueue import report
+    >>> def train(epochs):
+    ...     for epoch in range(epochs):
+    ...         report(epoch, epochs, "training")
+    >>> train(3)
+    """
+    context = _current
+    if context is None:
+        return
+    for number in (done, total):
+        if type(number) is not int and type(number) is not float and number is not None:
+            try:
+                float(number)
+            except (TypeError, ValueError):
+                raise TypeError(f"report needs numbers, not {number!r:.80} ({type(number).__name__}).") from None
+    lanes = context.lanes
+    if not lanes:
+        with _lanes_lock:
+            lanes = context.lanes or _first_lane(context)
+    lane = lanes[0]
+    lane.done, lane.total, lane.text = done, total, text
+    if not lane.posted:
+        lane.post()
+
+
+def track(iterable: Iterable[T], total: float | None = None, text: str = "") -> Iterator[T]:
+    """Iterate, and show inside a task how far that is: a thin bar under the batch's own. Elsewhere, only iterate.
+
+    Parameters
+    ----------
+    iterable : iterable
+        What to go through.
+    total : number, optional
+        How many items it has, where it does not know.
+    text : str
+        What is being done.
+
+    Examples
+    --------
+    >>> from nbqueue import track
+    >>> [x * x for x in track(range(3), text="squares")]
+    [0, 1, 4]
+    """
+    context = _current
+    if context is None:
+        return iter(iterable)
+    if total is None:
+        hint = operator.length_hint(iterable, -1)
+        total = None if hint < 0 else hint
+    return _track(iterable, total, text)
+
+
+def _track(iterable: Iterable[T], total: float | None, text: str) -> Iterator[T]:
+    lane = open_lane(total, text)
+    if lane is None:
+        yield from iterable
+        return
+    lane.post()
+    done, complete = 0, False
+    try:
+        for item in iterable:
+            yield item
+            done += 1
+            lane.done = done
+            if not lane.posted:
+                lane.post()
+        complete = True
+    finally:
+        lane.end(stay=complete)
 
 
 def tell(kind: str, key: object = None, **details: Any) -> None:

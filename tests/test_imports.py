@@ -27,7 +27,7 @@ ALLOWED = {
     "notebook": GROUND | {"client", "progress", "context", "__init__"},
     "demo": GROUND | {"client", "__init__"},
     "cli": GROUND | {"client", "worker", "stream", "codec", "demo", "__init__"},
-    "__init__": {"client", "errors", "notebook"},
+    "__init__": {"client", "context", "errors", "notebook"},
 }
 NOTEBOOK_ONLY = {"IPython", "ipywidgets", "ipykernel", "comm"}
 MAY_KNOW_NOTEBOOKS = {"progress/widget.py", "notebook/magics.py", "notebook/panel.py"}

@@ -34,8 +34,8 @@ from nbqueue.client.replay import Kept
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, ReplyBody
 from nbqueue.errors import NbqueueError, NotSendable, TaskCancelled
 from nbqueue.progress.prints import Page, Prints
-from nbqueue.progress.tally import Snapshot, Tally
-from nbqueue.progress.views import Handle, open_view
+from nbqueue.progress.tally import Lane, Snapshot, Tally
+from nbqueue.progress.views import Handle, open_view, show_again
 
 __all__ = ["Batch"]
 
@@ -118,6 +118,10 @@ class Batch(Generic[R]):
         total = "?" if s.total is None else s.total
         more = f", {s.failed} failed" if s.failed else ""
         return f"<Batch {self._name} {s.done}/{total} done{more}>"
+
+    def _ipython_display_(self) -> None:
+        """The card, in this cell too. Raises NotImplementedError where only the repr can be shown."""
+        self._view = show_again(self._view, self.tally, self.cancel)
 
     # Asking
 
@@ -613,6 +617,7 @@ class Batch(Generic[R]):
                     self._unfinished.append(call)
             futures = [(self._futures[i], i) for i in arrived if i in self._futures] if self._futures else []
             self._changed.notify_all()
+        self.tally.quiet(start, start + body.items)
         if retried:
             self.tally.retry(retried, was_running=min(was_running, retried))
             was_running = max(0, was_running - retried)
@@ -631,6 +636,8 @@ class Batch(Generic[R]):
             self._started(call, call.base + item, event["worker"], event["attempt"])
         elif event["kind"] in ("output", "display"):
             self._prints.hear(call.base + item, event)
+        elif event["kind"] == "lane":
+            self._told(call.base + item, event)
 
     def _started(self, call: OpenCall, place: int, worker: str, attempt: int) -> None:
         with self._lock:
@@ -643,8 +650,20 @@ class Batch(Generic[R]):
             future = self._futures.get(place)
         if not others:
             self.tally.start()
+        for other in others:
+            self.tally.quiet(other, other + 1)
+        self.tally.begin(place, attempt)
         if future is not None:
             future._started(worker, attempt)
+
+    def _told(self, place: int, news: Mapping[str, Any]) -> None:
+        with self._lock:
+            if self._kinds[place] != _OPEN:
+                return
+            future = self._futures.get(place)
+            self.tally.tell(place, news["lane"], Lane.from_news(f"{self._name}[{place}]", news), news["attempt"])
+        if future is not None:
+            future._told(news)
 
     def on_broken(self, call: OpenCall, item: int, error: NbqueueError) -> bool:
         for place in range(call.base, call.base + call.call.items):
@@ -676,6 +695,7 @@ class Batch(Generic[R]):
                 self._finished.append(place)
             future = self._futures.get(place)
             self._changed.notify_all()
+        self.tally.quiet(place, place + 1)
         self.tally.settle(failed=int(failed), cancelled=int(not failed), was_running=int(was_running))
         if future is not None and outcome is not None:
             future._arrive(outcome, None)

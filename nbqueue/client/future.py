@@ -17,6 +17,7 @@ from concurrent.futures._base import (
 from typing import Any, Generic, TypeVar, cast
 
 from nbqueue import context
+from nbqueue.client.card import CallCard
 from nbqueue.client.failures import note_of
 from nbqueue.client.frames import user_frames_only
 from nbqueue.client.listener import Link, OpenCall
@@ -33,6 +34,8 @@ R = TypeVar("R")
 _DONE = (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED)
 # Ticks of an awaiting cell: an interrupt is felt only when the loop wakes.
 TICK_S = 0.05
+# Of what a card says about an error; the traceback says the rest.
+LONGEST_FAILURE = 160
 # Longer than the listener's hello, which brings the number of workers.
 HINT_S = 3.0
 
@@ -84,6 +87,26 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         self._page: Page | None = None  # of the cell that called
         self._prints: Prints | None = None
         self._transcript = transcript or self._own_transcript
+        self._made_at = time.monotonic()
+        self._started_at = 0.0
+        self._card: CallCard | None = None
+
+    def _ipython_display_(self) -> None:
+        """A card of this one call. Raises NotImplementedError where only the repr can be shown."""
+        self._shown().display()
+
+    def _failure(self) -> str | None:
+        """How it failed, in a line; None if it did not."""
+        outcome = self._outcome
+        if outcome is None or outcome.kind == VALUE:
+            return None
+        gist = outcome.gist()
+        return f"{gist.type_name}: {gist.text}".removesuffix(": ")[:LONGEST_FAILURE]
+
+    def _shown(self) -> CallCard:
+        if self._card is None:
+            self._card = CallCard(self)
+        return self._card
 
     def __repr__(self) -> str:
         with self._condition:
@@ -281,9 +304,17 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
             self._started(event["worker"], event["attempt"])
         elif event["kind"] in ("output", "display"):
             self._printing().hear(0, event)
+        elif event["kind"] == "lane":
+            self._told(event)
+
+    def _told(self, news: Mapping[str, Any]) -> None:
+        self._shown().tell(news)
 
     def _started(self, worker: str, attempt: int) -> None:
         self.attempts, self.worker = max(self.attempts, attempt), worker
+        self._started_at = time.monotonic()
+        if self._card is not None:
+            self._card.begin(attempt)
         with self._condition:
             if self._state not in _DONE:
                 self._state = RUNNING

@@ -10,9 +10,9 @@ from __future__ import annotations
 import html as _html
 from typing import NamedTuple
 
-from .tally import Snapshot
+from .tally import Lane, Snapshot
 
-__all__ = ["Part", "html", "plain", "words"]
+__all__ = ["Part", "html", "lane_words", "plain", "words"]
 
 
 class Part(NamedTuple):
@@ -32,8 +32,12 @@ GREY = ("#8a8a8a", "--jp-ui-font-color3")
 GREY_TEXT = ("#808080", "--jp-ui-font-color2")
 TRACK = ("#8a8a8a40", "--jp-border-color2")
 
+_CUT = "overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
+
 # Wide enough to see one per cent; fixed, or the bar would breathe with each digit that the text gains.
-BAR_WIDTH_PX = 240
+BAR_WIDTH_PX = 200
+# Names up to this width leave the bars of a card and of its lanes in line.
+NAME_WIDTH_PX = 104
 
 # Where the total is unknown, a segment of this share goes to and fro in this time.
 SWEEP_PERCENT = 25.0
@@ -49,6 +53,8 @@ def plain(snapshot: Snapshot) -> str:
 
 def words(snapshot: Snapshot) -> tuple[Part, ...]:
     """The statements about a batch, in reading order; counts that are zero say nothing."""
+    if snapshot.single:
+        return _words_of_one(snapshot)
     parts = [Part("done", _verdict(snapshot), _progress(snapshot))]
     if snapshot.failed:
         parts.append(Part("failed", "✗", f"{snapshot.failed:,} failed"))
@@ -73,8 +79,35 @@ def words(snapshot: Snapshot) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def html(snapshot: Snapshot) -> str:
-    """The card: name, bar, numbers; live or settled as the snapshot is."""
+def _words_of_one(snapshot: Snapshot) -> tuple[Part, ...]:
+    """What there is to say about a single call: in which state it is, and since when."""
+    if snapshot.failed:
+        state = Part("failed", "✗", f"failed: {_one_line(snapshot.error)}" if snapshot.error else "failed")
+    elif snapshot.cancelled:
+        state = Part("cancelled", "⊘", "cancelled")
+    elif snapshot.done:
+        state = Part("done", "✓", "done")
+    elif snapshot.running:
+        state = Part("running", "▸", "running")
+    else:
+        state = Part("done", "", "not finished" if snapshot.finished else "queued")
+    parts = [state]
+    if snapshot.retried:
+        parts.append(Part("retried", "↻", f"attempt {snapshot.retried + 1:,}"))
+    if snapshot.finished or snapshot.elapsed_s >= 1:
+        parts.append(Part("time", "", _seconds(snapshot.elapsed_s, fine=snapshot.finished)))
+    return tuple(parts)
+
+
+def lane_words(lane: Lane) -> str:
+    """The numbers of a lane and what its task says: ``40/100 · epoch 3``."""
+    numbers = f"{_number(lane.done)}/{_number(lane.total)}" if lane.total is not None else _number(lane.done)
+    text = _one_line(lane.text)
+    return f"{numbers} · {text}" if text else numbers
+
+
+def html(snapshot: Snapshot, more: str = "") -> str:
+    """The card: name, bar, numbers, lanes; live or settled as the snapshot is. `more` HTML goes with it."""
     label = _html.escape(_one_line(snapshot.label))
     state = "settled" if snapshot.finished else "live"
     return (
@@ -82,13 +115,45 @@ def html(snapshot: Snapshot) -> str:
         "align-items:center;column-gap:12px;row-gap:2px;max-width:1000px;padding:3px 0;"
         "font-size:13px;line-height:20px;font-family:var(--jp-ui-font-family,sans-serif);"
         'font-variant:tabular-nums;font-variant-numeric:tabular-nums">'
-        f'<b class="nbqueue-label" title="{label}" style="min-width:88px;max-width:240px;overflow:hidden;'
-        f'text-overflow:ellipsis;white-space:nowrap">{label}</b> '
+        f'<b class="nbqueue-label" title="{label}" style="box-sizing:border-box;min-width:{NAME_WIDTH_PX}px;'
+        f'max-width:240px;{_CUT}">{label}</b> '
         f"{_bar(snapshot, label)}"
         # Beside the bar where there is room for half of it, else below.
-        f'<span class="nbqueue-text" style="flex:1 1 280px">{_sentence(snapshot)}</span>'
-        "</div><!--/nbqueue-->"
+        f'<span class="nbqueue-text" style="flex:1 1 220px">{_sentence(snapshot)}</span>'
+        f"{_lanes(snapshot)}{more}</div><!--/nbqueue-->"
     )
+
+
+def _lanes(snapshot: Snapshot) -> str:
+    """A thin bar for each task that tells how far it is, all in columns of their own."""
+    if not snapshot.lanes:
+        return ""
+    rows = []
+    for lane in snapshot.lanes:
+        label, text = _html.escape(_one_line(lane.label)), _html.escape(lane_words(lane))
+        values = ""
+        if lane.total:
+            values = f'aria-valuemin="0" aria-valuemax="{lane.total:g}" aria-valuenow="{lane.done:g}" '
+        rows.append(
+            f'<span class="nbqueue-lane-label" style="{_CUT};max-width:240px;padding-left:12px">{label}</span>'
+            f'<div class="nbqueue-lane" role="progressbar" aria-label="{label or "task"}" {values}'
+            f'aria-valuetext="{text}" style="display:flex;height:4px;border-radius:2px;overflow:hidden;'
+            f'{_colour("background-color", TRACK)}">{_lane_segment(lane, snapshot.elapsed_s)}</div>'
+            f'<span class="nbqueue-lane-text" title="{text}" style="{_CUT}">{text}</span>'
+        )
+    if snapshot.more_lanes:
+        rows.append(f'<span class="nbqueue-lane-more" style="grid-column:2/-1">+ {snapshot.more_lanes:,} more</span>')
+    return (
+        '<div class="nbqueue-lanes" style="flex:1 1 100%;min-width:0;display:grid;align-items:center;column-gap:12px;'
+        f"grid-template-columns:minmax({NAME_WIDTH_PX}px,max-content) minmax(40px,{BAR_WIDTH_PX}px) minmax(0,1fr);"
+        f'font-size:12px;line-height:17px;{_colour("color", GREY_TEXT)}">{"".join(rows)}</div>'
+    )
+
+
+def _lane_segment(lane: Lane, elapsed_s: float) -> str:
+    if lane.total is None:
+        return _sweep(elapsed_s)
+    return _segment("lane", 100 * min(1.0, max(0.0, lane.done / lane.total)) if lane.total else 100, BLUE)
 
 
 def _sentence(snapshot: Snapshot) -> str:
@@ -97,21 +162,20 @@ def _sentence(snapshot: Snapshot) -> str:
         symbol = f"{part.symbol} " if part.symbol else ""
         if part.kind == "done" and symbol:
             symbol = f'<span style="{_colour("color", GREEN)}">{symbol}</span>'
-        # A part stays whole where a narrow cell breaks the line.
-        style = "white-space:nowrap"
-        if part.kind in _TEXT_COLOURS:
-            style += ";" + _colour("color", _TEXT_COLOURS[part.kind])
-        pieces.append(f'<span class="nbqueue-{part.kind}" style="{style}">{symbol}{part.text}</span>')
-    return " · ".join(pieces)
+        style = _colour("color", _TEXT_COLOURS[part.kind]) if part.kind in _TEXT_COLOURS else ""
+        pieces.append(f'<span class="nbqueue-{part.kind}" style="{style}">{symbol}{_html.escape(part.text)}</span>')
+    # Where a narrow cell breaks the line, a part stays whole, and no line begins with a dot.
+    whole = '<span style="white-space:nowrap">'
+    return " ".join([*(f"{whole}{piece} ·</span>" for piece in pieces[:-1]), f"{whole}{pieces[-1]}</span>"])
 
 
 def _bar(snapshot: Snapshot, label: str) -> str:
     """A track with one segment for each way in which items end. Its `label` is escaped already."""
     total = snapshot.settled if snapshot.total is None and snapshot.finished else snapshot.total
     values = ""
-    if total is not None:
+    if total is not None and not (snapshot.single and snapshot.running):
         values = f'aria-valuemin="0" aria-valuemax="{total}" aria-valuenow="{snapshot.settled}" '
-    text = ", ".join(part.text for part in words(snapshot) if part.kind != "time")
+    text = _html.escape(", ".join(part.text for part in words(snapshot) if part.kind != "time"))
     return (
         f'<div class="nbqueue-bar" role="progressbar" aria-label="{label}" {values}aria-valuetext="{text}" '
         f'title="{text}" style="display:flex;flex:0 1 {BAR_WIDTH_PX}px;min-width:80px;height:10px;'
@@ -121,10 +185,8 @@ def _bar(snapshot: Snapshot, label: str) -> str:
 
 
 def _segments(snapshot: Snapshot, total: int | None) -> str:
-    if total is None:
-        phase = snapshot.elapsed_s / SWEEP_S % 2
-        margin = (100 - SWEEP_PERCENT) * (phase if phase <= 1 else 2 - phase)
-        return _segment("running", SWEEP_PERCENT, BLUE, f"margin-left:{margin:.2f}%;border-radius:5px;")
+    if total is None or (snapshot.single and snapshot.running):
+        return _sweep(snapshot.elapsed_s)
     running = 0 if snapshot.finished else min(snapshot.running, total - snapshot.settled)
     counts = [
         ("done", snapshot.done, GREEN),
@@ -135,6 +197,12 @@ def _segments(snapshot: Snapshot, total: int | None) -> str:
     # max: a total that turned out too small must not draw beyond the track.
     whole = max(total, snapshot.settled)
     return "".join(_segment(kind, 100 * count / whole, colour) for kind, count, colour in counts if count > 0)
+
+
+def _sweep(elapsed_s: float) -> str:
+    phase = elapsed_s / SWEEP_S % 2
+    margin = (100 - SWEEP_PERCENT) * (phase if phase <= 1 else 2 - phase)
+    return _segment("running", SWEEP_PERCENT, BLUE, f"margin-left:{margin:.2f}%;border-radius:5px;")
 
 
 def _segment(kind: str, percent: float, colour: tuple[str, str], style: str = "") -> str:
@@ -165,6 +233,12 @@ def _progress(snapshot: Snapshot) -> str:
 
 def _one_line(label: str) -> str:
     return " ".join(label.split())
+
+
+def _number(value: float) -> str:
+    if value == int(value):
+        return f"{int(value):,}"
+    return f"{value:,.2f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def _seconds(seconds: float, *, fine: bool = False) -> str:

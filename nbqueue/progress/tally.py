@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
+from typing import Any, Protocol
 
-__all__ = ["Snapshot", "Tally"]
+__all__ = ["Lane", "Lanes", "Snapshot", "Source", "Tally"]
 
 # The rate looks back over this share of the run, and at least over this many seconds: steady enough to
 # read when tasks take minutes, quick enough to follow a batch whose later items are slower.
@@ -21,6 +23,38 @@ MEMORY_MIN_S = 5.0
 
 # No rate before this: the first arrivals measure how long the workers took to start.
 RATE_AFTER_S = 0.25
+
+# A task that is over sooner than this needs no bar of its own.
+LANES_AFTER_S = 1.0
+# More than fit below a card without pushing the next cell away; the rest is a number.
+MOST_LANES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """How far one running task says it is: a thin bar under the batch's own.
+
+    `label` names the task, or is empty where the lane above has named it. `total` is None while unknown.
+    """
+
+    label: str
+    text: str
+    done: float
+    total: float | None
+
+    @classmethod
+    def from_news(cls, label: str, news: Mapping[str, Any]) -> Lane | None:
+        """What the event "lane" of a running task says, None where the lane is gone."""
+        if news.get("gone"):
+            return None
+        return cls(label, str(news["text"]), _finite(news["done"]) or 0.0, _finite(news["total"]))
+
+
+def _finite(number: float | None) -> float | None:
+    try:
+        return number if number is not None and math.isfinite(number) else None
+    except OverflowError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +81,14 @@ class Snapshot:
         Seconds that the rest will take at that rate, None while unknown.
     finished : bool
         Nothing more will happen, whether or not every item has settled.
+    lanes : tuple of Lane
+        What running tasks tell of themselves, the first few of them.
+    more_lanes : int
+        How many lanes there are besides.
+    single : bool
+        This is one call, not a batch: it is queued, running or over.
+    error : str
+        How a single call failed, in short.
     """
 
     label: str
@@ -60,6 +102,10 @@ class Snapshot:
     rate: float | None
     eta_s: float | None
     finished: bool
+    lanes: tuple[Lane, ...] = ()
+    more_lanes: int = 0
+    single: bool = False
+    error: str = ""
 
     @property
     def settled(self) -> int:
@@ -72,6 +118,12 @@ class Snapshot:
         if self.total is None:
             return None
         return min(1.0, self.settled / self.total) if self.total else 1.0
+
+
+class Source(Protocol):
+    """Whatever can be shown: views ask it for a snapshot when they draw."""
+
+    def snapshot(self) -> Snapshot: ...
 
 
 class Tally:
@@ -106,6 +158,7 @@ class Tally:
         self._done = self._failed = self._cancelled = self._running = self._retried = 0
         self._started_at = clock()
         self._finished_at: float | None = None
+        self._lanes = Lanes(clock)
         self._forget_rate(self._started_at)
 
     def expect(self, total: int) -> None:
@@ -134,6 +187,25 @@ class Tally:
             self._retried += count
             self._running = max(0, self._running - was_running)
 
+    def tell(self, place: int, key: int, lane: Lane | None, attempt: int = 1) -> None:
+        """News of the running item `place`: where its bar `key` is, or None where that is gone."""
+        with self._lock:
+            if self._finished_at is None:
+                self._lanes.tell(place, key, lane, attempt)
+
+    def begin(self, place: int, attempt: int) -> None:
+        """A further attempt runs the item `place`: what earlier ones have told is over."""
+        if self._lanes:
+            with self._lock:
+                self._lanes.begin(place, attempt)
+
+    def quiet(self, first: int, last: int) -> None:
+        """The items from `first` to before `last` run no longer, so their lanes go."""
+        # Asked without the lock: nearly always there are none, and this is called for every reply.
+        if self._lanes:
+            with self._lock:
+                self._lanes.drop(first, last)
+
     def reopen(self, count: int) -> None:
         """Failed items are to run again: they are open once more, and so is the tally.
 
@@ -153,6 +225,7 @@ class Tally:
             if self._finished_at is None:
                 self._finished_at = self._clock()
             self._running = 0
+            self._lanes.clear()
 
     def snapshot(self) -> Snapshot:
         """All numbers as they are now."""
@@ -170,6 +243,7 @@ class Tally:
                 rate = self._rate(now)
                 if rate and self._total is not None:
                     eta_s = max(0, self._total - settled) / rate
+            lanes, more_lanes = self._lanes.first(now) if self._lanes else ((), 0)
             return Snapshot(
                 label=self.label,
                 total=self._total,
@@ -182,6 +256,8 @@ class Tally:
                 rate=rate,
                 eta_s=eta_s,
                 finished=finished,
+                lanes=lanes,
+                more_lanes=more_lanes,
             )
 
     # The rate is (items, weighted by age) / (seconds, weighted by age), moved on only when items arrive:
@@ -221,3 +297,59 @@ class Tally:
             if seconds > 0
         ]
         return min(bounds) if bounds else None
+
+
+class Lanes:
+    """The lanes of running items, by item and key; an item's are not shown before they are old enough."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._of: dict[int, _OfItem] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._of)
+
+    def tell(self, place: int, key: int, lane: Lane | None, attempt: int) -> None:
+        self.begin(place, attempt)
+        if place not in self._of:
+            self._of[place] = _OfItem(self._clock(), attempt)
+        item = self._of[place]
+        if item.attempt > attempt:
+            return
+        if lane is None:
+            # The item keeps its age: a further lane of it need not wait again.
+            item.lanes.pop(key, None)
+        else:
+            item.lanes[key] = lane
+
+    def begin(self, place: int, attempt: int) -> None:
+        # Not simply dropped: that it has started may be heard after what it has told.
+        item = self._of.get(place)
+        if item is not None and item.attempt < attempt:
+            del self._of[place]
+
+    def drop(self, first: int, last: int) -> None:
+        if last - first == 1:
+            self._of.pop(first, None)
+            return
+        for place in [place for place in self._of if first <= place < last]:
+            del self._of[place]
+
+    def clear(self) -> None:
+        self._of.clear()
+
+    def first(self, now: float) -> tuple[tuple[Lane, ...], int]:
+        """The lanes to show and how many there are besides, in the order of the items."""
+        lanes: list[Lane] = []
+        for _, item in sorted(self._of.items(), key=itemgetter(0)):
+            if now - item.since >= LANES_AFTER_S:
+                for number, (_, lane) in enumerate(sorted(item.lanes.items(), key=itemgetter(0))):
+                    lanes.append(replace(lane, label="") if number else lane)
+        return tuple(lanes[:MOST_LANES]), max(0, len(lanes) - MOST_LANES)
+
+
+@dataclass(slots=True)
+class _OfItem:
+    since: float
+    attempt: int
+    lanes: dict[int, Lane] = field(default_factory=dict)

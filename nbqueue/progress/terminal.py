@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from . import static
-from .tally import Snapshot
+from .tally import Lane, Snapshot
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, Group, RenderResult
@@ -23,6 +23,7 @@ __all__ = ["TerminalView"]
 
 BAR_WIDTH = 30
 BAR_WIDTH_MIN = 8
+LANE_WIDTH = 20
 
 _STYLES = {"done": "green", "failed": "red", "cancelled": "bright_black", "running": "blue"}
 _TEXT_STYLES = {**_STYLES, "done": "", "time": "bright_black"}
@@ -46,7 +47,7 @@ class TerminalView:
 
 
 class _Line:
-    """A snapshot as rich draws it: name, bar as wide as the room allows, numbers; never wrapped."""
+    """A snapshot as rich draws it: name, bar as wide as the room allows, numbers; never wrapped. Lanes below."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -70,6 +71,26 @@ class _Line:
         line = Text(" ", no_wrap=True, overflow="ellipsis").join(pieces)
         line.no_wrap, line.overflow = True, "ellipsis"
         yield line
+        for lane in self.snapshot.lanes:
+            yield _lane(lane, options)
+        if self.snapshot.more_lanes:
+            yield Text(f"  + {self.snapshot.more_lanes:,} more", style=_TEXT_STYLES["time"])
+
+
+def _lane(lane: Lane, options: ConsoleOptions) -> Text:
+    """A line below: the task, a thin bar where its total is known, what it says."""
+    from rich.text import Text
+
+    pieces = [Text(" ".join(lane.label.split()), style=_TEXT_STYLES["time"])] if lane.label else []
+    if lane.total:
+        filled = round(LANE_WIDTH * min(1.0, max(0.0, lane.done / lane.total)))
+        glyph, rest = ("=", " ") if options.ascii_only else ("─", "─")
+        bar = Text(glyph * filled, style=_STYLES["running"])
+        pieces.append(bar + Text(rest * (LANE_WIDTH - filled), style="grey23"))
+    pieces.append(Text(static.lane_words(lane), style=_TEXT_STYLES["time"]))
+    line = Text("  ") + Text(" ").join(pieces)
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
 
 
 def _bar(snapshot: Snapshot, width: int, glyph: str) -> Text:

@@ -15,12 +15,12 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from . import static
-from .tally import Snapshot, Tally
+from .tally import Snapshot, Source
 
-__all__ = ["Handle", "View", "open_view"]
+__all__ = ["Handle", "View", "open_view", "show_again"]
 
 # Ten pictures a second look smooth; a browser that is sent thousands of messages loses the last ones.
 TICK_S = 0.1
@@ -39,15 +39,19 @@ class View(Protocol):
 
 
 class Handle:
-    """One open view of one tally, or of none where nothing is to be shown."""
+    """One open view of one tally, or of none where nothing is to be shown.
 
-    def __init__(self, tally: Tally, view: View | None) -> None:
+    In a notebook the view may be shown in several cells; `cells` are the executions that have shown it.
+    """
+
+    def __init__(self, tally: Source, view: View | None) -> None:
+        self.cells: set[str] = set()
         self._tally = tally
         self._view = view
         self._pid = os.getpid()
         self._lock = threading.Lock()  # held while drawing, so that nothing is drawn after the last state
         self._settled = threading.Event()
-        self._shown: str | None = None
+        self._shown: object = None
         self._broken = False
         if view is None:
             self._settled.set()
@@ -76,6 +80,16 @@ class Handle:
             self._settled.wait(max(0.0, timeout))
         return self._settle(max(0.05, deadline - time.monotonic()))
 
+    def show_again(self) -> bool:
+        """Show the view in the running cell as well. False where there is none any more."""
+        with self._lock:
+            if self._view is None:
+                return False
+            show = getattr(self._view, "show_again", None)
+            if show is not None:
+                show(self._tally.snapshot())
+            return True
+
     def _tick(self) -> bool:
         """Draw what is new; True as long as there will be more."""
         snapshot = self._tally.snapshot()
@@ -86,7 +100,7 @@ class Handle:
         return not self._settled.is_set()
 
     def _update(self, snapshot: Snapshot) -> None:
-        shown = static.plain(snapshot)
+        shown = static.plain(snapshot), snapshot.lanes, snapshot.more_lanes
         if self._broken or shown == self._shown:
             return
         with self._lock:
@@ -122,7 +136,7 @@ class Handle:
             _warn(f"the progress view failed and stands still from here; the work goes on ({error!r})")
 
 
-def open_view(tally: Tally, cancel: Callable[[], None] | None = None) -> Handle:
+def open_view(tally: Source, cancel: Callable[[], None] | None = None) -> Handle:
     """Show a tally where this process can show one, until it is finished.
 
     A widget in a notebook, a line on a terminal, nothing elsewhere. ``NBQUEUE_PROGRESS=0`` turns views
@@ -141,6 +155,7 @@ def open_view(tally: Tally, cancel: Callable[[], None] | None = None) -> Handle:
         Close it at the end of a blocking wait, so that the last state belongs to the cell.
     """
     handle = Handle(tally, _view(tally, cancel))
+    handle.cells.add(_running_cell())
     if not handle.settled:
         try:
             _ticker.add(handle)
@@ -150,17 +165,59 @@ def open_view(tally: Tally, cancel: Callable[[], None] | None = None) -> Handle:
     return handle
 
 
-def _view(tally: Tally, cancel: Callable[[], None] | None) -> View | None:
+def show_again(handle: Handle | None, tally: Source, cancel: Callable[[], None] | None = None) -> Handle:
+    """Display a tally in the notebook cell that runs, in which it may have been displayed already.
+
+    What is still open is live there too, and still one view: it costs no more messages. What is finished is
+    shown as it will stay.
+
+    Parameters
+    ----------
+    handle : Handle or None
+        Its view, if it has one.
+
+    Returns
+    -------
+    Handle
+        Its view from now on.
+
+    Raises
+    ------
+    NotImplementedError
+        Where this is no notebook, or views are turned off. IPython then shows the repr.
+    """
+    if not _may_show() or not _in_kernel():
+        raise NotImplementedError
+    cell = _running_cell()
+    if handle is not None and cell in handle.cells:
+        return handle
+    if handle is None or not handle.show_again():
+        snapshot = tally.snapshot()
+        if not snapshot.finished:
+            return open_view(tally, cancel)
+        from .widget import show_settled
+
+        show_settled(snapshot)
+        handle = Handle(tally, None)
+    handle.cells.add(cell)
+    return handle
+
+
+def _may_show() -> bool:
     if os.environ.get("NBQUEUE_PROGRESS", "").strip().lower() in _OFF:
-        return None
+        return False
     # Displays made in another thread land in whichever cell runs.
-    if threading.current_thread() is not threading.main_thread():
+    return threading.current_thread() is threading.main_thread()
+
+
+def _view(tally: Source, cancel: Callable[[], None] | None) -> View | None:
+    if not _may_show():
         return None
     try:
         if _in_kernel():
-            from .widget import open_notebook_view
+            from .widget import NotebookView
 
-            return open_notebook_view(tally.snapshot(), cancel, _warn)
+            return NotebookView(tally.snapshot(), cancel, _warn)
         if sys.stderr is not None and sys.stderr.isatty():
             from .terminal import TerminalView
 
@@ -171,11 +228,24 @@ def _view(tally: Tally, cancel: Callable[[], None] | None) -> View | None:
 
 
 def _in_kernel() -> bool:
+    return _kernel() is not None
+
+
+def _kernel() -> Any:
     # Through sys.modules: where nobody has imported IPython, this is no kernel.
     ipython = sys.modules.get("IPython")
     get_ipython = getattr(ipython, "get_ipython", None)
     shell = get_ipython() if get_ipython is not None else None
-    return getattr(shell, "kernel", None) is not None
+    return getattr(shell, "kernel", None)
+
+
+def _running_cell() -> str:
+    """Which execution of which cell this is, "" outside of notebooks."""
+    kernel = _kernel()
+    if kernel is None:
+        return ""
+    parent = kernel.get_parent() if hasattr(kernel, "get_parent") else {}
+    return str(parent.get("header", {}).get("msg_id", ""))
 
 
 def _warn(message: str) -> None:

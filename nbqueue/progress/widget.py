@@ -1,47 +1,78 @@
-"""The card in a notebook cell: one HTML widget and a Cancel button, then static HTML for good.
+"""The card in a notebook cell: HTML that is displayed anew with each newer state, and a Cancel button.
 
-`views` opens it in the main thread, while the cell that submits is running. Settling replaces the widget
-by its static picture, so that a saved notebook shows the result with no kernel and no widget state.
+`views` opens it in the main thread, while the cell that submits is running. The card is no widget: whatever is
+saved, whenever that is, shows the last state that there was, with no kernel and no widget state. Only the button
+is one. It has a display of its own, empty until the work has gone on for a moment and empty again at the end; if
+the kernel dies in between, the card's style hides what a front end says about a widget that it cannot find.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 from . import static
 from .tally import Snapshot
 
-__all__ = ["DisplayView", "OutputView", "WidgetView", "open_notebook_view"]
+__all__ = ["NotebookView", "OutputView", "show_settled"]
 
 CANCEL_TOOLTIP = "Cancel what is still open. To stop a cell that is waiting, use ■ (interrupt)."
 
+# Nobody cancels what is over sooner.
+BUTTON_AFTER_S = 0.5
 
-def open_notebook_view(
-    snapshot: Snapshot, cancel: Callable[[], None] | None, warn: Callable[[str], None]
-) -> WidgetView | DisplayView:
-    """Display the card below the running cell; without a working ipywidgets, plain HTML that is replaced."""
-    try:
-        return WidgetView(snapshot, cancel, warn)
-    except Exception as error:  # noqa: BLE001 whatever is wrong with the widgets, HTML still works
-        if not isinstance(error, ImportError):
-            warn(f"ipywidgets failed, so the progress card has no Cancel button ({error!r})")
-        return DisplayView(snapshot)
+# JupyterLab and Notebook 7: the button's display is the one before the card's, and stands beside it, where it
+# does not move when the text changes its length. Without its kernel it does nothing, without its model it is a line
+# of text that helps nobody: then it is not there.
+_PLACE = ".jp-OutputArea-child:has(+ .jp-OutputArea-child .nbqueue-card)"
+_BESIDE = (
+    f"{_PLACE}:has(.nbqueue-cancel){{position:absolute;width:auto;z-index:1;"
+    "left:min(100% - 84px,var(--jp-cell-prompt-width,64px) + 924px)}"
+    f"{_PLACE}:has(.nbqueue-cancel)>.jp-OutputPrompt{{display:none}}"
+    f"{_PLACE}:has(.jupyter-widgets-disconnected),{_PLACE}>.jupyter-widgets:not(:has(*)){{display:none}}"
+    ".nbqueue-cancel{line-height:20px!important}"
+    ".jp-OutputArea-child:has(.nbqueue-cancel)+.jp-OutputArea-child .nbqueue-card{padding-right:84px!important}"
+)
+_STYLE = f"<style>{_BESIDE}</style>"
 
 
-class DisplayView:
-    """A display that is replaced by each newer one; needs IPython only."""
+class NotebookView:
+    """A display that is replaced by each newer one and, where there is something to call, a Cancel button.
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    Without a working ipywidgets there is no button. Shown in several cells it has one display id all the same.
+    """
+
+    def __init__(self, snapshot: Snapshot, cancel: Callable[[], None] | None, warn: Callable[[str], None]) -> None:
         from IPython.display import display
 
+        self._cancel = None if cancel is None else _Cancel(cancel, warn)
         self._handle = display(_bundle(snapshot), raw=True, display_id=True)
 
+    def show_again(self, snapshot: Snapshot) -> None:
+        """Below the cell that runs now; later updates reach every place."""
+        if self._cancel is not None:
+            self._cancel.show_again()
+        self._handle.display(_bundle(snapshot), raw=True)
+
     def update(self, snapshot: Snapshot) -> None:
+        if self._cancel is not None:
+            self._cancel.offer()
         self._handle.update(_bundle(snapshot), raw=True)
 
     def settle(self, snapshot: Snapshot) -> None:
-        self._handle.update(_bundle(snapshot), raw=True)
+        try:
+            self._handle.update(_bundle(snapshot), raw=True)
+        finally:
+            if self._cancel is not None:
+                self._cancel.close()
+
+
+def show_settled(snapshot: Snapshot) -> None:
+    """Display a card that will not change any more."""
+    from IPython.display import display
+
+    display(_bundle(snapshot), raw=True)
 
 
 class OutputView:
@@ -56,55 +87,57 @@ class OutputView:
         self._handle.update(bundle, raw=True)
 
 
-class WidgetView:
-    """One HTML widget and, where there is something to call, a Cancel button."""
+class _Cancel:
+    """A place for a Cancel button, which comes when it is offered for the first time after a moment."""
 
-    def __init__(
-        self, snapshot: Snapshot, cancel: Callable[[], None] | None, warn: Callable[[str], None]
-    ) -> None:
-        import ipywidgets
+    def __init__(self, cancel: Callable[[], None], warn: Callable[[str], None]) -> None:
         from IPython.display import display
 
-        # The card takes the room, so that the button stands still while the text changes its length.
-        self._html = ipywidgets.HTML(static.html(snapshot), layout={"flex": "1 1 auto", "margin": "0"})
+        self._call = cancel
+        self._warn = warn
+        self._offer_at = time.monotonic() + BUTTON_AFTER_S
         self._button: Any = None
-        if cancel is not None:
-            self._button = _cancel_button(ipywidgets, cancel, warn)
-        children = [self._html] if self._button is None else [self._html, self._button]
-        self._box = ipywidgets.HBox(
-            children, layout={"align_items": "center", "max_width": "1000px", "overflow": "hidden"}
-        )
-        self._box.add_class("nbqueue-view")
-        # The HTML and the text are for whoever opens the notebook before the card is settled.
-        bundle = _bundle(snapshot)
-        bundle["application/vnd.jupyter.widget-view+json"] = {
-            "version_major": 2,
-            "version_minor": 0,
-            "model_id": self._box.model_id,
-        }
-        self._handle = display(bundle, raw=True, display_id=True)
+        self._handle = display(self._bundle(), raw=True, display_id=True)
 
-    def update(self, snapshot: Snapshot) -> None:
-        # Traitlets sends nothing where the value has not changed.
-        self._html.value = static.html(snapshot)
+    def show_again(self) -> None:
+        self._handle.display(self._bundle(), raw=True)
 
-    def settle(self, snapshot: Snapshot) -> None:
+    def offer(self) -> None:
+        if self._button is not None or time.monotonic() < self._offer_at:
+            return
+        self._offer_at = float("inf")
         try:
-            self._handle.update(_bundle(snapshot), raw=True)
-        finally:
-            for widget in (self._box, self._button, self._html):
-                if widget is not None:
-                    # Each has comms of its own, which would stay open as long as the kernel.
-                    for part in (widget, widget.layout, getattr(widget, "style", None)):
-                        if part is not None:
-                            part.close()
+            self._button = _cancel_button(self._call, self._warn)
+        except Exception as error:  # noqa: BLE001 whatever is wrong with the widgets, the card still works
+            if not isinstance(error, ImportError):
+                self._warn(f"ipywidgets failed, so the progress card has no Cancel button ({error!r})")
+            return
+        self._handle.update(self._bundle(), raw=True)
+
+    def close(self) -> None:
+        if self._button is None:
+            return
+        button, self._button = self._button, None
+        self._handle.update(self._bundle(), raw=True)
+        for part in (button, button.layout, button.style):
+            # Each has a comm of its own, which would stay open as long as the kernel.
+            part.close()
+
+    def _bundle(self) -> dict[str, Any]:
+        # Whoever does not trust the notebook shows the text, which is empty.
+        bundle: dict[str, Any] = {"text/plain": "", "text/html": ""}
+        if self._button is not None:
+            model = {"version_major": 2, "version_minor": 0, "model_id": self._button.model_id}
+            bundle["application/vnd.jupyter.widget-view+json"] = model
+        return bundle
 
 
-def _cancel_button(ipywidgets: Any, cancel: Callable[[], None], warn: Callable[[str], None]) -> Any:
-    button = ipywidgets.Button(
-        description="Cancel", icon="", tooltip=CANCEL_TOOLTIP, layout={"width": "auto", "flex": "0 0 auto"}
-    )
+def _cancel_button(cancel: Callable[[], None], warn: Callable[[str], None]) -> Any:
+    import ipywidgets
+
+    button = ipywidgets.Button(description="Cancel", tooltip=CANCEL_TOOLTIP, layout={"width": "76px", "height": "22px"})
     button.add_class("nbqueue-cancel")
+    button.style.font_size = "12px"
 
     def clicked(_: Any) -> None:
         # Runs in whichever thread the kernel gives it; what is printed here is lost.
@@ -125,4 +158,5 @@ def _cancel_button(ipywidgets: Any, cancel: Callable[[], None], warn: Callable[[
 
 
 def _bundle(snapshot: Snapshot) -> dict[str, Any]:
-    return {"text/plain": static.plain(snapshot), "text/html": static.html(snapshot)}
+    more = "" if snapshot.finished else _STYLE
+    return {"text/plain": static.plain(snapshot), "text/html": static.html(snapshot, more)}

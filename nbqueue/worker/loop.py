@@ -38,7 +38,7 @@ from nbqueue.stream.broker import BLOCK_MS, Broker
 from nbqueue.stream.connect import LOWEST_LIMIT_BYTES, Address, CommandError, ForgotScripts, Wire, may_be_too_large
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import Fetched, Report, Setting
-from nbqueue.worker import attempt, board
+from nbqueue.worker import attempt, board, lanes
 from nbqueue.worker.modules import LocalModules
 from nbqueue.worker.news import News
 from nbqueue.worker.outbox import Outbox
@@ -158,6 +158,7 @@ class Worker:
         signal.signal(signal.SIGINT, self._on_interrupt)
         self._surroundings.remember_signals()
         self._modules.watch()
+        lanes.change_libraries()
         threading.Thread(target=self._courier, name="nbqueue-courier", daemon=True).start()
         pause = 0.02
         while True:
@@ -345,10 +346,11 @@ class Worker:
             message = self._seal.close("event", id, messages.dump_event(**event))
             self._broker.announce(call.client, call.n, call.entry, message)
 
-    def _post(self, kind: str, key: object, details: dict[str, Any]) -> None:
+    def _post(self, kind: str, key: object, details: context.Details | Callable[[], context.Details]) -> None:
         running = self._running_call
         if running is not None:
-            event = {**details, "kind": kind, "item": running[1]}
+            which = {"kind": kind, "item": running[1], "attempt": running[0].attempt}
+            event = (lambda: {**details(), **which}) if callable(details) else {**details, **which}
             self._news.post(event, None if key is None else (running[1], kind, key))
 
     # Run
@@ -382,11 +384,14 @@ class Worker:
             if not (isinstance(error, Interrupted) and self._why == board.CANCEL):
                 self._all_fail(call, error)
             return
-        context.set_current(self._context(body, call))
+        task = self._context(body, call)
+        context.set_current(task)
         try:
             for item in range(call.first, call.items):
                 if not self._run_item(call, body, function, plain, item):
                     break
+                if task.lanes:
+                    task.end_lanes()
                 self._left -= 1
                 if not self._left or self._slot.leave_asked():
                     self._left = 0

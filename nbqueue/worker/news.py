@@ -7,6 +7,7 @@ depends on its arrival: what could not be sent when the call ends is forgotten, 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["News"]
@@ -16,14 +17,14 @@ MOST = 1000
 
 
 class News:
-    """Events of the call that runs, each a dict of what JSON can hold."""
+    """Events of the call that runs, each a dict of what JSON can hold, or what makes one when it is sent."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._events: dict[object, dict[str, Any]] = {}
+        self._events: dict[object, dict[str, Any] | Callable[[], dict[str, Any]]] = {}
         self._serial = 0
 
-    def post(self, event: dict[str, Any], key: object = None) -> None:
+    def post(self, event: dict[str, Any] | Callable[[], dict[str, Any]], key: object = None) -> None:
         """Have an event sent; one with the same `key` that has not left yet is replaced."""
         with self._lock:
             self._serial += 1
@@ -41,4 +42,4 @@ class News:
         """What is new, oldest first; it is the caller's from now on."""
         with self._lock:
             events, self._events = self._events, {}
-            return list(events.values())
+        return [event() if callable(event) else event for event in events.values()]

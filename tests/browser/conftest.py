@@ -116,7 +116,13 @@ def chromium() -> str:
 
 @pytest.fixture(scope="session")
 def _server(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[tuple[str, str, Path]]:
-    home = tmp_path_factory.mktemp("lab")
+    with run_lab(tmp_path_factory.mktemp("lab")) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def run_lab(home: Path) -> Iterator[tuple[str, str, Path]]:
+    """A JupyterLab whose files all lie in `home`: its URL, its token, its notebooks' folder."""
     folder, settings = home / "notebooks", home / "settings"
     folder.mkdir()
     _setting(settings, "apputils-extension/notification", {"fetchNews": "false", "checkForUpdates": False})
@@ -145,16 +151,23 @@ def _server(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator
 @pytest.fixture
 def open_lab(_server: tuple[str, str, Path], chromium: str, tmp_path: Path) -> Iterator[Callable[..., Lab]]:
     """``open_lab(**context_options)``: a JupyterLab whose page is as fresh as its user's first."""
+    with pages(_server, tmp_path) as open_page:
+        yield open_page
+
+
+@contextlib.contextmanager
+def pages(server: tuple[str, str, Path], profiles: Path) -> Iterator[Callable[..., Lab]]:
+    """Pages of a running JupyterLab, each of a browser that has seen nothing; its kernels end with them."""
     from playwright.sync_api import sync_playwright
 
-    url, token, folder = _server
+    url, token, folder = server
     with sync_playwright() as playwright:
-        contexts = []
+        contexts: list[Any] = []
 
         def open_page(**options: Any) -> Lab:
             context = playwright.chromium.launch_persistent_context(
-                str(tmp_path / f"profile-{len(contexts)}"),
-                executable_path=chromium,
+                str(profiles / f"profile-{len(contexts)}"),
+                executable_path=CHROMIUM,
                 headless=True,
                 args=CHROMIUM_ARGS,
                 **options,

@@ -27,6 +27,8 @@ NAMES = [
     "WorkerDied",
     "as_completed",
     "gather",
+    "report",
+    "track",
     "wait",
 ]
 

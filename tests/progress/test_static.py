@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nbqueue.progress.static import html, plain
-from nbqueue.progress.tally import Snapshot
+from nbqueue.progress.tally import Lane, Snapshot
 
 LIVE = Snapshot(
     label="simulate",
@@ -151,6 +151,47 @@ def test_a_bar_without_a_total_sweeps_as_time_goes_by():
 def test_segments_never_exceed_the_track_when_running_is_overcounted():
     card = html(replace(LIVE, done=236, running=50))
     assert "nbqueue-bar-running" not in card
+
+
+TOLD = replace(
+    LIVE,
+    lanes=(Lane("simulate[3]", "epoch <7>", 40, 100), Lane("", "", 1_234.5, None), Lane("simulate[4]", "", 2, 1)),
+    more_lanes=3,
+)
+
+
+def test_lanes_tell_the_task_its_numbers_and_what_it_says():
+    card = Card(html(TOLD))
+    assert "simulate[3]40/100 · epoch <7>1,234.50simulate[4]2/1+ 3 more" in card.text
+    lanes = [attrs for _, attrs in card.elements if attrs.get("class") == "nbqueue-lane"]
+    assert [lane.get("aria-valuenow") for lane in lanes] == ["40", None, "2"]
+    assert [lane["role"] for lane in lanes] == ["progressbar"] * 3
+    bars = [attrs["style"] for _, attrs in card.elements if attrs.get("class") == "nbqueue-bar-lane"]
+    assert [style.split(";")[0] for style in bars] == ["width:40.00%", "width:100.00%"]
+
+
+ONE = replace(LIVE, total=1, done=0, failed=0, running=0, retried=0, rate=None, eta_s=None, single=True, elapsed_s=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "queued · 3 s"),
+        ({"running": 1}, "running · 3 s"),
+        ({"running": 1, "retried": 1, "elapsed_s": 0.2}, "running · attempt 2"),
+        ({"done": 1, "finished": True}, "done · 3.0 s"),
+        ({"failed": 1, "finished": True, "error": "ValueError: <no\nway>"}, "failed: ValueError: <no way> · 3.0 s"),
+        ({"cancelled": 1, "finished": True}, "cancelled · 3.0 s"),
+    ],
+)
+def test_the_card_of_one_call_tells_its_state_and_since_when(changes, text):
+    snapshot = replace(ONE, **changes)
+    assert plain(snapshot) == f"nbqueue: simulate {text}"
+    assert re.sub(r"[✓✗▸↻⊘] ", "", Card(html(snapshot)).text) == f"simulate {text}"
+
+
+def test_the_bar_of_one_running_call_does_not_look_full():
+    assert "margin-left" in html(replace(ONE, running=1))
 
 
 def test_every_colour_has_a_literal_for_where_variables_are_stripped():

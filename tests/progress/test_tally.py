@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from nbqueue.progress.tally import Tally
+from nbqueue.progress.tally import LANES_AFTER_S, MOST_LANES, Lane, Tally
 
 
 class Clock:
@@ -185,3 +185,75 @@ def test_importing_the_tally_and_the_views_loads_no_drawing_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def _lane(place: int, done: float = 1) -> Lane:
+    return Lane(f"simulate[{place}]", "", done, 10)
+
+
+def test_lanes_are_shown_once_their_item_has_run_for_a_while(clock):
+    tally = Tally("simulate", 10, clock=clock)
+    tally.tell(3, 0, _lane(3))
+    assert tally.snapshot().lanes == ()
+    clock.now += LANES_AFTER_S
+    tally.tell(1, 0, _lane(1))
+    tally.tell(3, 0, _lane(3, done=2))
+    assert tally.snapshot().lanes == (_lane(3, done=2),)
+    clock.now += LANES_AFTER_S
+    assert tally.snapshot().lanes == (_lane(1), _lane(3, done=2))
+
+
+def test_a_lane_goes_when_it_says_so_when_its_item_ends_and_when_all_ends(clock):
+    tally = Tally("simulate", 10, clock=clock)
+    for place in range(4):
+        tally.tell(place, 0, _lane(place))
+    tally.tell(0, 1, _lane(0))
+    clock.now += LANES_AFTER_S
+    assert len(tally.snapshot().lanes) == 5
+    tally.tell(0, 1, None)
+    tally.quiet(1, 3)
+    assert [lane.label for lane in tally.snapshot().lanes] == ["simulate[0]", "simulate[3]"]
+    tally.finish()
+    tally.tell(0, 0, _lane(0))
+    assert tally.snapshot().lanes == ()
+
+
+def test_that_a_task_has_started_may_be_heard_after_what_it_has_told(clock):
+    tally = Tally("simulate", 10, clock=clock)
+    tally.tell(0, 0, _lane(0), attempt=1)
+    tally.begin(0, attempt=1)
+    clock.now += LANES_AFTER_S
+    assert tally.snapshot().lanes == (_lane(0),)
+
+
+def test_a_further_attempt_begins_with_no_lanes(clock):
+    tally = Tally("simulate", 10, clock=clock)
+    tally.tell(0, 0, _lane(0), attempt=1)
+    tally.begin(0, attempt=2)
+    tally.tell(0, 1, _lane(0, done=5), attempt=2)
+    tally.tell(0, 0, _lane(0), attempt=1)  # late
+    clock.now += LANES_AFTER_S
+    assert tally.snapshot().lanes == (_lane(0, done=5),)
+
+
+def test_a_task_is_named_once_above_all_its_lanes(clock):
+    tally = Tally("simulate", 10, clock=clock)
+    tally.tell(0, 2, _lane(0))
+    tally.tell(0, 1, _lane(0))
+    clock.now += LANES_AFTER_S
+    assert [lane.label for lane in tally.snapshot().lanes] == ["simulate[0]", ""]
+
+
+def test_lanes_beyond_the_first_few_are_a_number(clock):
+    tally = Tally("simulate", 100, clock=clock)
+    for place in range(MOST_LANES + 3):
+        tally.tell(place, 0, _lane(place))
+    clock.now += LANES_AFTER_S
+    snapshot = tally.snapshot()
+    assert (len(snapshot.lanes), snapshot.more_lanes) == (MOST_LANES, 3)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**400])
+def test_a_lane_has_no_number_that_cannot_be_drawn(number):
+    lane = Lane.from_news("simulate[0]", {"done": number, "total": number, "text": ""})
+    assert (lane.done, lane.total) == (0.0, None)

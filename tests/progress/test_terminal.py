@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from nbqueue.progress.tally import Tally
+from nbqueue.progress.tally import Lane, Tally
 from nbqueue.progress.terminal import TerminalView
 
 
@@ -94,6 +94,20 @@ def test_a_label_is_shown_as_it_is_and_never_as_markup(console):
     view = TerminalView(Tally("[red]x[/red]", 1).snapshot(), console)
     assert "[red]x[/red]" in _screen(console)[0]
     view.settle(Tally("x", 1).snapshot())
+
+
+def test_what_running_tasks_tell_stands_below_their_batch_and_goes_with_it(console):
+    clock = [0.0]
+    tally = Tally("simulate", 4, clock=lambda: clock[0])
+    view = TerminalView(tally.snapshot(), console)
+    tally.tell(2, 1, Lane("simulate[2]", "epochs", 5, 10))
+    clock[0] = 2.0
+    view.update(tally.snapshot())
+    _, lane = _screen(console)
+    assert lane.split() == ["simulate[2]", "─" * 20, "5/10", "·", "epochs"]
+    tally.finish()
+    view.settle(tally.snapshot())
+    assert len(_screen(console)) == 1
 
 
 def _screen(console: Console) -> list[str]:
