@@ -191,7 +191,7 @@ class Core:
         setting, text = self.watch.current()
         link = self.link
         blobs = {function: link.seal_blob(function, code), setting: link.seal_blob(setting, text)}
-        return Made(function, setting, blobs, {handle.digest: handle for handle in handles})
+        return Made(function, setting, blobs, {handle.digest: handle for handle in handles} if handles else {})
 
     def put(self, value: Any) -> Put[Any]:
         """A handle for `value` as it is now; it is sent with the first call that needs it."""

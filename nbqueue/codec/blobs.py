@@ -21,7 +21,7 @@ from nbqueue.codec.parts import type_name
 from nbqueue.codec.seal import HEAD_BYTES
 from nbqueue.errors import NbqueueError
 
-__all__ = ["Put", "Store", "arrived", "find", "handle_of", "pack", "size_text", "unpack"]
+__all__ = ["Put", "Store", "arrived", "find", "got", "handle_of", "pack", "size_text", "unpack"]
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class Put(Generic[T]):
             # One that lies in its bytes is as it was: sent on, it travels as its handle.
             if 2 * sum(map(len, _parts(self.body)[1:])) > self.size_bytes:
                 key = id(value)
-                _by_id[key] = weakref.ref(self, lambda _: _by_id.pop(key, None))
+                got[key] = weakref.ref(self, lambda _: got.pop(key, None))
         return self._value[0]
 
     def __copy__(self) -> Put[T]:
@@ -87,7 +87,7 @@ class Put(Generic[T]):
 
 # Of the handles of this process: by digest, and by the id of their object, which they keep alive.
 _handles: weakref.WeakValueDictionary[str, Put[Any]] = weakref.WeakValueDictionary()
-_by_id: dict[int, weakref.ref[Put[Any]]] = {}
+got: dict[int, weakref.ref[Put[Any]]] = {}
 
 
 def find(digest: str, scope: str) -> Put[Any] | None:
@@ -100,7 +100,7 @@ def handle_of(value: object) -> Put[Any] | None:
     """What stands for `value` where it is sent: itself if it is a handle, or the handle that it was got from."""
     if type(value) is Put:
         return value
-    found = _by_id.get(id(value)) if _by_id else None
+    found = got.get(id(value)) if got else None
     return None if found is None else found()
 
 

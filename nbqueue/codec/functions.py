@@ -18,7 +18,7 @@ from typing import Any
 import cloudpickle
 from cloudpickle import cloudpickle as _internals
 
-from nbqueue.codec.blobs import Put, arrived, handle_of, pack
+from nbqueue.codec.blobs import Put, arrived, got, handle_of, pack
 from nbqueue.codec.parts import Part, arguments, contents, has_code, parts, type_name
 from nbqueue.errors import NotSendable
 
@@ -238,7 +238,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     handles: list[Put[Any]] | None = None
 
     def reducer_override(self, obj: object) -> Any:
-        if self.handles is not None and (handle := handle_of(obj)) is not None:
+        if self.handles is not None and (type(obj) is Put or got) and (handle := handle_of(obj)) is not None:
             self.handles.append(handle)
             return arrived, (handle.digest,)
         if isinstance(obj, types.CodeType):

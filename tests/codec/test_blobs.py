@@ -71,7 +71,7 @@ def test_what_a_handle_stood_for_is_known_while_the_handle_lives() -> None:
     del handle
     gc.collect()
     assert handle_of(array) is None
-    assert key not in blobs._by_id
+    assert key not in blobs.got
     with pytest.raises(NbqueueError, match="Put it again"):
         arrived(name)
 
