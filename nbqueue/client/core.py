@@ -200,7 +200,11 @@ class Core:
             return value
         body = dump_put(value)
         name = digest(body)
-        return find(name, self.prefix) or Put(name, self.link.seal_put(name, body), self.prefix, type_name(value))
+        handle = find(name, self.prefix)
+        if handle is None:
+            handle = Put(name, self.link.seal_put(name, body), self.prefix, type_name(value))
+            self.link.follow(handle)
+        return handle
 
     def submit_call(
         self,

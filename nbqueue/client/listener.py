@@ -24,7 +24,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 from nbqueue.client.history import History
 from nbqueue.codec import messages
@@ -146,6 +146,7 @@ class Link:
         self._cancels: list[str] = []
         self._watched: list[Callable[[], bool]] = []
         self._blobs: OrderedDict[str, bytes] = OrderedDict()
+        self._unneeded: deque[str] = deque()
         self._foreign: WeakKeyDictionary[Put[Any], bytes] = WeakKeyDictionary()
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
@@ -208,7 +209,13 @@ class Link:
         message = self._foreign.get(handle)
         if message is None:
             message = self._foreign[handle] = self.seal_put(handle.digest, bytes(handle.body))
+            self.follow(handle)
         return message
+
+    def follow(self, handle: Put[Any]) -> None:
+        """Have the server forget what was put when neither a handle nor an open call needs it."""
+        # It may end anywhere, in the midst of what is locked, too: it only leaves a note.
+        finalize(handle, self._unneeded.append, handle.digest).atexit = False
 
     def submit(
         self,
@@ -464,6 +471,8 @@ class Link:
                 self._look_after()
             self._send_cancels(steps)
             self._try_to_send(steps)
+            if self._unneeded:
+                self._let_go(steps)
             if time.monotonic() - self._said_hello > HELLO_S:
                 self._say_hello(steps)
 
@@ -576,6 +585,12 @@ class Link:
             with self._changed:
                 self._open.pop(opened.call.n, None)
                 self._changed.notify_all()
+
+    def _let_go(self, steps: Broker) -> None:
+        while self._unneeded:
+            digest = self._unneeded.popleft()
+            self._sent_blobs.discard(digest)
+            steps.let_go(digest)
 
     def _send_cancels(self, steps: Broker) -> None:
         with self._lock:

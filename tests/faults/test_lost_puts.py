@@ -87,6 +87,40 @@ def test_handles_and_calls_keep_the_bytes_and_nothing_else_does(
     wait_until(lambda: gc.collect() >= 0 and digest not in blobs._handles)
 
 
+def test_the_server_forgets_what_neither_a_handle_nor_a_call_needs(
+    queue: Any, tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    """It kept each state of a loop that puts one after the other for an hour."""
+    go = tmp_path / "go"
+
+    def wait_for_it(x: Any) -> float:
+        while not go.exists():
+            time.sleep(0.01)
+        return float(x[1])
+
+    handle = queue.put(np.arange(1000.0))
+    key = queue._core.keys.blob(handle.digest)
+    with _client(queue) as client:
+        if int(client.info("server")["redis_version"].split(".")[0]) < 7:
+            pytest.skip("before Redis 7.0 it goes in an hour")
+        future = queue.submit(wait_for_it, handle)
+        wait_until(lambda: client.exists(key), timeout=20)
+        del handle
+        gc.collect()
+        other = queue.put(np.arange(1000.0))
+        del other
+        gc.collect()
+        queue._core.link.flush(5)
+        assert client.ttl(key) == -1
+        go.touch()
+        assert future.result(timeout=20) == 1.0
+        del future
+        gc.collect()
+        wait_until(lambda: not client.exists(key), timeout=10)
+    again = queue.put(np.arange(1000.0))
+    assert queue.submit(_pick, again, 3).result(timeout=20) == 3.0
+
+
 HOST = """
 import sys
 from nbqueue.codec import blobs
