@@ -12,12 +12,14 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
-    from nbqueue.client.future import TaskFuture, as_completed, gather, wait
+    from nbqueue.client.future import TaskFuture
     from nbqueue.client.queue import Put, TaskQueue
+    from nbqueue.client.several import as_completed, gather, wait
     from nbqueue.client.status import QueueStatus
     from nbqueue.client.task import Task
     from nbqueue.context import report, track
@@ -50,11 +52,11 @@ _HOMES = {
     "TaskQueue": "client.queue",
     "TaskTimeout": "errors",
     "WorkerDied": "errors",
-    "as_completed": "client.future",
-    "gather": "client.future",
+    "as_completed": "client.several",
+    "gather": "client.several",
     "report": "context",
     "track": "context",
-    "wait": "client.future",
+    "wait": "client.several",
 }
 
 __all__ = [
@@ -96,3 +98,14 @@ def load_ipython_extension(shell: Any) -> None:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
+
+
+def _install() -> None:
+    # Through sys.modules: where nobody has imported IPython, no shell is running.
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    shell = get_ipython() if get_ipython is not None else None
+    if shell is not None:
+        importlib.import_module("nbqueue.notebook").install(shell)
+
+
+_install()

@@ -23,14 +23,16 @@ from concurrent.futures._base import RUNNING
 from operator import itemgetter
 from typing import Any, Generic, TypeVar, cast, overload
 
+from nbqueue import context
 from nbqueue.client.chunking import Chunker
 from nbqueue.client.failures import Failures, annotate, note_of, summary_of
 from nbqueue.client.frames import user_frames_only
-from nbqueue.client.future import TaskFuture, _call_soon, because, tick, wait_until
+from nbqueue.client.future import TaskFuture, _call_soon
 from nbqueue.client.listener import Link, OpenCall
 from nbqueue.client.outcome import Outcome, skipped
 from nbqueue.client.recipe import Packed, Prepared, Recipe, items_of
 from nbqueue.client.replay import Kept
+from nbqueue.client.waiting import because, begun, tick, wait_until
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, ReplyBody
 from nbqueue.errors import NbqueueError, NotSendable, TaskCancelled
 from nbqueue.progress.prints import Page, Prints
@@ -137,18 +139,19 @@ class Batch(Generic[R]):
 
     def __iter__(self) -> Iterator[R]:
         index = 0
-        while True:
-            with user_frames_only:
-                if not self._wait_for(index):
-                    return
-                try:
-                    value = self._get(index)
-                except Exception as error:
-                    self._add_summary(error)
-                    raise
-            yield value
-            del value
-            index += 1
+        with begun(self._interrupted):
+            while True:
+                with user_frames_only:
+                    if not self._wait_for(index):
+                        return
+                    try:
+                        value = self._get(index)
+                    except Exception as error:
+                        self._add_summary(error)
+                        raise
+                yield value
+                del value
+                index += 1
 
     @overload
     def __getitem__(self, index: int) -> R: ...
@@ -165,7 +168,7 @@ class Batch(Generic[R]):
             return self._get(index)
 
     def results(self, *, return_exceptions: bool = False, timeout: float | None = None) -> list[Any]:
-        """All values, in order; waits for them. Interrupting the wait cancels the batch.
+        """All values, in order; waits for them. Interrupting the wait cancels the batch, see `on_interrupt`.
 
         Parameters
         ----------
@@ -203,7 +206,7 @@ class Batch(Generic[R]):
         """Wait until every item has ended. False if they have not within `timeout` seconds."""
         with user_frames_only:
             self._link.check_process()
-            ended = wait_until(self._changed, lambda: self.done, timeout, self._link, self.cancel)
+            ended = wait_until(self._changed, lambda: self.done, timeout, self._link, self._interrupted)
         if ended:
             self._close_view()
         return ended
@@ -233,20 +236,23 @@ class Batch(Generic[R]):
             if self._finished is None:
                 self._finished = deque(i for i, kind in enumerate(self._kinds) if kind != _OPEN)
             finished = self._finished
-        for seen in itertools.count():
+        with begun(self._interrupted):
+            for seen in itertools.count():
 
-            def ready(seen: int = seen) -> bool:
-                return len(finished) > seen or self.done
+                def ready(seen: int = seen) -> bool:
+                    return len(finished) > seen or self.done
 
-            with user_frames_only:
-                if not wait_until(self._changed, ready, timeout, self._link, self.cancel):
-                    raise TimeoutError(f"No item of {self!r} has ended within {timeout:g} s.{because(self._link)}")
-                if seen >= len(finished):
-                    self._close_view()
-                    if self._input_error is not None:
-                        raise self._input_error
-                    return
-            yield self.future(finished[seen])
+                with user_frames_only:
+                    if not wait_until(self._changed, ready, timeout, self._link, self._interrupted):
+                        raise TimeoutError(
+                            f"No item of {self!r} has ended within {timeout:g} s.{because(self._link)}"
+                        )
+                    if seen >= len(finished):
+                        self._close_view()
+                        if self._input_error is not None:
+                            raise self._input_error
+                        return
+                yield self.future(finished[seen])
 
     @property
     def failed(self) -> Failures[R]:
@@ -280,6 +286,7 @@ class Batch(Generic[R]):
                     transcript=lambda: self._prints.of(index),
                     kept=lambda: self._kept(index),
                 )
+                future._detached = self._recipe.options.detached
                 self._futures[index] = future
                 if index in self._running:
                     future._state = RUNNING
@@ -316,6 +323,18 @@ class Batch(Generic[R]):
         for future in futures:
             future.cancel()
         self._finish_if_done()
+
+    def _interrupted(self) -> str:
+        """Whoever waited was interrupted. Says what has become of the batch."""
+        if self.done:
+            return f"`{self._name}` has ended."
+        total = "" if self._total is None else f" of {self._total:,}"
+        so_far = f"{self._settled:,}{total} items had ended"
+        # Inside a task nobody is left who could ask again.
+        if self._recipe.options.detached and not context.in_task():
+            return f"`{self._name}` goes on, {so_far}. Ask for its results() later, or cancel() it."
+        self.cancel()
+        return f"`{self._name}` was cancelled, {so_far}."
 
     def retry_failed(self) -> Batch[R]:
         """Run the failed items again, with the function as it is now. Their futures are made anew.
@@ -363,7 +382,7 @@ class Batch(Generic[R]):
             else:
                 ended.set()
         with user_frames_only:
-            await tick(ended, self.cancel, self._link)
+            await tick(ended, self._interrupted, self._link)
             return self.results()
 
     def _wait_for(self, index: int) -> bool:
@@ -376,7 +395,7 @@ class Batch(Generic[R]):
                     return self._kinds[index] != _OPEN
                 return self._exhausted
 
-            wait_until(self._changed, ready, None, self._link, self.cancel)
+            wait_until(self._changed, ready, None, self._link, self._interrupted)
         if self.done:
             self._close_view()
         if index < len(self._kinds):

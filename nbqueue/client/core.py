@@ -16,12 +16,13 @@ from typing import Any
 
 from nbqueue import context
 from nbqueue.client.batch import Batch
-from nbqueue.client.future import TaskFuture, because
+from nbqueue.client.future import TaskFuture
 from nbqueue.client.launch import LocalLauncher, local_launcher
 from nbqueue.client.listener import Link
 from nbqueue.client.options import Options
 from nbqueue.client.recipe import Made, Recipe
 from nbqueue.client.setting import SettingWatch
+from nbqueue.client.waiting import Interrupted, because, wait_until
 from nbqueue.codec.blobs import Put, find
 from nbqueue.codec.captured import LARGE_BYTES, Captures
 from nbqueue.codec.functions import digest, dump_arguments, dump_function, dump_put
@@ -162,6 +163,11 @@ class Core:
         self.link.expected_workers = self.link.workers = number
         return number
 
+    def drain(self, interrupted: Interrupted) -> None:
+        """Wait until no call of this process is open."""
+        link = self.link
+        wait_until(link._changed, lambda: not link.open_calls, None, link, interrupted)
+
     def shutdown(self) -> None:
         self.check_process()
         # From now on nothing starts by itself: run() does.
@@ -229,6 +235,7 @@ class Core:
         )
         future = make(name, self.link)
         future._page = here()
+        future._detached = options.detached
         future._sent(self.link.submit(dump_call(body), (function, setting), blobs, future, puts=puts), fn)
         self.start_workers()
         return future

@@ -1,13 +1,11 @@
-"""What a call returns at once: a `TaskFuture`. And ways to wait for several."""
+"""What a call returns at once: a `TaskFuture`."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import sys
-import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures._base import (
     CANCELLED,
     CANCELLED_AND_NOTIFIED,
@@ -23,28 +21,25 @@ from nbqueue.client.frames import user_frames_only
 from nbqueue.client.listener import Link, OpenCall
 from nbqueue.client.outcome import Outcome, first_outcome
 from nbqueue.client.replay import Kept, replay
+from nbqueue.client.waiting import Interrupted, because, tick, wait_until
 from nbqueue.codec.messages import ERROR, RETRYING, VALUE, ReplyBody
 from nbqueue.errors import NbqueueError, TaskCancelled
 from nbqueue.progress.prints import ERR, OUT, Page, Prints, Transcript
 
-__all__ = ["TaskFuture", "as_completed", "gather", "wait"]
+__all__ = ["TaskFuture"]
 
 R = TypeVar("R")
 
 _DONE = (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED)
-# Ticks of an awaiting cell: an interrupt is felt only when the loop wakes.
-TICK_S = 0.05
 # Of what a card says about an error; the traceback says the rest.
 LONGEST_FAILURE = 160
-# Longer than the listener's hello, which brings the number of workers.
-HINT_S = 3.0
 
 
 class TaskFuture(concurrent.futures.Future[R], Generic[R]):
     """The result of one call that runs in a worker process. A real ``concurrent.futures.Future``.
 
     Calling it waits for the result, as does ``result()``; awaiting it works in cells. Interrupting any of
-    these cancels the call.
+    these cancels the call, unless its task has the option ``on_interrupt="detach"``.
 
     Attributes
     ----------
@@ -83,6 +78,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         self._fn: Callable[..., Any] | None = None
         self._on_cancel = on_cancel
         self._kept_elsewhere = kept
+        self._detached = False  # an interrupt of those who wait for it leaves it alone
         self._outcome: Outcome | None = None
         self._page: Page | None = None  # of the cell that called
         self._prints: Prints | None = None
@@ -184,7 +180,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         done = asyncio.Event()
         self.add_done_callback(lambda _: _call_soon(loop, done.set))
         with user_frames_only:
-            await tick(done, self.cancel, self._link)
+            await tick(done, self._interrupted, self._link)
             return self.result()
 
     def replay(self) -> R:
@@ -238,13 +234,20 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         assert self._outcome is not None
         return self._outcome.get(lambda: note_of(self.name, self._kept(), self.worker, self.attempts))
 
-    def _wait(self, timeout: float | None, on_interrupt: Callable[[], object] | None = None) -> None:
+    def _interrupted(self) -> str:
+        """Whoever waited was interrupted. Says what has become of the call."""
+        # Inside a task nobody is left who could ask again.
+        if self._detached and not context.in_task() and not self.done():
+            return f"`{self.name}` goes on: ask for its result() later, or cancel() it."
+        return f"`{self.name}` was cancelled." if self.cancel() else f"`{self.name}` has ended."
+
+    def _wait(self, timeout: float | None, interrupted: Interrupted | None = None) -> None:
         if self._state in _DONE:
             return
         if self._link is not None:
             self._link.check_process()
-        cancel = on_interrupt or self.cancel
-        if not wait_until(self._condition, lambda: self._state in _DONE, timeout, self._link, cancel):
+        interrupted = interrupted or self._interrupted
+        if not wait_until(self._condition, lambda: self._state in _DONE, timeout, self._link, interrupted):
             raise TimeoutError(f"`{self.name}` has not ended within {timeout:g} s; it goes on.{because(self._link)}")
 
     def _kept(self) -> Kept | None:
@@ -330,189 +333,9 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         return (0,) if self._outcome is None else ()
 
 
-def wait_until(
-    condition: threading.Condition,
-    ready: Callable[[], bool],
-    timeout: float | None,
-    link: Link | None,
-    cancel: Callable[[], object],
-) -> bool:
-    """Wait for `ready()` under `condition`; False at the timeout. An interrupt cancels what is waited for.
-
-    Says so once on stderr if nobody is there to do the work. Inside a task, the waiting does not count
-    against the pool.
-    """
-    if link is not None and not ready():
-        link.check_thread()
-    deadline = None if timeout is None else time.monotonic() + timeout
-    hint_at = time.monotonic() + HINT_S
-    try:
-        with context.waiting(), condition:
-            while not ready():
-                now = time.monotonic()
-                if deadline is not None and now >= deadline:
-                    return False
-                until = hint_at if deadline is None else min(deadline, hint_at)
-                # In slices: where a platform's wait cannot be interrupted, an interrupt is still felt.
-                condition.wait(max(0.0, until - now))
-                if time.monotonic() >= hint_at and link is not None and not ready():
-                    hint(link)
-                    hint_at = time.monotonic() + HINT_S
-    except KeyboardInterrupt:
-        cancel()
-        # A new one: where in our waiting it struck helps nobody.
-        raise KeyboardInterrupt from None
-    return True
-
-
-def hint(link: Link) -> None:
-    """Tell the waiting user, once per cause, why nothing may be coming."""
-    failure, reason = link.failure, _reason(link)
-    if reason is not None and link.hinted != reason:
-        sys.stderr.write(f"nbqueue: {'waiting, but' if failure is None else 'still waiting:'} {reason}\n")
-    link.hinted = reason or ""
-
-
-def because(link: Link | None) -> str:
-    """The same for the end of a message, or nothing."""
-    reason = None if link is None else _reason(link)
-    return "" if reason is None else f" {reason[0].upper()}{reason[1:]}"
-
-
-def _reason(link: Link) -> str | None:
-    failure = link.failure
-    if failure is not None:
-        return str(failure)
-    if link.workers == 0 and link.open_calls and not link.starting:
-        return (
-            f"no worker serves the queue {link.queue!r}. Start some with queue.run(), or elsewhere with `nbqueue "
-            "worker URL`."
-        )
-    return None
-
-
-async def tick(done: asyncio.Event, cancel: Callable[[], object], link: Link | None) -> None:
-    """Wait for an event in short ticks, so that an interrupted cell notices; then `cancel`."""
-    hint_at = time.monotonic() + HINT_S
-    try:
-        while not done.is_set():
-            try:
-                await asyncio.wait_for(done.wait(), TICK_S)
-            except TimeoutError:
-                if link is not None and time.monotonic() >= hint_at:
-                    hint(link)
-                    hint_at = time.monotonic() + HINT_S
-    except (asyncio.CancelledError, KeyboardInterrupt) as interrupt:
-        cancel()
-        # A new one: where in our waiting it struck helps nobody.
-        raise type(interrupt) from None
-
-
-def _cancel_all(futures: list[concurrent.futures.Future[Any]]) -> None:
-    # The last first: cancelling what runs makes room, in which what is still queued must not start.
-    for future in reversed(futures):
-        future.cancel()
-
-
-def _check_thread(futures: list[concurrent.futures.Future[Any]]) -> None:
-    for future in futures:
-        if isinstance(future, TaskFuture) and future._link is not None and not future.done():
-            future._link.check_thread()
-
-
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
     try:
         loop.call_soon_threadsafe(callback)
     except RuntimeError:
         # The loop that waited is closed.
         pass
-
-
-def as_completed(
-    futures: Iterable[concurrent.futures.Future[R]], timeout: float | None = None
-) -> Iterator[concurrent.futures.Future[R]]:
-    """Futures in the order in which they end. Interrupting the loop cancels those that have not.
-
-    Raises
-    ------
-    TimeoutError
-        If they have not all ended within `timeout` seconds.
-
-    Examples
-    --------
-    >>> from nbqueue import as_completed
-    >>> for future in as_completed([simulate(seed) for seed in range(8)]):  # doctest: +SKIP
-    ...     print(future.result())
-    """
-    waited_for = list(futures)
-    _check_thread(waited_for)
-    try:
-        with context.waiting():
-            yield from concurrent.futures.as_completed(waited_for, timeout)
-    except KeyboardInterrupt:
-        _cancel_all(waited_for)
-        raise
-
-
-def gather(
-    futures: Iterable[concurrent.futures.Future[R]],
-    *,
-    return_exceptions: bool = False,
-    timeout: float | None = None,
-) -> list[Any]:
-    """Results of several futures, in their order.
-
-    Parameters
-    ----------
-    futures : iterable of Future
-    return_exceptions : bool
-        Put exceptions into the list instead of raising the first.
-    timeout : float, optional
-        Seconds to wait for all of them together.
-
-    Raises
-    ------
-    TimeoutError
-    Exception
-        What the first failed future raised; the others go on.
-    """
-    waited_for = list(futures)
-    deadline = None if timeout is None else time.monotonic() + timeout
-    results: list[Any] = []
-    with user_frames_only:
-        try:
-            for future in waited_for:
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                try:
-                    if isinstance(future, TaskFuture):
-                        # An interrupt must not cancel this one before the others, see `_cancel_all`.
-                        future._wait(left, on_interrupt=lambda: None)
-                    results.append(future.result(left))
-                except TimeoutError:
-                    if not future.done() or not return_exceptions:
-                        raise
-                    results.append(future.exception())
-                except Exception as error:
-                    if not return_exceptions:
-                        raise
-                    results.append(error)
-        except KeyboardInterrupt:
-            _cancel_all(waited_for)
-            raise
-    return results
-
-
-def wait(
-    futures: Iterable[concurrent.futures.Future[Any]],
-    timeout: float | None = None,
-    return_when: str = concurrent.futures.ALL_COMPLETED,
-) -> Any:
-    """``concurrent.futures.wait``: ``(done, not_done)``. Interrupting it cancels what has not ended."""
-    waited_for = list(futures)
-    _check_thread(waited_for)
-    try:
-        with context.waiting():
-            return concurrent.futures.wait(waited_for, timeout, return_when)
-    except KeyboardInterrupt:
-        _cancel_all(waited_for)
-        raise

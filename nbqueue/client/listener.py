@@ -307,12 +307,6 @@ class Link:
         with self._lock:
             return list({id(opened.sink): opened.sink for opened in self._open.values()}.values())
 
-    def drain(self, timeout_s: float | None = None) -> bool:
-        """Wait until no call is open."""
-        self.check_thread()
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._open, timeout_s)
-
     def counts(self) -> QueueCounts:
         """Ask the server, on a connection of its own."""
         self.check_process()

@@ -41,6 +41,9 @@ class Options:
         Items that travel together in a map; None to have it measured.
     progress : bool or None
         Show a progress bar for a map; None where it can be seen.
+    on_interrupt : {"cancel", "detach"}
+        What the interrupt of a cell does to a call that the cell waits for: cancel it, or let it run on, so that
+        only the waiting ends and the result can be asked for later.
     """
 
     name: str = ""
@@ -49,6 +52,7 @@ class Options:
     timeout: float | None = None
     chunksize: int | None = None
     progress: bool | None = None
+    on_interrupt: str = "cancel"
 
     def __post_init__(self) -> None:
         _whole("retries", self.retries, at_least=0)
@@ -61,6 +65,8 @@ class Options:
             or not 0 < self.timeout < math.inf
         ):
             raise BadOption(f"timeout={self.timeout!r}: give seconds greater than 0, or None for no limit.")
+        if self.on_interrupt not in ("cancel", "detach"):
+            raise BadOption(f"on_interrupt={self.on_interrupt!r}: give 'cancel' or 'detach'.")
         if not isinstance(self.name, str):
             raise BadOption(f"name={self.name!r}: give a string.")
 
@@ -74,6 +80,11 @@ class Options:
                     f"retry_on={kind.__name__}: retries are for exceptions that the task itself raises. A task whose "
                     "worker died runs once more anyway, and one that reached its timeout does not."
                 )
+
+    @property
+    def detached(self) -> bool:
+        """An interrupt ends only the waiting."""
+        return self.on_interrupt == "detach"
 
     @property
     def retry_on_names(self) -> tuple[str, ...]:

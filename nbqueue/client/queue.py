@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from nbqueue import context
-from nbqueue.client import future
 from nbqueue.client.batch import Batch
 from nbqueue.client.core import Core, core_of, find_core, private_core
+from nbqueue.client.frames import user_frames_only
 from nbqueue.client.future import TaskFuture
 from nbqueue.client.history import TaskHistory
 from nbqueue.client.options import Options, check_limits, check_workers
+from nbqueue.client.several import told
 from nbqueue.client.status import QueueStatus
 from nbqueue.client.task import Task, length_of, require_iterable, zip_arguments
 from nbqueue.codec.blobs import Put
@@ -57,7 +58,7 @@ class TaskQueue:
         with others, as memory-mapped files, does not count.
     max_tasks_per_worker : int, optional
         Items after which a worker is replaced by a fresh one, for tasks that leak.
-    retries, timeout, progress
+    retries, timeout, progress, on_interrupt
         Defaults for all tasks of this handle, see `task`.
     insecure : bool
         Allow a server on another host without TLS and password.
@@ -89,9 +90,10 @@ class TaskQueue:
         retries: int = 0,
         timeout: float | None = None,
         progress: bool | None = None,
+        on_interrupt: str = "cancel",
         insecure: bool = False,
     ) -> None:
-        self._options = Options(retries=retries, timeout=timeout, progress=progress)
+        self._options = Options(retries=retries, timeout=timeout, progress=progress, on_interrupt=on_interrupt)
         check_workers(workers)
         limits = check_limits(memory_limit, max_tasks_per_worker)
         _check_kernel(self._options)
@@ -130,6 +132,7 @@ class TaskQueue:
         timeout: float | None = ...,
         chunksize: int | None = ...,
         progress: bool | None = ...,
+        on_interrupt: str = ...,
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
     def task(self, fn: Any = None, /, **options: Any) -> Any:
         """Make calls of a function run in worker processes: ``@queue.task`` or ``@queue.task(retries=3)``.
@@ -151,6 +154,9 @@ class TaskQueue:
             Items of a map that travel together; measured by default.
         progress : bool
             False: no progress bar for maps.
+        on_interrupt : {"cancel", "detach"}
+            What the interrupt of a cell does to a call that the cell waits for: cancel it, or let it run on, so that
+            only the waiting ends and the result can be asked for later.
         """
         if fn is None:
             # Wrong options are refused where they are written.
@@ -194,6 +200,7 @@ class TaskQueue:
         retry_on: type[Exception] | tuple[type[Exception], ...] | None = None,
         chunksize: int | None = None,
         progress: bool | None = None,
+        on_interrupt: str | None = None,
         name: str | None = None,
     ) -> Batch[R]:
         """Call any function with the first items of all `iterables`, then the second, …
@@ -202,7 +209,7 @@ class TaskQueue:
         """
         given = {
             "timeout": timeout, "retries": retries, "retry_on": retry_on, "chunksize": chunksize,
-            "progress": progress, "name": name,
+            "progress": progress, "on_interrupt": on_interrupt, "name": name,
         }  # fmt: skip
         changes = {option: value for option, value in given.items() if value is not None}
         if isinstance(fn, Task):
@@ -362,13 +369,23 @@ class TaskQueue:
         if kind is not None:
             self.cancel()
         else:
-            try:
-                while not core.link.drain(future.HINT_S):
-                    future.hint(core.link)
-            except KeyboardInterrupt:
-                self.cancel()
-                raise
+            with user_frames_only:
+                core.drain(self._interrupted)
         self.shutdown()
+
+    def _interrupted(self) -> str:
+        """Whoever waited for the whole queue was interrupted. Says what has become of its calls, and stops the workers.
+
+        Calls that are to go on keep them.
+        """
+        core = self._here()
+        sinks = [sink for sink in reversed(core.link.sinks()) if isinstance(sink, TaskFuture | Batch)]
+        for sink in sinks:
+            sink._interrupted()
+        if not core.link.open_calls:
+            core.shutdown()
+        ended = sum(sink.done() if isinstance(sink, TaskFuture) else sink.done for sink in sinks)
+        return told(ended, len(sinks) - ended)
 
     # A queue travels as names; where it arrives it stands for the queue that the task came from.
     def __reduce__(self) -> tuple[Any, ...]:

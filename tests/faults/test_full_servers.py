@@ -13,7 +13,7 @@ import pytest
 
 from nbqueue import NbqueueError, TaskCancelled, TaskQueue
 from nbqueue.cli import main
-from nbqueue.client import future as future_module
+from nbqueue.client import waiting
 from nbqueue.errors import PoolError
 
 FULL = "The server's memory is full"
@@ -62,7 +62,7 @@ def shared(server: Any, new_key: str, memory: Memory) -> TaskQueue:
 
 @pytest.fixture
 def hints_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(future_module, "HINT_S", 0.1)
+    monkeypatch.setattr(waiting, "HINT_S", 0.1)
 
 
 def held(started: Path, go: Path) -> str:

@@ -1,0 +1,203 @@
+"""Ways to wait for several futures: ours, and those of any other executor."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, DoneAndNotDoneFutures, _Waiter
+from typing import Any, TypeVar
+
+from nbqueue.client.frames import user_frames_only
+from nbqueue.client.future import TaskFuture
+from nbqueue.client.listener import Link
+from nbqueue.client.waiting import because, begun, wait_until
+from nbqueue.codec.messages import VALUE
+
+__all__ = ["as_completed", "gather", "interrupt_all", "wait"]
+
+R = TypeVar("R")
+AnyFuture = concurrent.futures.Future[R]
+
+
+class _Watch(_Waiter):
+    """Hears of the end of futures, each once, as `concurrent.futures` tells its own waiters."""
+
+    def __init__(self, futures: Iterable[AnyFuture[Any]]) -> None:
+        super().__init__()
+        self.condition = threading.Condition()
+        self.ended: deque[AnyFuture[Any]] = deque()
+        self.number = 0  # ended so far
+        self.failed = False  # one of them with an exception
+        self.open = dict.fromkeys(futures)
+
+    def __enter__(self) -> _Watch:
+        for future in list(self.open):
+            with future._condition:
+                if future._state in (CANCELLED_AND_NOTIFIED, FINISHED):
+                    self._end(future, _has_failed(future))
+                else:
+                    future._waiters.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for future in self.open:
+            with future._condition:
+                if self in future._waiters:
+                    future._waiters.remove(self)
+
+    def _end(self, future: AnyFuture[Any], failed: bool = False) -> None:
+        with self.condition:
+            self.ended.append(future)
+            self.number += 1
+            self.failed |= failed
+            self.condition.notify_all()
+
+    def add_result(self, future: AnyFuture[Any]) -> None:
+        self._end(future)
+
+    def add_exception(self, future: AnyFuture[Any]) -> None:
+        self._end(future, failed=True)
+
+    def add_cancelled(self, future: AnyFuture[Any]) -> None:
+        self._end(future)
+
+    def until(self, ready: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait; an interrupt cancels what is open. Raises as `wait_until` does."""
+        return wait_until(self.condition, ready, timeout, _link_of(self.open), lambda: interrupt_all(list(self.open)))
+
+
+def _has_failed(future: AnyFuture[Any]) -> bool:
+    if isinstance(future, TaskFuture) and future._outcome is not None:
+        return future._outcome.kind != VALUE
+    return future._exception is not None
+
+
+def _link_of(futures: Iterable[AnyFuture[Any]]) -> Link | None:
+    """Where a future of ours that has not ended is waited for."""
+    return next((f._link for f in futures if isinstance(f, TaskFuture) and not f.done()), None)
+
+
+def interrupt_all(futures: Sequence[AnyFuture[Any]]) -> str:
+    """Whoever waited for these was interrupted. Says what has become of them."""
+    cancelled = going_on = 0
+    # The last first: cancelling what runs makes room, in which what is still queued must not start.
+    for future in reversed(futures):
+        if future.done():
+            continue
+        if isinstance(future, TaskFuture):
+            future._interrupted()
+        else:
+            future.cancel()
+        cancelled += future.cancelled()
+        going_on += not future.done()
+    return told(cancelled, going_on)
+
+
+def told(cancelled: int, going_on: int) -> str:
+    """What an interrupt has done to several calls."""
+    parts = []
+    if cancelled or not going_on:
+        parts.append("1 call was cancelled" if cancelled == 1 else f"{cancelled:,} calls were cancelled")
+    if going_on:
+        parts.append("1 call goes on" if going_on == 1 else f"{going_on:,} calls go on")
+    return ", ".join(parts) + "."
+
+
+def as_completed(futures: Iterable[AnyFuture[R]], timeout: float | None = None) -> Iterator[AnyFuture[R]]:
+    """Futures in the order in which they end. Interrupting the loop cancels those that have not.
+
+    Raises
+    ------
+    TimeoutError
+        If they have not all ended within `timeout` seconds.
+
+    Examples
+    --------
+    >>> from nbqueue import as_completed
+    >>> for future in as_completed([simulate(seed) for seed in range(8)]):  # doctest: +SKIP
+    ...     print(future.result())
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    watch = _Watch(futures)
+    with begun(lambda: interrupt_all(list(watch.open))), watch:
+        while watch.open:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            with user_frames_only:
+                if not watch.until(lambda: bool(watch.ended), left):
+                    raise TimeoutError(
+                        f"{len(watch.open):,} calls have not ended within {timeout:g} s; they go on."
+                        f"{because(_link_of(watch.open))}"
+                    )
+            future = watch.ended.popleft()
+            del watch.open[future]
+            yield future
+            del future
+
+
+def gather(
+    futures: Iterable[AnyFuture[R]],
+    *,
+    return_exceptions: bool = False,
+    timeout: float | None = None,
+) -> list[Any]:
+    """Results of several futures, in their order. Interrupting it cancels those that have not ended.
+
+    Parameters
+    ----------
+    futures : iterable of Future
+    return_exceptions : bool
+        Put exceptions into the list instead of raising the first.
+    timeout : float, optional
+        Seconds to wait for all of them together.
+
+    Raises
+    ------
+    TimeoutError
+    Exception
+        What the first failed future raised; the others go on.
+    """
+    waited_for = list(futures)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    results: list[Any] = []
+    with user_frames_only:
+        for future in waited_for:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                _wait_for_one(future, left, waited_for)
+                results.append(future.result(left))
+            except TimeoutError:
+                if not future.done() or not return_exceptions:
+                    raise
+                results.append(future.exception())
+            except Exception as error:
+                if not return_exceptions:
+                    raise
+                results.append(error)
+    return results
+
+
+def _wait_for_one(future: AnyFuture[Any], timeout: float | None, all_of_them: Sequence[AnyFuture[Any]]) -> None:
+    if isinstance(future, TaskFuture):
+        future._wait(timeout, lambda: interrupt_all(all_of_them))
+    elif not future.done():
+        with _Watch([future]) as watch:
+            wait_until(watch.condition, lambda: bool(watch.ended), timeout, None, lambda: interrupt_all(all_of_them))
+
+
+def wait(
+    futures: Iterable[AnyFuture[Any]],
+    timeout: float | None = None,
+    return_when: str = concurrent.futures.ALL_COMPLETED,
+) -> DoneAndNotDoneFutures[Any]:
+    """``concurrent.futures.wait``: ``(done, not_done)``. Interrupting it cancels what has not ended."""
+    watch = _Watch(futures)
+    with user_frames_only, begun(lambda: interrupt_all(list(watch.open))), watch:
+        everything = watch.open
+        wanted = 1 if return_when == concurrent.futures.FIRST_COMPLETED and everything else len(everything)
+        on_failure = return_when == concurrent.futures.FIRST_EXCEPTION
+        watch.until(lambda: watch.number >= wanted or (on_failure and watch.failed), timeout)
+        done = set(watch.ended)
+    return DoneAndNotDoneFutures(done, set(everything) - done)

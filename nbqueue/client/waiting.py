@@ -1,0 +1,298 @@
+"""Waiting for what runs elsewhere, and what an interrupt of the waiting does.
+
+Always true here: an interrupt is felt within a few hundredths of a second, and it never strikes while a lock is
+held: it is noted, and looked for between two naps. What it cancels is cancelled in a thread of its own, so a second
+one ends the waiting and does not leave the cancelling half done. What is raised is one new KeyboardInterrupt, whose
+message says what has become of the work.
+
+In a cell that awaits, the kernel turns an interrupt into a cancellation of the cell's own coroutine.
+`interrupt_awaited` reaches what other coroutines wait for, `interrupt_unfinished` what the cell was in the middle
+of; `nbqueue.notebook` calls both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from nbqueue import context
+from nbqueue.client.listener import Link
+
+__all__ = [
+    "Interrupted",
+    "because",
+    "begun",
+    "hint",
+    "interrupt_awaited",
+    "interrupt_unfinished",
+    "next_cell",
+    "tick",
+    "wait_until",
+]
+
+# What an interrupt is to do: cancel what is waited for, unless that is to go on. Says for a person which it was.
+Interrupted = Callable[[], str]
+
+# How long an interrupt goes unnoticed, blocking and awaiting.
+TICK_S = 0.05
+# Longer than the listener's hello, which brings the number of workers.
+HINT_S = 3.0
+# Whose handlers of SIGINT tell an event loop, which hears nothing while its thread waits.
+_KERNELS = ("ipykernel.ipkernel", "nbqueue.notebook.interrupt")
+_LOOPS = (*_KERNELS, "asyncio.runners")
+
+
+def wait_until(
+    condition: threading.Condition,
+    ready: Callable[[], bool],
+    timeout: float | None,
+    link: Link | None,
+    interrupted: Interrupted,
+) -> bool:
+    """Wait for `ready()` under `condition`; False at the timeout.
+
+    Says so once on stderr if nobody is there to do the work. Inside a task, the waiting does not count
+    against the pool.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        When interrupted, after `interrupted`; its message is what that has said.
+    """
+    if link is not None and not ready():
+        link.check_thread()
+    presses = _Presses()
+    try:
+        with context.waiting(), presses:
+            ended = _wait(condition, ready, timeout, link, presses)
+        if presses.number:
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        message = _carry_out(interrupted)
+        # A new one: where in our waiting it struck helps nobody.
+        raise presses.error(message) from None
+    return ended
+
+
+def _wait(
+    condition: threading.Condition,
+    ready: Callable[[], bool],
+    timeout: float | None,
+    link: Link | None,
+    presses: _Presses,
+) -> bool:
+    began = time.monotonic()
+    deadline = None if timeout is None else began + timeout
+    hint_at = began + HINT_S
+    with condition:
+        while not ready():
+            now = time.monotonic()
+            if presses.number or (deadline is not None and now >= deadline):
+                return False
+            until = hint_at if deadline is None else min(deadline, hint_at)
+            if presses.noted:
+                until = min(until, now + TICK_S)
+            condition.wait(max(0.0, until - now))
+            if link is not None and time.monotonic() >= hint_at and not ready():
+                hint(link)
+                hint_at = time.monotonic() + HINT_S
+    return True
+
+
+class _Presses:
+    """A ``with`` block in which interrupts are counted instead of being raised anywhere.
+
+    Only in the main thread, which is where Python raises them, and only where nobody has put a handler of his own.
+    """
+
+    __slots__ = ("_before", "noted", "number")
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.noted = False
+        self._before: Any = None
+
+    def __enter__(self) -> _Presses:
+        if threading.current_thread() is threading.main_thread():
+            before = signal.getsignal(signal.SIGINT)
+            if before is signal.default_int_handler or _home_of(before) in _LOOPS:
+                self._before, self.noted = before, True
+                signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.noted:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, _number: int, _frame: object) -> None:
+        self.number += 1
+
+    def error(self, message: str) -> BaseException:
+        """What is raised for an interrupt. Out of a coroutine that is not the cell's own, no KeyboardInterrupt may
+        come: it would end the kernel's loop, and the kernel with it.
+        """
+        if _home_of(self._before) not in _KERNELS or _in_the_cell():
+            return KeyboardInterrupt(message)
+        self._before(signal.SIGINT, None)
+        return asyncio.CancelledError(message)
+
+
+def _home_of(handler: Any) -> str:
+    return getattr(getattr(handler, "func", handler), "__module__", None) or ""
+
+
+def _in_the_cell() -> bool:
+    """True unless the code that runs is another coroutine's than the cell's."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return True
+    return task is None or getattr(task.get_coro(), "__name__", "") == "run_cell_async"
+
+
+def _carry_out(interrupted: Callable[[], str]) -> str:
+    """Do what an interrupt is to do, however often it is pressed meanwhile."""
+    if context.in_task() or threading.current_thread() is not threading.main_thread():
+        return interrupted()
+    said: list[str] = []
+    ours = contextvars.copy_context()
+    thread = threading.Thread(
+        target=lambda: said.append(ours.run(interrupted)), name="nbqueue-interrupt", daemon=True
+    )
+    with _Presses() as presses:
+        thread.start()
+        while thread.is_alive() and not presses.number:
+            thread.join(TICK_S)
+    return said[0] if said else "the work is still being cancelled."
+
+
+# Hints
+
+
+def hint(link: Link) -> None:
+    """Tell the waiting user, once per cause, why nothing may be coming."""
+    failure, reason = link.failure, _reason(link)
+    if reason is not None and link.hinted != reason:
+        sys.stderr.write(f"nbqueue: {'waiting, but' if failure is None else 'still waiting:'} {reason}\n")
+    link.hinted = reason or ""
+
+
+def because(link: Link | None) -> str:
+    """The same for the end of a message, or nothing."""
+    reason = None if link is None else _reason(link)
+    return "" if reason is None else f" {reason[0].upper()}{reason[1:]}"
+
+
+def _reason(link: Link) -> str | None:
+    failure = link.failure
+    if failure is not None:
+        return str(failure)
+    if link.workers == 0 and link.open_calls and not link.starting:
+        return (
+            f"no worker serves the queue {link.queue!r}. Start some with queue.run(), or elsewhere with `nbqueue "
+            "worker URL`."
+        )
+    return None
+
+
+# Awaiting
+
+
+class _Awaiting:
+    """One coroutine that waits for one thing. `said` is set when it has been interrupted."""
+
+    __slots__ = ("cell", "done", "interrupted", "said")
+
+    def __init__(self, done: asyncio.Event, interrupted: Interrupted) -> None:
+        self.done, self.interrupted, self.cell = done, interrupted, _cell
+        self.said: str | None = None
+
+    def interrupt(self) -> None:
+        if self.said is None:
+            self.said = self.interrupted()
+            self.done.set()
+
+
+# In the order in which they began, as dicts are. A cell's number tells what belongs to the cell that runs now.
+_awaiting: dict[_Awaiting, None] = {}
+_unfinished: dict[begun, int] = {}
+_cell = 0
+
+
+async def tick(done: asyncio.Event, interrupted: Interrupted, link: Link | None) -> None:
+    """Wait for an event in short ticks, so that an interrupted cell notices.
+
+    Raises
+    ------
+    asyncio.CancelledError
+        When interrupted, or cancelled by whoever awaits this; after `interrupted`.
+    """
+    hint_at = time.monotonic() + HINT_S
+    here = _Awaiting(done, interrupted)
+    if threading.current_thread() is threading.main_thread():
+        _awaiting[here] = None
+    try:
+        while not done.is_set():
+            try:
+                await asyncio.wait_for(done.wait(), TICK_S)
+            except TimeoutError:
+                if link is not None and time.monotonic() >= hint_at:
+                    hint(link)
+                    hint_at = time.monotonic() + HINT_S
+    except (asyncio.CancelledError, KeyboardInterrupt) as interrupt:
+        here.interrupt()
+        # A new one: where in our waiting it struck helps nobody.
+        raise type(interrupt)(here.said) from None
+    finally:
+        _awaiting.pop(here, None)
+    if here.said is not None:
+        raise asyncio.CancelledError(here.said)
+
+
+def interrupt_awaited() -> str:
+    """Interrupt what coroutines of this cell wait for; those of earlier cells go on. Says for a person what it did."""
+    said = []
+    # The last first: cancelling what runs makes room, in which what is still queued must not start.
+    for here in reversed(list(_awaiting)):
+        if here.cell == _cell:
+            here.interrupt()
+            said.append(here.said or "")
+    if len(said) > 1 and all(text.endswith("was cancelled.") for text in said):
+        return f"{len(said):,} calls were cancelled."
+    return " ".join(dict.fromkeys(reversed(said)))
+
+
+class begun:
+    """A loop over results is under way in the cell: it is waited for, even while the loop's body runs."""
+
+    __slots__ = ("_interrupted",)
+
+    def __init__(self, interrupted: Interrupted) -> None:
+        self._interrupted = interrupted
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            _unfinished[self] = _cell
+
+    def __exit__(self, *_: object) -> None:
+        _unfinished.pop(self, None)
+
+
+def interrupt_unfinished() -> None:
+    """The cell has ended by an interrupt: it no longer waits for anything that it began to wait for."""
+    interrupt_awaited()
+    for loop, cell in reversed(list(_unfinished.items())):
+        if cell == _cell:
+            loop._interrupted()
+
+
+def next_cell() -> None:
+    """Another cell begins."""
+    global _cell
+    _cell += 1
