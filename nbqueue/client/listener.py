@@ -59,6 +59,8 @@ STEP_TIMEOUT_S = 30.0
 # Longer than BLOCK_MS: a reply that is later than this means a dead connection.
 REPLY_TIMEOUT_S = BLOCK_MS / 1000 + 10
 HELLO_S = 2.0
+# Between attempts to connect. A server that was restarted is used again within this time.
+LONGEST_PAUSE_S = 0.25
 # How long a status waits for the hosts' word on what they run right now.
 STATUS_S = 1.0
 # One SUBMIT: as many calls as a script does in a few milliseconds, as many bytes as pass quickly.
@@ -386,7 +388,7 @@ class Link:
                 if not passing or now - since > 3.0:
                     self.failure = error if isinstance(error, NbqueueError) else ServerError(str(error))
                 time.sleep(pause)
-                pause = min(1.0, pause * 2)
+                pause = min(LONGEST_PAUSE_S, pause * 2)
             except Exception as error:  # noqa: BLE001 - whatever others write into our keys must not end the thread
                 self._disconnect()
                 if self.failure is None:

@@ -60,6 +60,8 @@ NEWS_S = 0.2
 REPLY_TIMEOUT_S = 12.0
 # A read that was sent over a lost connection ends this long after at the latest, its way to the server included.
 LATE_READ_S = BLOCK_MS / 1000 + 1.0
+# Between attempts to connect. Longer than the client's: there may be hundreds of workers.
+LONGEST_PAUSE_S = 0.5
 # A value that is longer has its own pickle, whose size is looked at.
 LONG_BYTES = 100_000
 FUNCTIONS_KEPT = 128
@@ -179,7 +181,7 @@ class Worker:
                 if self._slot.stop_asked():
                     return 1
                 time.sleep(pause)
-                pause = min(1.0, pause * 2)
+                pause = min(LONGEST_PAUSE_S, pause * 2)
 
     # Fetch and report
 
