@@ -159,7 +159,7 @@ class Core:
         # What was cancelled must not be started by workers that come now.
         self.link.settle_cancels(CANCEL_TIMEOUT_S)
         number = self.launcher.start(self, workers)
-        self._running = True
+        self._running = self.link.served_here = True
         self.link.expected_workers = self.link.workers = number
         return number
 
@@ -178,7 +178,7 @@ class Core:
                 f"What was submitted could not be handed to the server; the workers go on.{because(self.link)}"
             )
         self.launcher.stop(self)
-        self._running = False
+        self._running = self.link.served_here = False
         self.link.workers = 0
 
     def restart(self) -> None:

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from nbqueue import NbqueueError, NotSendable, TaskQueue
+from nbqueue.client.waiting import because
 from nbqueue.errors import (
     BadOption,
     ForkedQueue,
@@ -237,6 +239,20 @@ def test_waiting_where_nobody_will_work_gives_a_hint_and_goes_on(
     assert "queue.run()" in "".join(errors)
     queue.run(1)
     assert future.result(timeout=20) == 7
+
+
+def test_no_hint_is_given_while_our_own_workers_are_on_their_way(queue: Any) -> None:
+    """On a busy machine they took longer than the hint to be known to the server."""
+    queue.run(1)
+    link = queue._core.link
+    future = queue.submit(time.sleep, 60)
+    link.workers = 0
+    assert because(link) == ""
+    future.cancel()
+    queue.shutdown()
+    future = queue.submit(abs, -7)
+    assert "No worker serves the queue" in because(link)
+    future.cancel()
 
 
 def test_every_error_is_one_of_ours_and_survives_a_pickle() -> None:
