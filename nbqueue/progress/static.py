@@ -145,7 +145,7 @@ def _lanes(snapshot: Snapshot) -> str:
         rows.append(f'<span class="nbqueue-lane-more" style="grid-column:2/-1">+ {snapshot.more_lanes:,} more</span>')
     return (
         '<div class="nbqueue-lanes" style="flex:1 1 100%;min-width:0;display:grid;align-items:center;column-gap:12px;'
-        f"grid-template-columns:minmax({NAME_WIDTH_PX}px,max-content) minmax(40px,{BAR_WIDTH_PX}px) minmax(0,1fr);"
+        f"grid-template-columns:minmax({NAME_WIDTH_PX}px,max-content) minmax(40px,{BAR_WIDTH_PX}px) minmax(110px,1fr);"
         f'font-size:12px;line-height:17px;{_colour("color", GREY_TEXT)}">{"".join(rows)}</div>'
     )
 

@@ -92,8 +92,19 @@ class Lab:
             return
         self.command("notebook:run-all-cells")  # seen once: the first one was swallowed by a new kernel
 
-    def command(self, name: str) -> None:
-        self.page.evaluate("name => { void window.jupyterapp.commands.execute(name) }", name)
+    def run(self, number: int) -> None:
+        """Start to run one cell; returns at once."""
+        self.cell(number).locator(".jp-InputArea-editor").click()
+        self.command("notebook:run-cell")
+
+    def command(self, name: str, **arguments: Any) -> None:
+        call = "([name, arguments]) => { void window.jupyterapp.commands.execute(name, arguments) }"
+        self.page.evaluate(call, [name, arguments])
+
+    def use_theme(self, name: str) -> None:
+        """``JupyterLab Light`` or ``JupyterLab Dark``; the server remembers it for the next page."""
+        self.command("apputils:change-theme", theme=name)
+        self.page.wait_for_function("name => document.body.dataset.jpThemeName === name", arg=name)
 
     def cell(self, number: int = 0) -> Any:
         return self.page.locator(".jp-Notebook .jp-CodeCell").nth(number)
