@@ -6,6 +6,7 @@ The ground floor of all floors: imports nothing of ours. All of these survive a 
 
     NbqueueError
     ├── BadOption (ValueError)          an option that cannot be meant: workers=0, timeout=-1
+    ├── BadCall (TypeError)             a map over what cannot be iterated over, or with an option as a keyword
     ├── NotSendable (TypeError)         a function or an argument that cannot be pickled
     ├── ServerError (ConnectionError)
     │   ├── ServerNotFound              no redis-server or valkey-server on this machine
@@ -32,6 +33,7 @@ import concurrent.futures
 from typing import Any
 
 __all__ = [
+    "BadCall",
     "BadMessage",
     "BadOption",
     "ForkedQueue",
@@ -61,6 +63,10 @@ class NbqueueError(Exception):
 
 class BadOption(NbqueueError, ValueError):
     """An option whose value cannot be meant; the message names the option and what it may be."""
+
+
+class BadCall(NbqueueError, TypeError):
+    """Arguments of ours that cannot be meant: something to map over that is not iterable, an option among keywords."""
 
 
 class NotSendable(NbqueueError, TypeError):

@@ -129,9 +129,10 @@ class Batch(Generic[R]):
 
     def __len__(self) -> int:
         """Raises TypeError while the length of a generator is not known yet."""
-        if self._total is None:
-            raise TypeError("The length of this batch is not known until its input has been consumed.")
-        return self._total
+        with user_frames_only:
+            if self._total is None:
+                raise TypeError("The length of this batch is not known until its input has been consumed.")
+            return self._total
 
     def __bool__(self) -> bool:
         """False only for a batch that is known to be empty."""

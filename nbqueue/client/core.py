@@ -11,11 +11,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from nbqueue import context
 from nbqueue.client.batch import Batch
+from nbqueue.client.frames import users_level
 from nbqueue.client.future import TaskFuture
 from nbqueue.client.launch import LocalLauncher, local_launcher
 from nbqueue.client.listener import Link
@@ -39,7 +39,6 @@ __all__ = ["Core", "core_of", "find_core", "private_core"]
 
 FLUSH_TIMEOUT_S = 30.0
 CANCEL_TIMEOUT_S = 2.0
-_PACKAGE = os.path.join(Path(__file__).parents[1], "")
 
 
 def _tell_what_is_lost() -> None:
@@ -192,7 +191,7 @@ class Core:
         handles: list[Put[Any]] = []
         code = dump_function(fn, name, handles)
         if len(code) > LARGE_BYTES and (heavy := self._captures.look(fn, name, len(code))):
-            warnings.warn(heavy, RuntimeWarning, stacklevel=_users_level())
+            warnings.warn(heavy, RuntimeWarning, stacklevel=users_level())
         function = digest(code)
         setting, text = self.watch.current()
         link = self.link
@@ -253,14 +252,6 @@ class Core:
         recipe = Recipe(fn, options, kwargs, lambda fn: self.make(fn, options.name))
         show = options.progress is not False and not context.in_task()
         return Batch(self.link, recipe, items, total, show, here)
-
-
-def _users_level() -> int:
-    """The `stacklevel` at which whoever asks warns of a line outside of this package."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 _cores: dict[tuple[int, str, str], Core] = {}

@@ -115,6 +115,10 @@ class _Group:
         return ", ".join(self.items) + (f" and {more:,} more" if more else "")
 
     @property
+    def with_(self) -> str:
+        return "with" if self.count == 1 else "the first with"
+
+    @property
     def where(self) -> str:
         gist = self.gist
         return f"{_file(gist.filename)}, line {gist.line}, in {gist.function.rpartition('.')[2]}" if gist.line else ""
@@ -155,7 +159,7 @@ class Failures(list["TaskFuture[R]"], Generic[R]):
             lines.append(f"{group.count:,} × {group.gist.type_name}: {group.message}")
             if group.where:
                 lines.append(f"    {group.where}: {group.source}" if group.source else f"    {group.where}")
-            arguments = f", first with {group.arguments}" if group.arguments else ""
+            arguments = f", {group.with_} {group.arguments}" if group.arguments else ""
             lines.append(f"    items {group.which}{arguments}")
         return "\n".join([*lines, *([rest] if rest else [])])
 
@@ -203,9 +207,9 @@ class Failures(list["TaskFuture[R]"], Generic[R]):
 
 # Literal colours, and each rule where it counts: a notebook that is not trusted loses style sheets and variables.
 _RIGHT, _LEFT = "text-align:right", "text-align:left"
-_CELL = "padding:3px 10px 3px 0;vertical-align:top;font-size:13px;line-height:18px"
+_CELL = "padding:3px 10px 3px 6px;vertical-align:top;font-size:13px;line-height:18px"
 _GREY = f"color:{GREY_TEXT[0]}"
-_CODE = "font-family:monospace;white-space:pre-wrap"
+_CODE = "font-family:monospace;white-space:pre-wrap;background-color:transparent;padding:0"
 
 
 def _row(group: _Group) -> str:
@@ -218,7 +222,8 @@ def _row(group: _Group) -> str:
         where += f'<br><code style="{_CODE}">{escape(group.source)}</code>'
     which = escape(group.which)
     if group.arguments:
-        which += f'<br><span style="{_GREY}">first with</span> <code style="{_CODE}">{escape(group.arguments)}</code>'
+        which += f'<br><span style="{_GREY}">{group.with_}</span> '
+        which += f'<code style="{_CODE}">{escape(group.arguments)}</code>'
     error = f'<b style="color:{RED[0]}">{escape(_short(group.gist.type_name))}</b>'
     error += f"<br>{escape(group.message)}" if group.message else ""
     return f"<tr>{cell(f'{group.count:,} ×', _RIGHT)}{cell(error)}{cell(where)}{cell(which)}</tr>"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import html
 import pickle
-import reprlib
 import threading
 import time
 from collections import deque
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, overload
 
+from nbqueue.codec.glimpse import glimpse_arguments, glimpse_values
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, ReplyBody, load_call
 from nbqueue.codec.seal import body_of
 from nbqueue.codec.tracebacks import gist_of
@@ -230,7 +230,7 @@ class _Note:
         body = load_call(body_of(self.payload))
         if body.packed:
             plain: list[Any] = pickle.loads(body.packed)
-            common = pickle.loads(body.common) if body.common else {}
+            common = (glimpse_values(body.common) or {}) if body.common else {}
             return [(args, common) for args in plain]
         return body.frames
 
@@ -319,28 +319,10 @@ class History:
 _GOOD = bytes([VALUE, RETRYING, SKIPPED, _CANCELLED])
 
 
-class _Repr(reprlib.Repr):
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = self.maxother = self.maxlong = 40
-
-
-_repr = _Repr()
-
-
 def _short(item: Any) -> str:
-    """``1, steps=10`` of one item's arguments. Unpickling them, and their own repr, runs users' code."""
-    try:
-        args, kwargs = pickle.loads(item) if isinstance(item, bytes) else item
-        words = [_one(value) for value in args] + [f"{name}={_one(value)}" for name, value in kwargs.items()]
-    except Exception:  # noqa: BLE001 - it must not cost the look at all others
-        return "…"
-    return _cut(", ".join(words), ARGUMENTS_LENGTH)
-
-
-def _one(value: object) -> str:
-    text = _repr.repr(value)
-    return text if len(text) <= ARGUMENTS_LENGTH else f"{type(value).__name__}(…)"
+    """``1, steps=10`` of one item's arguments."""
+    seen = glimpse_values(item) if isinstance(item, bytes) else item
+    return "…" if seen is None else _cut(glimpse_arguments(*seen), ARGUMENTS_LENGTH)
 
 
 def _cut(text: str, length: int) -> str:

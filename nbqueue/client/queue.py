@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 from nbqueue import context
 from nbqueue.client.batch import Batch
 from nbqueue.client.core import Core, core_of, find_core, private_core
-from nbqueue.client.frames import user_frames_only
+from nbqueue.client.frames import user_frames_only, users_level
 from nbqueue.client.future import TaskFuture
 from nbqueue.client.history import TaskHistory
 from nbqueue.client.options import Options, check_limits, check_workers
@@ -79,6 +79,7 @@ class TaskQueue:
     [0, 1, 4, 9]
     """
 
+    @user_frames_only
     def __init__(
         self,
         client: Any = None,
@@ -134,6 +135,7 @@ class TaskQueue:
         progress: bool | None = ...,
         on_interrupt: str = ...,
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    @user_frames_only
     def task(self, fn: Any = None, /, **options: Any) -> Any:
         """Make calls of a function run in worker processes: ``@queue.task`` or ``@queue.task(retries=3)``.
 
@@ -179,6 +181,7 @@ class TaskQueue:
         name = changes.get("name") or getattr(fn, "__name__", None) or type(fn).__name__
         return self._options.with_(**{**changes, "name": name})
 
+    @user_frames_only
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
         """Call any function in a worker, as ``Executor.submit`` does.
 
@@ -191,6 +194,7 @@ class TaskQueue:
             return cast("TaskFuture[R]", fn.submit(*args, **kwargs))
         return cast("TaskFuture[R]", self.submit_call(fn, args, dict(kwargs), self._named(fn, {})))
 
+    @user_frames_only
     def map(
         self,
         fn: Callable[..., R],
@@ -217,11 +221,13 @@ class TaskQueue:
         items, total = zip_arguments(iterables), length_of(iterables)
         return cast("Batch[R]", self.submit_items(fn, items, total, {}, self._named(fn, changes)))
 
+    @user_frames_only
     def starmap(self, fn: Callable[..., R], arguments: Iterable[Iterable[Any]], **options: Any) -> Batch[R]:
         """Call any function with ``*a`` for each `a` of `arguments`. The options are those of `task`."""
         task = fn.options(**options) if isinstance(fn, Task) else Task(fn, self, self._named(fn, options))
         return cast("Batch[R]", task.starmap(require_iterable(arguments, "starmap")))
 
+    @user_frames_only
     def put(self, value: T) -> Put[T]:
         """Take an object as it is now, to be sent once however many calls use it.
 
@@ -271,6 +277,7 @@ class TaskQueue:
 
     # Workers
 
+    @user_frames_only
     def run(self, nworkers: int | None = None) -> None:
         """Start worker processes on this machine, or change their number.
 
@@ -283,6 +290,7 @@ class TaskQueue:
         core = self._here()
         core.run(nworkers or core.workers)
 
+    @user_frames_only
     def restart_workers(self) -> None:
         """Replace every worker that this process started by a fresh one; returns when the last one is.
 
@@ -292,6 +300,7 @@ class TaskQueue:
         """
         self._here().restart()
 
+    @user_frames_only
     def shutdown(self) -> None:
         """Stop the workers that this process started; `run` starts them again.
 
@@ -307,6 +316,7 @@ class TaskQueue:
             if isinstance(sink, TaskFuture | Batch):
                 sink.cancel()
 
+    @user_frames_only
     def status(self) -> QueueStatus:
         """What is queued, running (by whom, for how long), done and failed, in all clients together."""
         core = self._here()
@@ -425,7 +435,7 @@ def _check_reachable(address: Address) -> None:
     try:
         if key not in _checked:
             for text in check_server(wire):
-                warnings.warn(text, RuntimeWarning, stacklevel=4)
+                warnings.warn(text, RuntimeWarning, stacklevel=users_level())
             _checked.add(key)
     finally:
         wire.close()

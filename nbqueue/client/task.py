@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from nbqueue import context
+from nbqueue.client.frames import user_frames_only
 from nbqueue.client.options import Options
+from nbqueue.errors import BadCall
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
@@ -61,26 +63,29 @@ class Task(Generic[P, R]):
         functools.update_wrapper(self, fn)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
-        if context.in_task():
-            return cast("TaskFuture[R]", self.local(*args, **kwargs))
-        return self.submit(*args, **kwargs)
+        with user_frames_only:
+            if context.in_task():
+                return cast("TaskFuture[R]", self.local(*args, **kwargs))
+            return self.submit(*args, **kwargs)
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
         """Send one call, also from inside a task."""
-        return cast(
-            "TaskFuture[R]", self._submitter.submit_call(self._fn, (*self._bound, *args), dict(kwargs), self._options)
-        )
+        with user_frames_only:
+            future = self._submitter.submit_call(self._fn, (*self._bound, *args), dict(kwargs), self._options)
+        return cast("TaskFuture[R]", future)
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the undecorated function here and now."""
-        return self._fn(*self._bound, *args, **kwargs)
+        with user_frames_only:
+            return self._fn(*self._bound, *args, **kwargs)
 
+    @user_frames_only
     def map(self, *iterables: Iterable[Any], **kwargs: Any) -> Batch[R]:
         """Call the task with the first items of all `iterables`, then the second, …; all keywords go to it.
 
         Raises
         ------
-        TypeError
+        BadCall
             If one of them is not iterable.
 
         Returns
@@ -90,6 +95,7 @@ class Task(Generic[P, R]):
         """
         return self._map(zip_arguments(iterables, self._bound), length_of(iterables), kwargs)
 
+    @user_frames_only
     def starmap(self, arguments: Iterable[Iterable[Any]], **kwargs: Any) -> Batch[R]:
         """Call the task with ``*a`` for each `a` of `arguments`."""
         given = require_iterable(arguments, "starmap")
@@ -101,7 +107,7 @@ class Task(Generic[P, R]):
         return cast("Batch[R]", self._submitter.submit_items(self._fn, items, total, kwargs, self._options))
 
     def _check_keywords(self, kwargs: dict[str, Any]) -> None:
-        """Raises TypeError for an option that was meant for us: all keywords go to the function."""
+        """Raises BadCall for an option that was meant for us: all keywords go to the function."""
         names = kwargs.keys() & {field.name for field in dataclasses.fields(Options)}
         if not names:
             return
@@ -112,11 +118,12 @@ class Task(Generic[P, R]):
             return
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for name in sorted(names - parameters.keys()) if not takes_any else ():
-            raise TypeError(
+            raise BadCall(
                 f"`{self._options.name}` takes no keyword {name!r}. Options of a map are given before it: "
                 f"{self._options.name}.options({name}={kwargs[name]!r:.20}).map(…)."
             )
 
+    @user_frames_only
     def options(self, **changes: Any) -> Task[P, R]:
         """The same task with other options: name, retries, retry_on, timeout, chunksize, progress.
 
@@ -158,19 +165,19 @@ def _blank() -> Task[..., Any]:
 
 
 def require_iterable(value: Any, what: str = "map") -> Iterable[Any]:
-    """Raises TypeError where `value` cannot be iterated over."""
+    """Raises BadCall where `value` cannot be iterated over."""
     try:
         iter(value)
     except TypeError:
         kind = type(value).__name__
-        raise TypeError(f"{what} needs something to iterate over, not {kind} ({value!r:.80}).") from None
+        raise BadCall(f"{what} needs something to iterate over, not {kind} ({value!r:.80}).") from None
     return cast("Iterable[Any]", value)
 
 
 def zip_arguments(iterables: tuple[Iterable[Any], ...], bound: tuple[Any, ...] = ()) -> Iterable[tuple[Any, ...]]:
-    """Argument tuples, made as they are asked for. Raises TypeError at once."""
+    """Argument tuples, made as they are asked for. Raises BadCall at once."""
     if not iterables:
-        raise TypeError("map needs at least one iterable of arguments.")
+        raise BadCall("map needs at least one iterable of arguments.")
     for iterable in iterables:
         require_iterable(iterable)
     zipped = zip(*iterables, strict=False)

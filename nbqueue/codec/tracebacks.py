@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from nbqueue.codec import functions
 from nbqueue.errors import NbqueueError, RemoteError
 
-__all__ = ["Gist", "dump_exception", "gist_of", "load_exception"]
+__all__ = ["Gist", "dump_exception", "gist_of", "is_library", "load_exception"]
 
 _HOME = f"{Path(__file__).parent.parent}{os.sep}"
 
@@ -158,7 +158,7 @@ def _pack_links(links: list[_Link], sources: dict[str, dict[int, str]]) -> bytes
 
 def _gist(link: _Link, sources: dict[str, dict[int, str]]) -> Gist:
     text = " ".join(link.text[: 2 * _GIST_CHARACTERS].split())[:_GIST_CHARACTERS]
-    own = [frame for frame in link.frames if not _is_library(frame.filename)]
+    own = [frame for frame in link.frames if not is_library(frame.filename)]
     if not link.frames:
         return Gist(link.type_name, text)
     frame = (own or link.frames)[-1]
@@ -166,7 +166,8 @@ def _gist(link: _Link, sources: dict[str, dict[int, str]]) -> Gist:
     return Gist(link.type_name, text, frame.filename, frame.line, frame.qualname, source)
 
 
-def _is_library(filename: str) -> bool:
+def is_library(filename: str) -> bool:
+    """Whether a file is Python's own or of a package that was installed, rather than the user's."""
     return filename.startswith(_LIBRARIES) or any(each in filename for each in _INSTALLED)
 
 

@@ -6,6 +6,7 @@ import concurrent.futures
 import gc
 import os
 import pickle
+import threading
 import time
 import traceback
 import weakref
@@ -129,6 +130,46 @@ def test_a_fault_of_ours_shows_where_it_is(queue: Any, monkeypatch: pytest.Monke
     assert any(file.startswith(OURS) for file in files(raised(lambda: future.result())))
 
 
+def with_a_lock(queue: Any) -> list[Callable[[], object]]:
+    task, lock = queue.task(reciprocal), threading.Lock()
+    return [
+        lambda: task(lock),
+        lambda: task.map([lock]),
+        lambda: queue.submit(reciprocal, lock),
+        lambda: queue.map(reciprocal, [lock]),
+        lambda: queue.put(lock),
+    ]
+
+
+def test_what_is_refused_is_refused_in_few_lines(queue: Any) -> None:
+    refusals: list[Callable[[], object]] = [
+        *with_a_lock(queue),
+        lambda: queue.map(reciprocal, 3),
+        lambda: queue.task(reciprocal).starmap([1]),
+        lambda: queue.task(reciprocal).options(retries=-1),
+        lambda: queue.task(retries=-1),
+        lambda: queue.run(0),
+        lambda: nbqueue.TaskQueue("redis://127.0.0.1:1/0"),
+    ]
+    for refused in refusals:
+        error = raised(refused)
+        assert isinstance(error, NbqueueError)
+        assert set(files(error)) == {__file__}
+        for cause in (error.__cause__, error.__context__):
+            assert cause is None or cause.__traceback__ is None
+
+
+def test_of_what_led_to_a_refusal_the_users_own_frames_stay(queue: Any) -> None:
+    class Stubborn:
+        def __reduce__(self) -> Any:
+            raise RuntimeError("not me")
+
+    error = raised(lambda: queue.submit(reciprocal, Stubborn()))
+    assert error.__cause__ is not None
+    assert not [file for file in files(error.__cause__) if file.startswith(OURS)]
+    assert traceback.extract_tb(error.__cause__.__traceback__)[-1].name == "__reduce__"
+
+
 # ---- notes
 
 
@@ -235,10 +276,10 @@ def test_failures_are_a_list_and_read_as_a_table(queue: Any) -> None:
         "3 of 4 items failed",
         "2 × ValueError: 6 is too large (and 1 other message)",
         f'    client/test_failures.py, line {first + 2}, in divide: raise ValueError(f"{{x}} is too large")',
-        "    items [2], [3], first with x=6",
+        "    items [2], [3], the first with x=6",
         "1 × ZeroDivisionError: division by zero",
         f"    client/test_failures.py, line {first + 3}, in divide: return 1 / x",
-        "    items [1], first with x=0",
+        "    items [1], with x=0",
     ]
     page = failed._repr_html_()
     for text in ("3 of 4 items failed", "ValueError", "6 is too large (and 1 other message)", "[2], [3]", "x=6"):
@@ -264,7 +305,7 @@ def test_ten_thousand_failures_make_a_short_table() -> None:
     failed = Failures([_failed(f"f[{i}]", f"message {i}", i) for i in range(11_000)], 20_000)
     text, page = repr(failed), failed._repr_html_()
     assert text.startswith("11,000 of 20,000 items failed\n10,000 × ValueError: message 0 (and 200 other messages)\n")
-    assert "items [0], [1], [2], [3], [4] and 9,995 more, first with x=0" in text
+    assert "items [0], [1], [2], [3], [4] and 9,995 more, the first with x=0" in text
     assert text.endswith("only the first 10,000 were looked at")
     assert len(page) < 5_000
 
