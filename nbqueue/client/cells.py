@@ -18,7 +18,7 @@ import sys
 import threading
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nbqueue.client.future import TaskFuture
@@ -27,7 +27,7 @@ from nbqueue.client.outcome import Outcome
 from nbqueue.codec.cells import CellResult, run_cell
 from nbqueue.codec.messages import VALUE, ReplyBody
 from nbqueue.errors import NbqueueError
-from nbqueue.progress.tally import Tally
+from nbqueue.progress.tally import Snapshot, Tally
 
 __all__ = ["Cell", "CellFuture", "Home", "as_function", "listed"]
 
@@ -161,7 +161,7 @@ class CellFuture(TaskFuture[Any]):
         self.names: dict[str, Any] = {}
         self.put_back: list[str] = []
         self.notes: list[str] = []
-        self.tally = Tally(name, 1)
+        self.tally = _One(name, 1)
         self._home = home
         self._value: Any = None
         self._loaded = self._placed = False
@@ -206,6 +206,13 @@ class CellFuture(TaskFuture[Any]):
                 self._placed = True
                 self.put_back, self.notes = self._home.place(self.names, result)
         return self._value, None
+
+
+class _One(Tally):
+    """Of a single call a rate says nothing."""
+
+    def snapshot(self) -> Snapshot:
+        return replace(super().snapshot(), rate=None, eta_s=None)
 
 
 def listed(words: Sequence[str]) -> str:

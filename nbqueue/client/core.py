@@ -91,6 +91,11 @@ class Core:
         """True while workers run that this process has started, or are about to."""
         return self._running or self.link.starting
 
+    @property
+    def starts_by_itself(self) -> bool:
+        """True where the next call starts workers."""
+        return self.private and not self._started
+
     def check_process(self) -> None:
         self.link.check_process()
 

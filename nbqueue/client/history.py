@@ -95,53 +95,61 @@ class TaskHistory(Sequence[TaskRecord]):
     def __repr__(self) -> str:
         if not self._records:
             return "no finished tasks yet"
-        rows = [_HEAD, *(_row(record) for record in self._records)]
+        rows = [list(column) for column in zip(*self._columns(), strict=True)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
     def _repr_html_(self) -> str:
         if not self._records:
             return '<div class="nbqueue-history">no finished tasks yet</div>'
-        head = "".join(f'<th style="text-align:left">{title}</th>' for title in _HEAD)
+        columns = self._columns()
+        head = "".join(
+            f'<th style="{_CELL}font-weight:normal;{colour("color", GREY_TEXT)}">{column[0]}</th>' for column in columns
+        )
         lines = []
-        for record in self._records:
-            cells = "".join(
-                f'<td style="text-align:left;{_STYLES.get(place, "")}{_outcome_style(record) if place == 2 else ""}">'
-                f"{html.escape(text)}</td>"
-                for place, text in enumerate(_row(record))
-            )
-            lines.append(f"<tr>{cells}</tr>")
+        for i, record in enumerate(self._records, 1):
+            styles = {"outcome": _outcome_style(record), "arguments": _LONG, "error": _LONG}
+            cells = [(styles.get(column[0], ""), html.escape(column[i])) for column in columns]
+            lines.append("".join(f'<td style="{_CELL}{style}">{text}</td>' for style, text in cells))
+        body = "".join(f'<tr style="background:transparent">{line}</tr>' for line in lines)
         return (
-            '<div class="nbqueue-history" style="overflow-x:auto"><table style="font-variant-numeric:tabular-nums">'
-            f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div><!--/nbqueue-->"
+            '<div class="nbqueue-history" style="overflow-x:auto;font-variant:tabular-nums;'
+            'font-variant-numeric:tabular-nums"><table style="border:none;border-collapse:collapse;margin:2px 0">'
+            f'<thead style="border:none"><tr style="background:transparent">{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div><!--/nbqueue-->"
         )
 
+    def _columns(self) -> list[tuple[str, ...]]:
+        """Each with its title; those that say nothing are left out."""
+        columns = list(zip(_HEAD, *map(_row, self._records), strict=True))
+        return [column for column in columns if column[0] not in _MAY_BE_EMPTY or any(column[1:])]
 
-_HEAD = ("task", "arguments", "outcome", "took", "waited", "finished", "worker", "attempts", "error")
-# By place in a row: what may break, and what must not.
-_STYLES = {1: "max-width:240px;overflow-wrap:anywhere;", 8: "max-width:360px;overflow-wrap:anywhere;"}
+
+_HEAD = ("task", "arguments", "outcome", "error", "took", "waited", "finished", "worker", "attempts")
+_MAY_BE_EMPTY = ("error", "attempts", "worker")
 _SIGNS = {"done": "✓", "failed": "✗", "timeout": "✗", "died": "✗", "cancelled": "⊘"}
+_CELL = "border:none;padding:1px 14px 1px 0;text-align:left;vertical-align:top;white-space:nowrap;"
+_LONG = "white-space:normal;min-width:120px;max-width:360px;overflow-wrap:break-word;"
 
 
 def _row(record: TaskRecord) -> tuple[str, ...]:
-    ran = record.started is not None
-    waited = seconds_text(max(0.0, record.started - record.queued), fine=True) if record.started else ""
+    waited = "" if record.started is None else seconds_text(max(0.0, record.started - record.queued), fine=True)
     return (
         record.name,
         record.arguments,
         f"{_SIGNS[record.outcome]} {record.outcome}",
-        seconds_text(record.seconds, fine=True) if ran else "",
+        record.error,
+        "" if record.started is None else seconds_text(record.seconds, fine=True),
         waited,
         datetime.fromtimestamp(record.finished).strftime("%H:%M:%S"),
         short_worker(record.worker),
-        str(record.attempts or ""),
-        record.error,
+        str(record.attempts) if record.attempts > 1 else "",
     )
 
 
 def _outcome_style(record: TaskRecord) -> str:
     colours = {"done": GREEN, "cancelled": GREY_TEXT}
-    return colour("color", colours.get(record.outcome, RED)) + ";white-space:nowrap;"
+    return colour("color", colours.get(record.outcome, RED))
 
 
 def short_worker(worker: str) -> str:

@@ -302,6 +302,11 @@ class Link:
         return self.workers or self.expected_workers
 
     @property
+    def submitted(self) -> int:
+        """How many calls were submitted, ever."""
+        return self._last
+
+    @property
     def open_calls(self) -> int:
         return len(self._open)
 

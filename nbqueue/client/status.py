@@ -147,7 +147,8 @@ def _counts(status: QueueStatus, rate: float | None) -> str:
     )
 
 
-_CELL = "border:none;padding:0 16px 0 0;vertical-align:top;font-size:13px;line-height:20px;"
+_ONE_LINE = "max-width:420px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;"
+_CELL = "border:none;padding:0 14px 0 0;vertical-align:top;font-size:13px;line-height:20px;"
 
 
 def _table(status: QueueStatus) -> str:
@@ -176,18 +177,19 @@ def _worker(worker: WorkerState) -> str:
         what, style, since = _printable(worker.state), colour("color", GREY_TEXT), ""
     else:
         what, style = f"▸ {_task(worker)}{_more(worker)}", colour("color", BLUE)
-        since = seconds_text(worker.task.seconds)
+        seconds = worker.task.seconds
+        since = f"{seconds:.1f} s" if seconds < 10 else seconds_text(seconds)
     memory = _size(worker.memory_bytes) if worker.memory_bytes else ""
     cells = (
         (f"{worker.slot}", "text-align:left;", f"process {worker.pid}"),
-        (what, f"text-align:left;max-width:420px;overflow-wrap:anywhere;{style}", ""),
-        (since, "text-align:right;white-space:nowrap;", ""),
-        (memory, "text-align:right;white-space:nowrap;", ""),
+        (what, f"text-align:left;{_ONE_LINE}{style}", what),
+        (since, "text-align:right;white-space:nowrap;", "since it began"),
+        (memory, "text-align:right;white-space:nowrap;", "resident, with what it shares"),
     )
     return (
         '<tr style="background:transparent">'
         + "".join(
-            f'<td{f""" title="{tip}" """ if tip else " "}style="{_CELL}{style}">{_html.escape(text)}</td>'
+            f'<td title="{_html.escape(tip)}" style="{_CELL}{style}">{_html.escape(text)}</td>'
             for text, style, tip in cells
         )
         + "</tr>"

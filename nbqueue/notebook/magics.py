@@ -21,6 +21,7 @@ from IPython.display import display
 from IPython.utils.text import DollarFormatter
 
 from nbqueue.client.cells import Cell, CellFuture, Home, as_function, listed
+from nbqueue.client.listener import Link
 from nbqueue.client.queue import TaskQueue
 from nbqueue.errors import BadOption, NotSendable
 from nbqueue.notebook.names import awaits, names_of
@@ -203,10 +204,19 @@ def send(queue: TaskQueue, cell: Cell, namespace: dict[str, Any], name: str, tim
     home = Home(namespace, cell.bound)
     function, arguments = as_function(cell, namespace, name)
     options = queue._options.with_(name=name, retries=0, timeout=timeout)
+
+    def make(name: str, link: Link) -> CellFuture:
+        # It can be sent. The card comes now, so that it stands above what the cell prints.
+        future = CellFuture(name, link, home)
+
+        def cancel() -> None:
+            future.cancel()
+
+        open_view(future.tally, cancel)
+        return future
+
     try:
-        future = queue._here().submit_call(
-            function, arguments, {}, options, lambda name, link: CellFuture(name, link, home)
-        )
+        future = queue._here().submit_call(function, arguments, {}, options, make)
     except BaseException:
         home.forget()
         raise
@@ -266,19 +276,15 @@ def _in_main_thread() -> bool:
 
 
 class _Report:
-    """What is seen below a background cell: the card, what comes back, and the last value."""
+    """What is seen below a background cell's card and prints: what comes back, and the last value."""
 
     def __init__(self, shell: Any, future: CellFuture, cell: Cell) -> None:
         self._shell = shell
         self._future = future
-        open_view(future.tally, self._cancel)
         names = [f"`{name}`" for name in sorted(cell.bound) if not name.startswith("_")]
         back = f"{listed(names)} will be put back when it is done" if names else "it binds no name that comes back"
         self._names = display(_line(f"runs in the background; {back}."), raw=True, display_id=True)
         self._value = None if cell.last is None else display(_empty("…"), raw=True, display_id=True)
-
-    def _cancel(self) -> None:
-        self._future.cancel()
 
     def settle(self) -> None:
         """Put the names back and say so; or show what went wrong. In the main thread."""

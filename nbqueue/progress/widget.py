@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import static
+from . import comms, static
 from .tally import Snapshot
 
 __all__ = ["NotebookView", "OutputView", "show_settled"]
@@ -119,9 +119,7 @@ class _Cancel:
             return
         button, self._button = self._button, None
         self._handle.update(self._bundle(), raw=True)
-        for part in (button, button.layout, button.style):
-            # Each has a comm of its own, which would stay open as long as the kernel.
-            part.close()
+        comms.close(button)
 
     def _bundle(self) -> dict[str, Any]:
         # Whoever does not trust the notebook shows the text, which is empty.
@@ -149,11 +147,7 @@ def _cancel_button(cancel: Callable[[], None], warn: Callable[[str], None]) -> A
             warn(f"Cancel failed ({error!r})")
 
     button.on_click(clicked)
-    # ipykernel 7.4 sends a click to the (sub)shell that last published on the button's comm: the main
-    # one, which is busy with the cell. Without a route, the click goes where the front end sent it.
-    comm: Any = button.comm
-    if getattr(comm, "_reply_subshell_for", None) is not None:
-        comm._reply_subshell_for = None
+    comms.free_route(button)
     return button
 
 
