@@ -36,6 +36,7 @@ class TaskContext:
     end_wait: Callable[[], None]
     post: Callable[[str, object, Details | Callable[[], Details]], None]
     lanes: list[Lane] = field(default_factory=list)  # of the item that runs; what `report` says comes first
+    shows: bool = False  # its caller is a notebook, which shows what it prints
 
     def end_lanes(self) -> None:
         """The item is over: the next one of the call begins with no bars."""

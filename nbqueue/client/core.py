@@ -21,6 +21,7 @@ from nbqueue.client.launch import LocalLauncher, local_launcher
 from nbqueue.client.listener import Link
 from nbqueue.client.options import Options
 from nbqueue.client.recipe import Made, Recipe
+from nbqueue.client.relay import page
 from nbqueue.client.setting import SettingWatch
 from nbqueue.client.waiting import Interrupted, because, wait_until
 from nbqueue.codec.blobs import Put, find
@@ -30,7 +31,6 @@ from nbqueue.codec.messages import CallBody, dump_call
 from nbqueue.codec.parts import type_name
 from nbqueue.codec.seal import Seal, fingerprint, new_secret
 from nbqueue.errors import NbqueueError, PoolError
-from nbqueue.progress.places import here
 from nbqueue.stream.connect import Address
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import WorkerLimits
@@ -238,7 +238,7 @@ class Core:
             puts=tuple(puts),
         )
         future = make(name, self.link)
-        future._page = here()
+        future._print_on(page())
         future._detached = options.detached
         future._sent(self.link.submit(dump_call(body), (function, setting), blobs, future, puts=puts), fn)
         self.start_workers()
@@ -256,7 +256,7 @@ class Core:
         self.start_workers()
         recipe = Recipe(fn, options, kwargs, lambda fn: self.make(fn, options.name))
         show = options.progress is not False and not context.in_task()
-        return Batch(self.link, recipe, items, total, show, here)
+        return Batch(self.link, recipe, items, total, show, page)
 
 
 _cores: dict[tuple[int, str, str], Core] = {}

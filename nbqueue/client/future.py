@@ -81,6 +81,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         self._detached = False  # an interrupt of those who wait for it leaves it alone
         self._outcome: Outcome | None = None
         self._page: Page | None = None  # of the cell that called
+        self._tag = name
         self._prints: Prints | None = None
         self._transcript = transcript or self._own_transcript
         self._made_at = time.monotonic()
@@ -259,12 +260,18 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
 
     # Arriving
 
+    def _print_on(self, page: Page | None) -> None:
+        """Have what it prints shown there, too. Before it is sent."""
+        self._page = page
+        if page is not None:
+            self._tag = page.name(self.name)
+
     def _own_transcript(self) -> Transcript | None:
         return None if self._prints is None else self._prints.of(0)
 
     def _printing(self) -> Prints:
         if self._prints is None:
-            self._prints = Prints(self._page, self.name, lambda _: self.name)
+            self._prints = Prints(self._page, self.name, lambda _: self._tag)
         return self._prints
 
     def _sent(self, call: OpenCall, fn: Callable[..., Any]) -> None:

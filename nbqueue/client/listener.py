@@ -656,5 +656,8 @@ class Link:
         return opened.sink.on_broken(opened, item, error)
 
     def _event(self, opened: OpenCall, shift: int, data: bytes) -> None:
-        event = messages.load_event(data)
-        opened.sink.on_event(opened, event["item"] + shift, event)
+        try:
+            event = messages.load_event(data)
+            opened.sink.on_event(opened, event["item"] + shift, event)
+        except Exception:  # noqa: BLE001 - news only, of a version that speaks otherwise: the reply counts
+            self.refused += 1

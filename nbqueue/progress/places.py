@@ -20,6 +20,7 @@ from .prints import Page
 __all__ = ["here", "shown_here"]
 
 TICK_S = 0.2
+LONGEST_TURN_S = 2.0
 # A page with figures is as large as they are: it is sent less often.
 BYTES_PER_S = 2_000_000
 
@@ -68,7 +69,8 @@ class _Drawer:
     def __init__(self) -> None:
         self.current: Place | None = None
         self.hooked: object = None
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # guards what waits, and the thread
+        self._turn = threading.Lock()  # held while drawing: a cell must not end before what the thread has begun
         self._waiting: dict[int, Place] = {}
         self._thread: threading.Thread | None = None
 
@@ -91,6 +93,14 @@ class _Drawer:
                     return
 
     def draw(self, *, now: bool = False) -> None:
+        if not self._turn.acquire(timeout=LONGEST_TURN_S):
+            return
+        try:
+            self._draw(now=now)
+        finally:
+            self._turn.release()
+
+    def _draw(self, *, now: bool) -> None:
         with self._lock:
             # Before they are drawn: what comes meanwhile puts them back.
             places, self._waiting = list(self._waiting.values()), {}

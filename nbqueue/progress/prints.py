@@ -18,15 +18,16 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["OUT", "Page", "Prints", "Transcript"]
+__all__ = ["ERR", "OUT", "Page", "Prints", "Tag", "Transcript"]
 
 OUT, ERR = 1, 2
 LINES_SHOWN = 200
 # Kept for whoever asks for more.
 LINES_KEPT = 10_000
 LONGEST_LINE = 2_000
+NOTICES_SHOWN = 20
 # What the items of one batch printed is kept up to about this; of more, the first items lose theirs.
 MOST_KEPT = 64_000_000
 # Of displays, in html.
@@ -35,6 +36,14 @@ MOST_SHOWN = 50
 LONGEST_TAG = 24
 
 _Piece = tuple[int, bytes]
+
+
+class Tag(NamedTuple):
+    """Whose a line is: `key` is nobody else's, `text` stands before the line, `label` before one that many have."""
+
+    key: object
+    text: str
+    label: str
 
 
 class Transcript:
@@ -125,12 +134,12 @@ class _Stream:
 
 
 class Prints:
-    """What the items of one call or one batch print. `tag` names an item; what is new goes to `page`, if any."""
+    """What the items of one call or one batch print. `name` names an item; what is new goes to `page`, if any."""
 
-    def __init__(self, page: Page | None, label: str, tag: Callable[[int], str]) -> None:
+    def __init__(self, page: Page | None, label: str, name: Callable[[int], str]) -> None:
         self._page = page
         self._label = label
-        self._tag = tag
+        self._name = name
         self._lock = threading.Lock()
         self._items: dict[int, Transcript] = {}
         self._kept = 0
@@ -166,6 +175,9 @@ class Prints:
         except (KeyError, TypeError, ValueError, AttributeError):
             return
 
+    def _tag(self, item: int) -> Tag:
+        return Tag((id(self), item), self._name(item), self._label)
+
     def _transcript(self, item: int) -> Transcript:
         transcript = self._items.get(item)
         if transcript is None:
@@ -179,7 +191,7 @@ class Prints:
             new = transcript.add(attempt, stream, at, data)
             self._bound(transcript.size - before)
         if new and self._page is not None:
-            self._page.add(self._tag(item), self._label, stream, new.decode("utf-8", "replace"))
+            self._page.add(self._tag(item), stream, new.decode("utf-8", "replace"))
 
     def _complete(self, item: int, attempt: int, stream: int, size: int, pieces: Any) -> None:
         with self._lock:
@@ -191,7 +203,7 @@ class Prints:
             text = new.decode("utf-8", "replace")
             if lost:
                 text = f"… {lost:,} bytes are left out …\n{text}"
-            self._page.add(self._tag(item), self._label, stream, text)
+            self._page.add(self._tag(item), stream, text)
 
     def _display(self, item: int, event: Mapping[str, Any]) -> None:
         id, data = event["id"], event["data"]
@@ -215,17 +227,25 @@ class Prints:
 
 
 class _Line:
-    """One line of a page. `count` says how often it came, where it was merged."""
+    """One line of a page."""
 
-    __slots__ = ("count", "dropped", "label", "stream", "tag", "text")
+    __slots__ = ("dropped", "stream", "tag", "text")
 
-    def __init__(self, tag: str, label: str, stream: int, text: str) -> None:
+    def __init__(self, tag: Tag, stream: int) -> None:
         self.tag = tag
-        self.label = label
         self.stream = stream
-        self.text = text
-        self.count = 1
+        self.text = ""
         self.dropped = False
+
+
+class _Notice:
+    """A warning or log record, and how often it came."""
+
+    __slots__ = ("count", "lines")
+
+    def __init__(self, lines: list[_Line]) -> None:
+        self.lines = lines
+        self.count = 1
 
 
 # How a warning or a log record begins; indented lines below belong to it.
@@ -236,9 +256,9 @@ _LINE_END = re.compile(r"(?<=\n)")
 class _Writer:
     """Makes lines of the pieces that one task prints on one stream."""
 
-    def __init__(self, page: Page, tag: str, label: str, stream: int) -> None:
+    def __init__(self, page: Page, tag: Tag, stream: int) -> None:
         self._page = page
-        self._whose = tag, label, stream
+        self._whose = tag, stream
         self._merges = stream == ERR
         self._line: _Line | None = None
         self._record: list[_Line] = []
@@ -249,7 +269,7 @@ class _Writer:
                 continue
             line = self._line
             if line is None:
-                line = self._line = _Line(*self._whose, "")
+                line = self._line = _Line(*self._whose)
                 self._page._append(line)
             line.text = _overwritten(line.text, part.rstrip("\n"))
             if part.endswith("\n"):
@@ -304,87 +324,98 @@ class Page:
         self._lock = threading.RLock()
         self._lines: deque[_Line] = deque()
         self._left_out = 0
-        self._writers: dict[tuple[str, int], _Writer] = {}
-        self._records: dict[tuple[str, ...], _Line] = {}
-        self._displays: dict[tuple[str, str], tuple[str, str]] = {}  # as text and as html
+        self._names: dict[str, int] = {}
+        self._writers: dict[tuple[object, int], _Writer] = {}
+        self._notices: dict[tuple[str, ...], _Notice] = {}
+        self._displays: dict[tuple[object, str], tuple[str, str, str]] = {}  # whose, as text and as html
         self._displays_left_out = 0
 
     @property
     def empty(self) -> bool:
         return not self._lines and not self._displays
 
-    def add(self, tag: str, label: str, stream: int, text: str) -> None:
+    def name(self, task: str) -> str:
+        """What to call one more call of a task: ``simulate``, then ``simulate#2``, …"""
+        number = self._names[task] = self._names.get(task, 0) + 1
+        return task if number == 1 else f"{task}#{number}"
+
+    def add(self, tag: Tag, stream: int, text: str) -> None:
         """A task prints more on a stream."""
         with self._lock:
-            writer = self._writers.get((tag, stream))
+            writer = self._writers.get((tag.key, stream))
             if writer is None:
-                writer = self._writers[tag, stream] = _Writer(self, tag, label, stream)
+                writer = self._writers[tag.key, stream] = _Writer(self, tag, stream)
             writer.write(text)
         self._tell()
 
-    def end(self, tag: str, stream: int) -> None:
+    def end(self, tag: Tag, stream: int) -> None:
         """A task prints no more on a stream: a part of a line is a line."""
         with self._lock:
-            writer = self._writers.pop((tag, stream), None)
+            writer = self._writers.pop((tag.key, stream), None)
             if writer is not None:
                 writer.close()
         self._tell()
 
-    def show(self, tag: str, id: str, data: Mapping[str, Any]) -> None:
+    def show(self, tag: Tag, id: str, data: Mapping[str, Any]) -> None:
         """A task displays something; what has the same `id` is replaced."""
         with self._lock:
-            self._displays[tag, id] = _plain_of(data), _display(tag, data)
+            self._displays[tag.key, id] = tag.text, _plain_of(data), _display(tag.text, data)
             while len(self._displays) > MOST_SHOWN or (
-                len(self._displays) > 1 and sum(len(html) for _, html in self._displays.values()) > MOST_SHOWN_BYTES
+                len(self._displays) > 1 and sum(len(html) for *_, html in self._displays.values()) > MOST_SHOWN_BYTES
             ):
                 del self._displays[next(iter(self._displays))]
                 self._displays_left_out += 1
         self._tell()
 
     def plain(self, lines: int = LINES_SHOWN) -> str:
-        """The last lines, and below them what was displayed, as text."""
+        """The last lines, below them notices that came more than once, and what was displayed, as text."""
         with self._lock:
-            rows, width, left_out = self._rows(lines)
-            shown = [(tag, text) for (tag, _), (text, _) in self._displays.items()]
+            rows, left_out = self._rows(lines)
+            notices = self._repeated()
+            shown = [(tag, text) for tag, text, _ in self._displays.values()]
+        width = _width(rows + notices)
         text = [_earlier(left_out)] if left_out else []
-        text += [f"{_fit(tag, width)} {_MARKS[err]} {_without_codes(line)}{times}" for tag, err, line, times in rows]
+        for tag, err, line, times in rows + notices:
+            text.append(f"{_fit(tag, width)} {_MARKS[err]} {_without_codes(line)}{times}")
         text += [f"{tag.ljust(width)} │ {line}" for tag, block in shown for line in block.splitlines()]
         return "\n".join(text)
 
     def html(self, lines: int = LINES_SHOWN) -> str:
         """The same with colours and images; an empty page is invisible."""
         with self._lock:
-            rows, width, left_out = self._rows(lines)
-            displays = [html for _, html in self._displays.values()]
+            rows, left_out = self._rows(lines)
+            notices = self._repeated()
+            displays = [html for *_, html in self._displays.values()]
             missing = self._displays_left_out
+        width = _width(rows + notices)
         blocks = []
         if rows:
             text = [f'<span style="{_GREY}">{_earlier(left_out)}</span>'] if left_out else []
-            text += [_row(tag, err, line, times, width) for tag, err, line, times in rows]
+            text += [_row(*row, width) for row in rows]
             # From below: what is new is in sight, also after the next update.
             blocks.append(
                 '<div style="display:flex;flex-direction:column-reverse;max-height:380px;overflow:auto">'
                 f'<pre style="{_PRE}">' + "\n".join(text) + "</pre></div>"
             )
+        if notices:
+            blocks.append(f'<pre style="{_PRE}">' + "\n".join(_row(*row, width) for row in notices) + "</pre>")
         if missing:
             blocks.append(f'<div style="{_GREY}">… {missing:,} earlier displays are left out</div>')
         return f"{BEGIN}{_whole(blocks + displays)}{END}"
 
-    def _rows(self, lines: int) -> tuple[list[tuple[str, bool, str, str]], int, int]:
+    def _rows(self, lines: int) -> tuple[list[_Row], int]:
         shown = [line for line in self._lines if not line.dropped]
         left_out = self._left_out + max(0, len(shown) - lines)
         shown = shown[max(0, len(shown) - lines) :]
-        rows = [
-            (
-                line.tag if line.count == 1 else line.label,
-                line.stream == ERR,
-                line.text.rstrip("\r"),
-                "" if line.count == 1 else f"  (×{line.count:,})",
-            )
-            for line in shown
+        return [_Row(line.tag.text, line.stream == ERR, line.text.rstrip("\r"), "") for line in shown], left_out
+
+    def _repeated(self) -> list[_Row]:
+        repeated = [notice for notice in self._notices.values() if notice.count > 1][-NOTICES_SHOWN:]
+        return [
+            _Row(line.tag.label, True, line.text, f"  (×{notice.count:,})" if line is notice.lines[0] else "")
+            for notice in repeated
+            for line in notice.lines
         ]
-        width = min(LONGEST_TAG, max((len(tag) for tag, *_ in rows), default=0))
-        return rows, width, left_out
 
     def _append(self, line: _Line) -> None:
         self._lines.append(line)
@@ -393,16 +424,16 @@ class Page:
             self._left_out += not gone.dropped
 
     def _merge(self, record: list[_Line]) -> None:
-        """A warning or log record is complete: if it came before, count it there."""
+        """A warning or log record is complete: if it came before, it is counted, apart from the other lines."""
         key = tuple(line.text for line in record)
-        known = self._records.get(key)
+        known = self._notices.get(key)
         if known is None:
-            self._records[key] = record[0]
-            if len(self._records) > LINES_KEPT:
-                del self._records[next(iter(self._records))]
+            self._notices[key] = _Notice(record)
+            if len(self._notices) > LINES_KEPT:
+                del self._notices[next(iter(self._notices))]
             return
         known.count += 1
-        for line in record:
+        for line in (*record, *known.lines):
             line.dropped = True
         while self._lines and self._lines[-1].dropped:
             self._lines.pop()
@@ -411,6 +442,15 @@ class Page:
         self.version += 1
         if self.changed is not None:
             self.changed()
+
+
+class _Row(NamedTuple):
+    """A line as it is drawn."""
+
+    tag: str
+    err: bool
+    text: str
+    times: str
 
 
 # A test of notebooks sees the first state of a display, a saved one has the last: between these they may differ.
@@ -428,6 +468,10 @@ def _whole(blocks: list[str]) -> str:
     if not blocks:
         return ""
     return f'<div class="nbqueue-output" style="max-width:1000px;padding:3px 0">{"".join(blocks)}</div>'
+
+
+def _width(rows: list[_Row]) -> int:
+    return min(LONGEST_TAG, max((len(row.tag) for row in rows), default=0))
 
 
 def _row(tag: str, err: bool, line: str, times: str, width: int) -> str:

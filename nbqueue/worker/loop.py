@@ -22,6 +22,7 @@ import types
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from nbqueue import context
@@ -38,7 +39,7 @@ from nbqueue.stream.broker import BLOCK_MS, Broker
 from nbqueue.stream.connect import LOWEST_LIMIT_BYTES, Address, CommandError, ForgotScripts, Wire, may_be_too_large
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import Fetched, Report, Setting
-from nbqueue.worker import attempt, board, lanes
+from nbqueue.worker import attempt, board, displays, lanes, notices
 from nbqueue.worker.modules import LocalModules
 from nbqueue.worker.news import News
 from nbqueue.worker.outbox import Outbox
@@ -65,6 +66,8 @@ LONGEST_PAUSE_S = 0.5
 # A value that is longer has its own pickle, whose size is looked at.
 LONG_BYTES = 100_000
 FUNCTIONS_KEPT = 128
+# matplotlib's backend in workers, loaded by the tasks that use it.
+FIGURES = "nbqueue.worker.figures"
 # Why the supervisor is woken: the server should hear something, or something was printed.
 NEWS, OUTPUT = b"!", b"o"
 
@@ -152,8 +155,11 @@ class Worker:
         self._pid = os.getpid()
         self._slot.hello(self._pid)
         os.environ.update(self._spec.environ)
+        os.environ["MPLBACKEND"] = f"module://{FIGURES}"
         self._surroundings = Surroundings()
         self._surroundings.own_output(self._prints)
+        displays.install(self._shower, self._prints)
+        notices.install(self._prints)
         sys.stdin = NoKeyboard()
         # What a function defined in a notebook calls __main__ is not this program.
         sys.modules["__main__"] = types.ModuleType("__main__")
@@ -334,7 +340,7 @@ class Worker:
             self._broker.release(self._spec.consumer, waiting)
         if self._outbox.waiting or self._outbox.is_due(now, COURIER_S):
             self._flush_now()
-        if self._news.waiting and now >= self._news_at:
+        if now >= self._news_at:
             self._news_at = now + NEWS_S
             self._announce()
 
@@ -342,11 +348,22 @@ class Worker:
         running = self._running_call
         if running is None:
             return
-        call = running[0]
-        id = call_id(call.client, call.n)
         for event in self._news.take():
-            message = self._seal.close("event", id, messages.dump_event(**event))
-            self._broker.announce(call.client, call.n, call.entry, message)
+            self._tell(running[0], event)
+        for event in self._prints.leaving():
+            self._tell(running[0], event)
+            self._prints.left(event)
+
+    def _tell(self, call: Fetched, event: dict[str, Any]) -> None:
+        message = self._seal.close("event", call_id(call.client, call.n), messages.dump_event(**event))
+        self._broker.announce(call.client, call.n, call.entry, message)
+
+    def _shower(self) -> Callable[[str, dict[str, Any]], None] | None:
+        """What takes displays of the running item; None where its caller cannot show them."""
+        running = self._running_call
+        if running is None or not self._surroundings.shows:
+            return None
+        return partial(self._prints.show, running[1])
 
     def _post(self, kind: str, key: object, details: context.Details | Callable[[], context.Details]) -> None:
         running = self._running_call
@@ -428,12 +445,18 @@ class Worker:
         self._looked = True
         surroundings = self._surroundings
         try:
+            if self._prints.touched:
+                if FIGURES in sys.modules:
+                    sys.modules[FIGURES].flush(wanted=displays.seen())
+                if self._prints.warned:
+                    self._prints.warned = False
+                    notices.forget_warnings()
             surroundings.flush_output()
             ends = surroundings.restore_output()
             if ends == self._prints.start and not self._prints.touched:
                 return NOTHING
             said = self._prints.take(surroundings.tapes, ends)
-        except Exception:  # noqa: BLE001 - the task has closed what is not its own: what it printed is lost
+        except Exception:  # noqa: BLE001 - the task has closed or replaced what is not its own: what it printed is lost
             return NOTHING
         self._slot.printed(ends)
         return said
@@ -600,6 +623,7 @@ class Worker:
             begin_wait=self._begin_wait,
             end_wait=self._end_wait,
             post=self._post,
+            shows=self._surroundings.shows,
         )
 
     def _begin_wait(self) -> None:

@@ -9,6 +9,7 @@ call that is looked at; the last one always is.
 from __future__ import annotations
 
 import io
+import threading
 from typing import Any
 
 from nbqueue.codec.messages import Printed
@@ -18,8 +19,9 @@ __all__ = ["LOOK_S", "NOTHING", "Prints", "Said", "Stream"]
 
 # To look costs 1 µs.
 LOOK_S = 0.0002
-# Displays of one item that are kept for its reply.
-MOST_SHOWN = 50
+# Displays of one item that are kept for its reply; and that leave at once, while it runs.
+MOST_SHOWN, MOST_SHOWN_BYTES = 50, 4_000_000
+MOST_LEAVING_BYTES = 1_000_000
 
 
 class Said:
@@ -52,13 +54,18 @@ class Prints:
     ----------
     touched : bool
         Something was written or shown since the last look.
+    warned : bool
+        A warning was.
     start : tuple of int
         How long stdout and stderr were before the running item printed.
     """
 
     def __init__(self) -> None:
         self.touched = False
+        self.warned = False
         self.start = (0, 0)
+        self._lock = threading.Lock()  # guards what is shown: the courier takes it, too
+        self._serial = 0
         self._shown: dict[str, dict[str, Any]] = {}
 
     def begin(self, passed: tuple[int, int]) -> tuple[int, int]:
@@ -67,17 +74,35 @@ class Prints:
         self.start = max(out, passed[0]), max(err, passed[1])
         return self.start
 
-    def show(self, event: dict[str, Any]) -> None:
+    def show(self, item: int, id: str, data: dict[str, Any]) -> None:
         """Something is shown: it goes with the reply, unless it leaves before. Any thread of the task."""
-        self._shown[event["id"]] = event
-        while len(self._shown) > MOST_SHOWN:
-            self._shown.pop(next(iter(self._shown)), None)
+        size = sum(len(value) if isinstance(value, str) else 1_000 for value in data.values())
+        with self._lock:
+            self._serial += 1
+            self._shown.pop(id, None)
+            what = {"id": id, "n": self._serial, "bytes": size, "data": data}
+            self._shown[id] = {"kind": "display", "item": item, **what}
+            while len(self._shown) > MOST_SHOWN or sum(e["bytes"] for e in self._shown.values()) > MOST_SHOWN_BYTES:
+                del self._shown[next(iter(self._shown))]
         self.touched = True
+
+    def leaving(self) -> list[dict[str, Any]]:
+        """What may leave now, oldest first; say `left` when it is with its reader."""
+        events: list[dict[str, Any]] = []
+        size = 0
+        with self._lock:
+            for event in self._shown.values():
+                size += event["bytes"]
+                if events and size > MOST_LEAVING_BYTES:
+                    break
+                events.append(event)
+        return events
 
     def left(self, event: dict[str, Any]) -> None:
         """It is with its reader, so the reply need not have it."""
-        if self._shown.get(event["id"]) is event:
-            self._shown.pop(event["id"], None)
+        with self._lock:
+            if self._shown.get(event["id"]) is event:
+                del self._shown[event["id"]]
 
     def take(self, fds: tuple[int, int], ends: tuple[int, int]) -> Said:
         """What has come since the last look. What comes next is the next item's."""
@@ -88,7 +113,8 @@ class Prints:
             for stream, fd, start, end in zip((1, 2), fds, starts, ends, strict=True)
             if end > start
         ]
-        shown, self._shown = list(self._shown.values()), {}
+        with self._lock:
+            shown, self._shown = list(self._shown.values()), {}
         return Said(printed, shown) if printed or shown else NOTHING
 
 

@@ -104,6 +104,11 @@ class Surroundings:
             setattr(sys, name, stream)
 
     @property
+    def shows(self) -> bool:
+        """Whether the kernel can show displays and figures."""
+        return self._setting is not None and self._setting.shows
+
+    @property
     def tapes(self) -> tuple[int, int]:
         """Descriptors to read what was printed from."""
         return self._descriptors[1][0], self._descriptors[2][0]

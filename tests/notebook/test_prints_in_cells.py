@@ -204,3 +204,22 @@ def test_with_views_turned_off_prints_are_plain(start_kernel: Callable[..., Any]
 def test_a_batch_without_a_card_still_shows_what_it_prints(cells: Cells) -> None:
     cells.run("queue.map(print, 'ab', progress=False).results()")
     assert sorted(cells.last.splitlines()) == ["print[0] │ a", "print[1] │ b"]
+
+
+def test_what_a_task_s_own_calls_print_is_seen_too(cells: Cells) -> None:
+    cells.run(
+        """
+        @queue.task
+        def inner(i):
+            print("inside", i)
+        @queue.task
+        def outer():
+            inner.map([7]).results()
+            inner.submit(8).result()
+            print("outside")
+        outer().result()
+        """
+    )
+    wanted = ["outer │ inner │ inside 8", "outer │ inner[0] │ inside 7", "outer │ outside"]
+    assert sorted(cells.last.splitlines()) == wanted
+    assert "inside" not in cells.streams()

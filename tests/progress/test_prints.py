@@ -7,11 +7,15 @@ import random
 import pytest
 
 from nbqueue.progress import prints
-from nbqueue.progress.prints import BEGIN, END, ERR, OUT, Page, Prints, Transcript
+from nbqueue.progress.prints import BEGIN, END, ERR, OUT, Page, Prints, Tag, Transcript
 
 
 def lines(page: Page) -> list[str]:
     return page.plain().splitlines()
+
+
+def tag(text: str) -> Tag:
+    return Tag(text, text, text.partition("[")[0])
 
 
 def told(at: int, text: str, stream: int = OUT, attempt: int = 1) -> dict[str, object]:
@@ -130,35 +134,35 @@ def test_a_reply_s_output_that_makes_no_sense_harms_nobody(batch: Prints, printe
 
 
 def test_lines_of_two_tasks_are_never_torn(page: Page) -> None:
-    page.add("a", "a", OUT, "one ")
-    page.add("b", "b", OUT, "two\n")
-    page.add("a", "a", OUT, "line\n")
+    page.add(tag("a"), OUT, "one ")
+    page.add(tag("b"), OUT, "two\n")
+    page.add(tag("a"), OUT, "line\n")
     assert lines(page) == ["a │ one line", "b │ two"]
 
 
 def test_a_part_of_a_line_at_the_end_of_a_task_is_a_line(batch: Prints, page: Page) -> None:
     batch.arrive(0, 1, [(0, OUT, 3, ((0, b"one"),))], [])
-    page.add("work[0]", "work", OUT, "next\n")
+    page.add(tag("work[0]"), OUT, "next\n")
     assert lines(page) == ["work[0] │ one", "work[0] │ next"]
 
 
 def test_the_last_lines_are_shown_and_more_when_asked_for(page: Page) -> None:
-    page.add("t", "t", OUT, "".join(f"{i}\n" for i in range(300)))
+    page.add(tag("t"), OUT, "".join(f"{i}\n" for i in range(300)))
     assert lines(page)[:2] == ["… 100 earlier lines; each future's .stdout and .stderr have its own", "t │ 100"]
     assert len(page.plain(lines=1_000).splitlines()) == 300
 
 
 def test_a_bar_that_is_drawn_over_and_over_is_one_line(page: Page) -> None:
     for i in range(5):
-        page.add("t", "t", ERR, f"\r{i}/4")
+        page.add(tag("t"), ERR, f"\r{i}/4")
         assert lines(page) == [f"t ! {i}/4"]
-    page.add("t", "t", ERR, "\r\nover\r\n")
+    page.add(tag("t"), ERR, "\r\nover\r\n")
     assert lines(page) == ["t ! 4/4", "t ! over"]
 
 
 def test_terminal_codes_become_colours_and_never_markup(page: Page) -> None:
     codes = "\x1b[1;31mbad\x1b[0m & \x1b[2K<script>\x1b]0;title\x07\x1b[38;5;2mgreen\x1b[48;2;1;2;3m\n"
-    page.add("t<", "t<", OUT, codes)
+    page.add(tag("t<"), OUT, codes)
     assert lines(page) == ["t< │ bad & <script>green"]
     html = page.html()
     assert '<span style="color:#e53935;font-weight:bold">bad</span> &amp; &lt;script&gt;' in html
@@ -167,7 +171,7 @@ def test_terminal_codes_become_colours_and_never_markup(page: Page) -> None:
 
 
 def test_a_line_without_end_is_bounded(page: Page) -> None:
-    page.add("t", "t", OUT, "x" * 1_000_000)
+    page.add(tag("t"), OUT, "x" * 1_000_000)
     assert len(page.plain()) < 3_000
 
 
@@ -182,18 +186,33 @@ def test_an_equal_warning_of_many_tasks_is_counted(page: Page) -> None:
         batch = Prints(page, "work", lambda item: f"work[{item}]")
         batch.arrive(i, 1, [(0, ERR, len(warning), ((0, warning.encode()),))], [])
     assert lines(page) == [
-        "work    ! /tmp/cell.py:3: UserWarning: mind the gap  (×123)",
-        "work[0] !   warnings.warn('mind the gap')",
+        "work ! /tmp/cell.py:3: UserWarning: mind the gap  (×123)",
+        "work !   warnings.warn('mind the gap')",
     ]
+
+
+def test_a_warning_that_comes_again_and_again_stays_in_sight(page: Page) -> None:
+    for i in range(500):
+        page.add(tag(f"t[{i}]"), ERR, f"/tmp/cell.py:3: UserWarning: mind the gap\nline {i}\n")
+    assert lines(page)[-2:] == ["t[499] ! line 499", "t      ! /tmp/cell.py:3: UserWarning: mind the gap  (×500)"]
+
+
+def test_two_calls_of_one_name_have_lines_of_their_own(page: Page) -> None:
+    names = [page.name("work"), page.name("work")]
+    first, second = Prints(page, "work", lambda _: names[0]), Prints(page, "work", lambda _: names[1])
+    first.hear(0, told(0, "one "))
+    second.hear(0, told(0, "two\n"))
+    first.hear(0, told(4, "line\n"))
+    assert lines(page) == ["work   │ one line", "work#2 │ two"]
 
 
 def test_equal_log_records_are_counted_and_others_are_not(page: Page) -> None:
     for i in range(3):
-        page.add(f"t[{i}]", "t", ERR, "WARNING app: slow\nplain text\n")
-        page.add(f"t[{i}]", "t", ERR, f"ERROR app: broken {i}\n    Traceback\n")
-        page.end(f"t[{i}]", ERR)
+        page.add(tag(f"t[{i}]"), ERR, "WARNING app: slow\nplain text\n")
+        page.add(tag(f"t[{i}]"), ERR, f"ERROR app: broken {i}\n    Traceback\n")
+        page.end(tag(f"t[{i}]"), ERR)
     text = lines(page)
-    assert text[0].endswith("! WARNING app: slow  (×3)")
+    assert text[-1].endswith("! WARNING app: slow  (×3)")
     assert sum("plain text" in line for line in text) == 3
     assert sum("broken" in line for line in text) == 3
     assert sum("Traceback" in line for line in text) == 3
