@@ -18,16 +18,13 @@ import sys
 import threading
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from nbqueue.client.future import TaskFuture
 from nbqueue.client.listener import Link
-from nbqueue.client.outcome import Outcome
 from nbqueue.codec.cells import CellResult, run_cell
-from nbqueue.codec.messages import VALUE, ReplyBody
 from nbqueue.errors import NbqueueError
-from nbqueue.progress.tally import Snapshot, Tally
 
 __all__ = ["Cell", "CellFuture", "Home", "as_function", "listed"]
 
@@ -161,23 +158,18 @@ class CellFuture(TaskFuture[Any]):
         self.names: dict[str, Any] = {}
         self.put_back: list[str] = []
         self.notes: list[str] = []
-        self.tally = _One(name, 1)
         self._home = home
         self._value: Any = None
         self._loaded = self._placed = False
         self._loading = threading.RLock()
 
-    def _started(self, worker: str, attempt: int) -> None:
-        super()._started(worker, attempt)
-        if not self.tally.snapshot().running:
-            self.tally.start()
-
-    def _arrive(self, outcome: Outcome, body: ReplyBody | None) -> None:
-        if not self.done():
-            good = outcome.kind == VALUE
-            self.tally.settle(done=int(good), failed=int(not good), was_running=1)
-            self.tally.finish()
-        super()._arrive(outcome, body)
+    def show_card(self) -> None:
+        """Below the running cell, where there are cards."""
+        try:
+            self._shown().display()
+        except NotImplementedError:
+            # No notebook, or without cards: what it gives is told all the same.
+            return
 
     def replay(self) -> Any:
         """A cell is run again by running it, without its first line."""
@@ -186,12 +178,6 @@ class CellFuture(TaskFuture[Any]):
     def _kept(self) -> None:
         # Its code: of that, a note would say nothing.
         return None
-
-    def cancel(self) -> bool:
-        if not self.done():
-            self.tally.settle(cancelled=1, was_running=1)
-            self.tally.finish()
-        return super().cancel()
 
     def _decoded(self) -> tuple[Any, BaseException | None]:
         result, error = super()._decoded()
@@ -206,13 +192,6 @@ class CellFuture(TaskFuture[Any]):
                 self._placed = True
                 self.put_back, self.notes = self._home.place(self.names, result)
         return self._value, None
-
-
-class _One(Tally):
-    """Of a single call a rate says nothing."""
-
-    def snapshot(self) -> Snapshot:
-        return replace(super().snapshot(), rate=None, eta_s=None)
 
 
 def listed(words: Sequence[str]) -> str:

@@ -27,7 +27,6 @@ from nbqueue.errors import BadOption, NotSendable
 from nbqueue.notebook.names import awaits, names_of
 from nbqueue.progress.static import GREY_TEXT
 from nbqueue.progress.static import _colour as colour
-from nbqueue.progress.views import open_view
 
 __all__ = ["Magics"]
 
@@ -208,11 +207,7 @@ def send(queue: TaskQueue, cell: Cell, namespace: dict[str, Any], name: str, tim
     def make(name: str, link: Link) -> CellFuture:
         # It can be sent. The card comes now, so that it stands above what the cell prints.
         future = CellFuture(name, link, home)
-
-        def cancel() -> None:
-            future.cancel()
-
-        open_view(future.tally, cancel)
+        future.show_card()
         return future
 
     try:
