@@ -108,7 +108,7 @@ def picture(status: QueueStatus, rate: float | None = None, notes: Sequence[str]
     name = _html.escape(_printable(status.queue))
     below = "".join(f'<div style="{colour("color", GREY_TEXT)}">{_html.escape(note)}</div>' for note in notes)
     return (
-        f'<div class="nbqueue-panel nbqueue-card" data-state="{state}" style="max-width:1000px;padding:3px 0;'
+        f'<div class="nbqueue-panel" data-state="{state}" style="max-width:1000px;padding:3px 0;'
         "font-size:13px;line-height:20px;font-family:var(--jp-ui-font-family,sans-serif);"
         'font-variant:tabular-nums;font-variant-numeric:tabular-nums">'
         f'<div><b>{name}</b> <span style="{colour("color", GREY_TEXT)}">{_html.escape(_where(status))}</span></div>'

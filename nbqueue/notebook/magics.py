@@ -311,7 +311,7 @@ def _line(text: str) -> dict[str, str]:
     style = colour("color", GREY_TEXT)
     return {
         "text/plain": f"nbqueue: {text}",
-        "text/html": f'<div class="nbqueue-card" style="font-size:13px;{style}">{marked}</div><!--/nbqueue-->',
+        "text/html": f'<div class="nbqueue-note" style="font-size:13px;{style}">{marked}</div><!--/nbqueue-->',
     }
 
 

@@ -2,13 +2,14 @@
 
 ::
 
-    `queue`, last line of a cell ─▶ Panel (widget, or plain display) ◀─ pictures ─ one thread for all panels
-                                      │                                              ▲
-                                      └─ Stop all, Restart workers ─▶ a thread ──────┘
+    `queue`, last line of a cell ─▶ Panel: a display that is replaced ◀─ pictures ─ one thread for all panels
+                                      │                                               ▲
+                                      └─ buttons: Stop all, Restart workers ─▶ a thread ┘
 
 Always true here: the main thread is never waited for nor held up, and the server is asked by the panels' own thread,
 at most twice a second, while something happens; a panel of a queue at rest costs next to nothing, and after a while
 it settles to a static picture, as it does when its cell runs again, when there are many, and when the kernel ends.
+The picture is no widget: whenever the notebook is saved, and whatever becomes of the kernel, it shows the last one.
 """
 
 from __future__ import annotations
@@ -50,6 +51,14 @@ FIRST_S = 2.0
 
 STOP_TOOLTIP = "Cancel every call that this notebook has open on the queue, queued and running alike."
 RESTART_TOOLTIP = "Replace each worker by a fresh process as soon as it is idle. Running calls finish."
+
+# JupyterLab and Notebook 7: the buttons' display comes after the picture's. Without their kernel they do nothing, and
+# without their model there is a line of text that helps nobody: then they are not there.
+_AFTER = ".jp-OutputArea-child:has(.nbqueue-panel)+.jp-OutputArea-child"
+_STYLE = (
+    f"<style>{_AFTER}:has(.jupyter-widgets-disconnected),{_AFTER}>.jupyter-widgets:not(:has(*)){{display:none}}</style>"
+)
+_NOTHING: dict[str, Any] = {"text/plain": "", "text/html": ""}
 
 
 def show(queue: TaskQueue) -> None:
@@ -98,7 +107,7 @@ class Panel:
         self._settled = False
         self._shown = ""
         self._handle: Any = None
-        self._html: Any = None
+        self._beside: Any = None  # the display of the buttons
         self._widgets: tuple[Any, ...] = ()
 
     # Asking (the panels' thread)
@@ -161,18 +170,16 @@ class Panel:
         with self._lock:
             bundle = self._bundle("live")
             self._shown = bundle["text/html"]
+            self._handle = display(bundle, raw=True, display_id=True)
             try:
-                box = self._make_widgets(self._shown)
+                model = {"version_major": 2, "version_minor": 0, "model_id": self._make_buttons().model_id}
             except Exception:  # noqa: BLE001 - without working ipywidgets it has no buttons, and lives all the same
                 comms.close(*self._widgets)
-                self._widgets, self._html = (), None
+                self._widgets = ()
             else:
-                bundle["application/vnd.jupyter.widget-view+json"] = {
-                    "version_major": 2,
-                    "version_minor": 0,
-                    "model_id": box.model_id,
-                }
-            self._handle = display(bundle, raw=True, display_id=True)
+                # Whoever does not trust the notebook shows the text, which is empty.
+                beside = {**_NOTHING, "application/vnd.jupyter.widget-view+json": model}
+                self._beside = display(beside, raw=True, display_id=True)
 
     def draw(self) -> None:
         """Show what is known now, if it looks different."""
@@ -180,22 +187,20 @@ class Panel:
             if self._handle is None or self._settled:
                 return
             bundle = self._bundle("live")
-            if bundle["text/html"] == self._shown:
-                return
-            self._shown = bundle["text/html"]
-            if self._html is not None:
-                self._html.value = self._shown
-            else:
+            if bundle["text/html"] != self._shown:
+                self._shown = bundle["text/html"]
                 self._handle.update(bundle, raw=True)
 
     def settle(self) -> None:
-        """Leave the last picture, which needs no kernel. A second call changes nothing."""
+        """Leave the last picture, without buttons. A second call changes nothing."""
         with self._lock:
             if self._handle is None or self._settled:
                 return
             self._settled = True
             try:
                 self._handle.update(self._bundle("settled"), raw=True)
+                if self._beside is not None:
+                    self._beside.update(_NOTHING, raw=True)
             finally:
                 comms.close(*self._widgets)
                 self._widgets = ()
@@ -203,7 +208,8 @@ class Panel:
     def _bundle(self, state: str) -> dict[str, Any]:
         if self._status is None:
             text = f"nbqueue: {self._trouble or f'asking the server of the queue {self._queue.stream_key!r} …'}"
-            return {"text/plain": text, "text/html": f'<div class="nbqueue-panel">{html.escape(text)}</div>'}
+            page = f'<div class="nbqueue-panel">{html.escape(text)}</div><!--/nbqueue-->'
+            return {"text/plain": text, "text/html": page}
         notes = []
         if not self._status.workers and not self._trouble:
             notes.append("The first call starts them." if self._core.starts_by_itself else "queue.run() starts some.")
@@ -211,27 +217,26 @@ class Panel:
             notes.append(f"Not up to date: {self._trouble}")
         if state == "settled":
             notes.append(f"As of {datetime.now():%H:%M:%S}. Show the queue again for a live panel.")
-        page = picture(self._status, self._rate, notes, state)
+        page = picture(self._status, self._rate, notes, state) + (_STYLE if state == "live" else "")
         return {"text/plain": "\n".join([repr(self._status), *(f"  {note}" for note in notes)]), "text/html": page}
 
     # Buttons
 
-    def _make_widgets(self, page: str) -> Any:
+    def _make_buttons(self) -> Any:
         import ipywidgets
 
-        self._html = ipywidgets.HTML(page, layout={"margin": "0"})
         stop = self._button(ipywidgets, "Stop all", "Stopping…", STOP_TOOLTIP, self._queue.cancel)
         restart = self._button(
             ipywidgets, "Restart workers", "Restarting…", RESTART_TOOLTIP, self._queue.restart_workers
         )
-        row = ipywidgets.HBox([stop, restart], layout={"margin": "2px 0 0 0"})
-        box = ipywidgets.VBox([self._html, row], layout={"max_width": "1000px", "overflow": "hidden"})
-        box.add_class("nbqueue-view")
-        self._widgets = (box, row, stop, restart, self._html)
-        return box
+        row = ipywidgets.HBox([stop, restart], layout={"margin": "0"})
+        row.add_class("nbqueue-buttons")
+        self._widgets = (row, stop, restart)
+        return row
 
     def _button(self, ipywidgets: Any, text: str, meanwhile: str, tooltip: str, job: Callable[[], object]) -> Any:
-        button = ipywidgets.Button(description=text, tooltip=tooltip, layout={"width": "auto", "flex": "0 0 auto"})
+        button = ipywidgets.Button(description=text, tooltip=tooltip, layout={"width": "132px", "height": "24px"})
+        button.style.font_size = "12px"
         button.add_class("nbqueue-" + text.split()[0].lower())
 
         def run() -> None:

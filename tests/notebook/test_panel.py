@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[2]
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SETUP = """
@@ -36,11 +44,8 @@ def printed(messages: list[dict[str, Any]]) -> str:
 
 
 def page_of(message: dict[str, Any]) -> str:
-    """The HTML that a message shows, whether a widget's or a display's."""
-    content = message["content"]
-    if message["msg_type"] == "comm_msg":
-        return str(content["data"].get("state", {}).get("value", ""))
-    return str(content.get("data", {}).get("text/html", ""))
+    """The HTML that a message shows."""
+    return str(message["content"].get("data", {}).get("text/html", ""))
 
 
 @pytest.fixture
@@ -54,9 +59,11 @@ def test_a_queue_shows_what_runs_where_and_for_how_long_and_follows_it(kernel: A
     go = str(tmp_path / "go")
     messages = kernel.run(f"futures = [queue.submit(held, {go!r}) for _ in range(3)]\nqueue")
     assert not errors(messages)
-    shown = displayed(messages)[-1]
-    assert set(shown["data"]) == {WIDGET, "text/html", "text/plain"}
+    shown, buttons = displayed(messages)[-2:]
+    assert set(shown["data"]) == {"text/html", "text/plain"}
     assert shown["data"]["text/plain"].startswith("queue 'tasks' on private")
+    assert set(buttons["data"]) == {WIDGET, "text/html", "text/plain"}
+    assert buttons["data"]["text/plain"] == buttons["data"]["text/html"] == ""
     live = page_of(kernel.until(lambda m: "▸ 2 running" in page_of(m) and "▸ held" in page_of(m), timeout=20))
     assert "1 queued" in live
     assert " MB</td>" in live
@@ -92,7 +99,7 @@ print(len(asked) <= 2)
 def test_after_a_while_of_nothing_it_settles_and_leaves_neither_thread_nor_comm(kernel: Any) -> None:
     code = "import nbqueue.notebook.panel as panels\npanels.LIVE_S = 0.5\nqueue"
     messages = kernel.run(code)
-    shown = displayed(messages)[-1]
+    shown = displayed(messages)[-2]
     opened = {m["content"]["comm_id"] for m in messages if m["msg_type"] == "comm_open"}
     closed = {m["content"]["comm_id"] for m in messages if m["msg_type"] == "comm_close"}
     settled = None
@@ -100,7 +107,7 @@ def test_after_a_while_of_nothing_it_settles_and_leaves_neither_thread_nor_comm(
         message = kernel.until(lambda m: m["msg_type"] in ("update_display_data", "comm_close"), timeout=20)
         if message["msg_type"] == "comm_close":
             closed.add(message["content"]["comm_id"])
-        else:
+        elif page_of(message):
             settled = message["content"]
     assert settled["transient"]["display_id"] == shown["transient"]["display_id"]
     assert set(settled["data"]) == {"text/html", "text/plain"}
@@ -150,7 +157,7 @@ import nbqueue.notebook.panel as panels
 from IPython.display import display
 display(queue)
 panel = panels._panels._panels[-1]
-stop, restart = panel._widgets[2:4]
+row, stop, restart = panel._widgets
 futures = [queue.submit(time.sleep, 60) for _ in range(5)]
 before = {worker.pid for worker in queue.status().workers}
 stop.click()
@@ -173,7 +180,7 @@ def test_it_survives_a_server_that_is_away(start_kernel: Any, redis_server: Any)
     kernel = start_kernel()
     code = f"from nbqueue import TaskQueue\nqueue = TaskQueue({redis_server.url!r})\nqueue"
     messages = kernel.run(code)
-    assert "queue.run() starts some" in displayed(messages)[-1]["data"]["text/plain"]
+    assert "queue.run() starts some" in displayed(messages)[-2]["data"]["text/plain"]
     redis_server.stop()
     kernel.run("import nbqueue.notebook.panel as panels\npanels.REST_S = panels.AWAY_S = 0.2\n"
                "panels._panels._panels[0]._look_at = 0")  # fmt: skip
@@ -214,13 +221,25 @@ def test_the_line_magic_shows_the_panel(kernel: Any) -> None:
 def test_a_kernel_that_is_shut_down_with_an_open_panel_settles_it_and_ends_quietly(
     kernel: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    shown = displayed(kernel.run("queue"))[-1]
+    shown = displayed(kernel.run("queue"))[-2]
     kernel.client.shutdown()
     settled = kernel.until(lambda m: m["msg_type"] == "update_display_data", timeout=20)
     assert settled["content"]["transient"]["display_id"] == shown["transient"]["display_id"]
     assert 'data-state="settled"' in page_of(settled)
     kernel.manager.shutdown_kernel()
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_nbval_accepts_a_notebook_whose_file_holds_another_moment(tmp_path: Path) -> None:
+    cells = ["%load_ext nbqueue", "queue", "%%background -n made\nx = 1", "print(made.result())", "queue.history()"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in [SETUP, *cells]])
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(tmp_path)}
+    NotebookClient(notebook, kernel_name="python3").execute(env=env, cwd=str(tmp_path))
+    nbformat.write(notebook, tmp_path / "saved.ipynb")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", os.devnull, "--nbval"]
+    command += ["--nbval-current-env", "--nbval-sanitize-with", str(ROOT / "tests/nbval.cfg")]
+    checked = subprocess.run([*command, "saved.ipynb"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
 
 
 def test_a_status_shows_as_html(kernel: Any) -> None:
