@@ -142,6 +142,14 @@ class Batch(Generic[R]):
         index = 0
         with begun(self._interrupted):
             while True:
+                if index < len(self._kinds) and self._kinds[index] == VALUE:
+                    value = self._values[index]
+                    if type(value) is not Outcome:
+                        # As most are when they are asked for.
+                        yield value
+                        del value
+                        index += 1
+                        continue
                 with user_frames_only:
                     if not self._wait_for(index):
                         return
@@ -190,15 +198,16 @@ class Batch(Generic[R]):
         with user_frames_only:
             if not self.wait(timeout):
                 raise TimeoutError(f"{self!r} has not ended within {timeout:g} s; it goes on.{because(self._link)}")
-            places = range(len(self._kinds))
-            if return_exceptions:
-                values = [value if error is None else error for value, error in map(self._look, places)]
-            else:
-                try:
-                    values = [self._get(place) for place in places]
-                except Exception as error:
-                    self._add_summary(error)
-                    raise
+            get = self._value_or_error if return_exceptions else self._get
+            arrived = enumerate(zip(self._kinds, self._values, strict=True))
+            try:
+                values = [
+                    value if kind == VALUE and type(value) is not Outcome else get(place)
+                    for place, (kind, value) in arrived
+                ]
+            except Exception as error:
+                self._add_summary(error)
+                raise
             if self._input_error is not None:
                 raise self._input_error
         return values
@@ -413,6 +422,10 @@ class Batch(Generic[R]):
             finally:
                 del error
         return cast(R, value)
+
+    def _value_or_error(self, index: int) -> Any:
+        value, error = self._look(index)
+        return value if error is None else error
 
     def _look(self, index: int) -> tuple[Any, BaseException | None]:
         kind, value = self._kinds[index], self._values[index]

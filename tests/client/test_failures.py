@@ -487,3 +487,20 @@ def test_what_was_put_is_there_at_a_replay(queue: Any) -> None:
     assert isinstance(raised(future.replay), ZeroDivisionError)
     assert isinstance(raised(batch.futures[0].result), IndexError)
     assert isinstance(raised(batch.futures[0].replay), IndexError)
+
+
+class Deadly:
+    """Whoever unpickles it dies."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (3,)
+
+
+def test_looking_at_a_call_that_kills_whoever_unpickles_it_is_safe(queue: Any) -> None:
+    error = queue.submit(reciprocal, Deadly()).exception(30)
+    assert isinstance(error, WorkerDied)
+    assert error.__notes__[0].startswith("task reciprocal with x=<exit> · attempt 2")
+    batch = queue.map(reciprocal, [Deadly()])
+    batch.wait(30)
+    assert "with x=<exit>" in repr(batch.failed)
+    assert {task.arguments for task in queue.history()} == {"<exit>"}
