@@ -20,6 +20,7 @@ from cloudpickle import cloudpickle as _internals
 
 from nbqueue.codec.blobs import Put, arrived, got, handle_of, pack
 from nbqueue.codec.parts import Part, arguments, contents, has_code, parts, type_name
+from nbqueue.codec.remembered import Remembered
 from nbqueue.errors import NotSendable
 
 __all__ = [
@@ -128,8 +129,11 @@ def dump_function(fn: Callable[..., Any], name: str, handles: list[Put[Any]] | N
         It cannot be pickled, or is too large with what it captures. The message names the global, closure
         variable or default at fault.
     """
+    code = _remembered.get(fn)
+    if code is not None:
+        return code
     try:
-        code = dumps(fn, None, handles)
+        code = _remembered.note(fn, lambda: dumps(fn, None, handles))
     except Exception as error:
         raise NotSendable(f"`{name}` could not be sent: {_blame_function(fn, error)}") from error
     if len(code) > LARGEST_BYTES:
@@ -222,6 +226,20 @@ _native: weakref.WeakSet[type] = weakref.WeakSet()
 _arrived: weakref.WeakSet[type] = weakref.WeakSet()
 _FILENAME = 10  # of the arguments of `types.CodeType`
 _set_class_state: Callable[[type, Any], Any] | None = getattr(_internals, "_class_setstate", None)
+
+
+def _globals_of(code: types.CodeType) -> Iterable[str]:
+    names: Iterable[str] = _internals._extract_code_globals(code)
+    return names
+
+
+def _not_to_be_remembered() -> object:
+    # What later versions look at is not known; and modules may have been registered to travel by value.
+    return not _KNOWN_CLOUDPICKLE or _internals._PICKLE_BY_VALUE_MODULES
+
+
+_KNOWN_CLOUDPICKLE = cloudpickle.__version__.split(".")[:2] in (["3", "0"], ["3", "1"])
+_remembered = Remembered(_globals_of, _not_to_be_remembered)
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
