@@ -165,7 +165,9 @@ def _sentence(snapshot: Snapshot) -> str:
         style = _colour("color", _TEXT_COLOURS[part.kind]) if part.kind in _TEXT_COLOURS else ""
         pieces.append(f'<span class="nbqueue-{part.kind}" style="{style}">{symbol}{_html.escape(part.text)}</span>')
     # Where a narrow cell breaks the line, a part stays whole, and no line begins with a dot.
-    whole = '<span style="white-space:nowrap">'
+    # But for an error's message, which may be long.
+    style = "overflow-wrap:anywhere" if snapshot.error else "white-space:nowrap"
+    whole = f'<span style="{style}">'
     return " ".join([*(f"{whole}{piece} ·</span>" for piece in pieces[:-1]), f"{whole}{pieces[-1]}</span>"])
 
 
