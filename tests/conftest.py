@@ -6,6 +6,7 @@ secret nor a running notebook is touched. One supervisor serves the whole sessio
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -61,16 +62,23 @@ def session_home() -> Iterator[Path]:
     yield home
     close_queues()
     end_supervisor()
-    left = [str(path) for path in (home / "run").iterdir() if path.name.startswith("nbqueue-")]
-    left += [str(path) for path in Path("/dev/shm").glob("nbqueue*")]
-    left += [f"{child.pid} {child.name()}" for child in psutil.Process().children() if _lives(child)]
+
+    def left() -> list[str]:
+        found = [str(path) for path in (home / "run").iterdir() if path.name.startswith("nbqueue-")]
+        found += [str(path) for path in Path("/dev/shm").glob("nbqueue*")]
+        return found + [f"{child.pid} {child.name()}" for child in psutil.Process().children() if _lives(child)]
+
+    # A kernel that has just been killed takes its supervisor with it a moment later.
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: not left(), timeout=5)
+    remains = left()
     shutil.rmtree(home)
     for name, value in before.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    assert not left, f"left behind by the session: {left}"
+    assert not remains, f"left behind by the session: {remains}"
 
 
 @pytest.fixture(autouse=True)

@@ -172,7 +172,7 @@ class Core:
         link = self.link
         wait_until(link._changed, lambda: not link.open_calls, None, link, interrupted)
 
-    def shutdown(self) -> None:
+    def shutdown(self, interrupted: Interrupted = lambda: "the workers end when their calls do.") -> None:
         self.check_process()
         # From now on nothing starts by itself: run() does.
         self._started = True
@@ -181,9 +181,11 @@ class Core:
             raise PoolError(
                 f"What was submitted could not be handed to the server; the workers go on.{because(self.link)}"
             )
-        self.launcher.stop(self)
-        self._running = self.link.served_here = False
-        self.link.workers = 0
+        try:
+            self.launcher.stop(self, interrupted)
+        finally:
+            self._running = self.link.served_here = False
+            self.link.workers = 0
 
     def restart(self) -> None:
         self.check_process()

@@ -181,7 +181,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         done = asyncio.Event()
         self.add_done_callback(lambda _: _call_soon(loop, done.set))
         with user_frames_only:
-            await tick(done, self._interrupted, self._link)
+            await tick(done, self._interrupted, self._link, self._call.call.n if self._call is not None else 0)
             return self.result()
 
     def replay(self) -> R:

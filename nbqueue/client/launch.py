@@ -23,6 +23,8 @@ from typing import Any, Protocol
 
 import nbqueue
 from nbqueue import errors
+from nbqueue.client.several import wait_for
+from nbqueue.client.waiting import Interrupted
 from nbqueue.errors import ForkedQueue, NbqueueError, PoolError
 from nbqueue.progress.places import shown_here
 from nbqueue.stream.connect import Address
@@ -121,15 +123,13 @@ class LocalLauncher:
     def renew(self, order: PoolOrder) -> None:
         self._check()
         if order.id in self._pools:
-            # However long the running calls take.
-            self._ask({"op": "renew", "id": order.id}, timeout_s=None)
+            self._ask_and_wait({"op": "renew", "id": order.id}, lambda: "workers are replaced as their calls end.")
 
-    def stop(self, order: PoolOrder) -> None:
+    def stop(self, order: PoolOrder, interrupted: Interrupted) -> None:
         self._check()
         if self._pools.pop(order.id, None) is None:
             return
-        # However long the running calls take.
-        self._ask({"op": "stop", "id": order.id}, timeout_s=None)
+        self._ask_and_wait({"op": "stop", "id": order.id}, interrupted)
 
     def close(self) -> None:
         """End the supervisor and all that it started. Called when the kernel ends."""
@@ -190,7 +190,7 @@ class LocalLauncher:
         ).start()
         return ours
 
-    def _ask(self, message: dict[str, Any], timeout_s: float | None = ANSWER_TIMEOUT_S) -> dict[str, Any]:
+    def _send(self, message: dict[str, Any]) -> concurrent.futures.Future[dict[str, Any]]:
         future: concurrent.futures.Future[dict[str, Any]] = concurrent.futures.Future()
         with self._lock:
             control = self._socket if self._socket is not None else self._launch()
@@ -199,14 +199,19 @@ class LocalLauncher:
                 control.sendall(json.dumps(message).encode() + b"\n")
             except OSError as error:
                 raise PoolError("The supervisor process has died; try again.") from error
+        return future
+
+    def _ask_and_wait(self, message: dict[str, Any], interrupted: Interrupted) -> None:
+        """However long the running calls take. An interrupt ends the waiting; what was asked for goes on."""
+        answer = self._send(message)
+        wait_for(answer, interrupted)
+        _checked(answer.result())
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         try:
-            answer = future.result(timeout_s)
+            return _checked(self._send(message).result(ANSWER_TIMEOUT_S))
         except TimeoutError:
-            raise PoolError(f"The supervisor process did not answer within {timeout_s:g} s.") from None
-        if "error" in answer:
-            kind = getattr(errors, answer.get("kind", ""), PoolError)
-            raise (kind if issubclass(kind, NbqueueError) else PoolError)(answer["error"])
-        return answer
+            raise PoolError(f"The supervisor process did not answer within {ANSWER_TIMEOUT_S:g} s.") from None
 
     def _read(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
         with control, control.makefile("rb") as lines:
@@ -262,6 +267,13 @@ class LocalLauncher:
     def _remove_left_over(self) -> None:
         if self._server is not None:
             shutil.rmtree(Path(self._server.path).parent, ignore_errors=True)
+
+
+def _checked(answer: dict[str, Any]) -> dict[str, Any]:
+    if "error" in answer:
+        kind = getattr(errors, answer.get("kind", ""), PoolError)
+        raise (kind if issubclass(kind, NbqueueError) else PoolError)(answer["error"])
+    return answer
 
 
 _local: LocalLauncher | None = None

@@ -307,7 +307,7 @@ class TaskQueue:
         What was sent is handed to the server, idle workers fetch once more, running calls finish; the rest
         stays queued. Results stay readable. Does nothing if no workers run.
         """
-        self._here().shutdown()
+        self._here().shutdown(self._interrupt_all)
 
     def cancel(self) -> None:
         """Cancel every call that this process has open on the queue, queued and running alike."""
@@ -388,12 +388,17 @@ class TaskQueue:
 
         Calls that are to go on keep them.
         """
+        said = self._interrupt_all()
         core = self._here()
-        sinks = [sink for sink in reversed(core.link.sinks()) if isinstance(sink, TaskFuture | Batch)]
-        for sink in sinks:
-            sink._interrupted()
         if not core.link.open_calls:
             core.shutdown()
+        return said
+
+    def _interrupt_all(self) -> str:
+        link = self._here().link
+        sinks = [sink for sink in reversed(link.sinks()) if isinstance(sink, TaskFuture | Batch)]
+        for sink in sinks:
+            sink._interrupted()
         ended = sum(sink.done() if isinstance(sink, TaskFuture) else sink.done for sink in sinks)
         return told(ended, len(sinks) - ended)
 

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 from nbqueue.client.frames import user_frames_only
 from nbqueue.client.future import TaskFuture
 from nbqueue.client.listener import Link
-from nbqueue.client.waiting import because, begun, wait_until
+from nbqueue.client.waiting import Interrupted, because, begun, wait_until
 from nbqueue.codec.messages import VALUE
 
-__all__ = ["as_completed", "gather", "interrupt_all", "wait"]
+__all__ = ["as_completed", "gather", "interrupt_all", "told", "wait", "wait_for"]
 
 R = TypeVar("R")
 AnyFuture = concurrent.futures.Future[R]
@@ -84,7 +84,8 @@ def interrupt_all(futures: Sequence[AnyFuture[Any]]) -> str:
     """Whoever waited for these was interrupted. Says what has become of them."""
     cancelled = going_on = 0
     # The last first: cancelling what runs makes room, in which what is still queued must not start.
-    for future in reversed(futures):
+    last_first = futures[::-1]
+    for future in sorted(last_first, key=_number, reverse=True):
         if future.done():
             continue
         if isinstance(future, TaskFuture):
@@ -94,6 +95,11 @@ def interrupt_all(futures: Sequence[AnyFuture[Any]]) -> str:
         cancelled += future.cancelled()
         going_on += not future.done()
     return told(cancelled, going_on)
+
+
+def _number(future: AnyFuture[Any]) -> int:
+    call = future._call if isinstance(future, TaskFuture) else None
+    return call.call.n if call is not None else 0
 
 
 def told(cancelled: int, going_on: int) -> str:
@@ -177,6 +183,12 @@ def gather(
                     raise
                 results.append(error)
     return results
+
+
+def wait_for(future: AnyFuture[Any], interrupted: Interrupted) -> None:
+    """Wait for a future of anybody's. Raises as `wait_until` does."""
+    with _Watch([future]) as watch:
+        wait_until(watch.condition, lambda: bool(watch.ended), None, None, interrupted)
 
 
 def _wait_for_one(future: AnyFuture[Any], timeout: float | None, all_of_them: Sequence[AnyFuture[Any]]) -> None:

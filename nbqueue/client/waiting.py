@@ -207,10 +207,10 @@ def _reason(link: Link) -> str | None:
 class _Awaiting:
     """One coroutine that waits for one thing. `said` is set when it has been interrupted."""
 
-    __slots__ = ("cell", "done", "interrupted", "said")
+    __slots__ = ("cell", "done", "interrupted", "number", "said")
 
-    def __init__(self, done: asyncio.Event, interrupted: Interrupted) -> None:
-        self.done, self.interrupted, self.cell = done, interrupted, _cell
+    def __init__(self, done: asyncio.Event, interrupted: Interrupted, number: int) -> None:
+        self.done, self.interrupted, self.number, self.cell = done, interrupted, number, _cell
         self.said: str | None = None
 
     def interrupt(self) -> None:
@@ -222,11 +222,12 @@ class _Awaiting:
 # In the order in which they began, as dicts are. A cell's number tells what belongs to the cell that runs now.
 _awaiting: dict[_Awaiting, None] = {}
 _unfinished: dict[begun, int] = {}
+_left: list[begun] = []
 _cell = 0
 
 
-async def tick(done: asyncio.Event, interrupted: Interrupted, link: Link | None) -> None:
-    """Wait for an event in short ticks, so that an interrupted cell notices.
+async def tick(done: asyncio.Event, interrupted: Interrupted, link: Link | None, number: int = 0) -> None:
+    """Wait for an event in short ticks, so that an interrupted cell notices. Calls have a `number`, in their order.
 
     Raises
     ------
@@ -234,7 +235,7 @@ async def tick(done: asyncio.Event, interrupted: Interrupted, link: Link | None)
         When interrupted, or cancelled by whoever awaits this; after `interrupted`.
     """
     hint_at = time.monotonic() + HINT_S
-    here = _Awaiting(done, interrupted)
+    here = _Awaiting(done, interrupted, number)
     if threading.current_thread() is threading.main_thread():
         _awaiting[here] = None
     try:
@@ -259,7 +260,7 @@ def interrupt_awaited() -> str:
     """Interrupt what coroutines of this cell wait for; those of earlier cells go on. Says for a person what it did."""
     said = []
     # The last first: cancelling what runs makes room, in which what is still queued must not start.
-    for here in reversed(list(_awaiting)):
+    for here in sorted(_awaiting, key=lambda here: here.number, reverse=True):
         if here.cell == _cell:
             here.interrupt()
             said.append(here.said or "")
@@ -269,7 +270,10 @@ def interrupt_awaited() -> str:
 
 
 class begun:
-    """A loop over results is under way in the cell: it is waited for, even while the loop's body runs."""
+    """A loop over results is under way in the cell: it is waited for, even while the loop's body runs.
+
+    An interrupt there leaves the loop as ``break`` does, so a loop that was left counts until the cell has ended.
+    """
 
     __slots__ = ("_interrupted",)
 
@@ -280,8 +284,11 @@ class begun:
         if threading.current_thread() is threading.main_thread():
             _unfinished[self] = _cell
 
-    def __exit__(self, *_: object) -> None:
-        _unfinished.pop(self, None)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not GeneratorExit or not _cell:
+            _unfinished.pop(self, None)
+        elif self in _unfinished:
+            _left.append(self)
 
 
 def interrupt_unfinished() -> None:
@@ -296,3 +303,5 @@ def next_cell() -> None:
     """Another cell begins."""
     global _cell
     _cell += 1
+    while _left:
+        _unfinished.pop(_left.pop(), None)

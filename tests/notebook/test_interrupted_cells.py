@@ -40,6 +40,37 @@ def wait_for(number, calls_made):
         Path("waiting").touch()
     threading.Thread(target=tell).start()
 
+@queue.task
+def gated(i):
+    (Path("started") / str(i)).touch()
+    while not Path("open").exists():
+        time.sleep(0.01)
+    return i
+
+@queue.task
+def stubborn(i):
+    while True:
+        try:
+            (Path("started") / str(i)).touch()
+            time.sleep(60)
+        except BaseException:
+            pass
+
+@queue.task
+def in_c(i):
+    import re
+    (Path("started") / str(i)).touch()
+    re.match("(a+)+$", "a" * 50 + "b")
+
+@queue.task
+def nested(i):
+    return work.submit(i).result()
+
+def waited(calls, number=None):
+    calls = list(calls)
+    wait_for(number or min(2, len(calls)), calls)
+    return calls
+
 def one():
     future = work(0)
     wait_for(1, [future])
@@ -132,8 +163,8 @@ class Cells:
 
 
 @pytest.fixture
-def cells(start_kernel: Callable[..., Any], tmp_path: Path, wait_until: Callable[..., Any]) -> Cells:
-    return Cells(start_kernel(NBQUEUE_PROGRESS="0"), tmp_path, wait_until)
+def cells(start_version: Callable[..., Any], tmp_path: Path, wait_until: Callable[..., Any]) -> Cells:
+    return Cells(start_version(NBQUEUE_PROGRESS="0"), tmp_path, wait_until)
 
 
 def check(cells: Cells, way: str) -> None:
@@ -160,3 +191,103 @@ def test_an_interrupt_of_an_awaiting_cell_cancels_what_it_waited_for(cells: Cell
     cells.text("async def blocks():\n    return one().result()")
     for way in AWAITING:
         check(cells, way)
+
+
+DETACHED = {
+    "later.result()": "later = patient(0); waited([later]); later.result()",
+    "nbqueue.gather(later)": "later = waited(patient(i) for i in range(2)); nbqueue.gather(later)",
+    "later.results()": "later = patient.map(range(4)); waited(later.futures); later.results()",
+    "list(later)": "later = patient.map(range(4)); waited(later.futures); list(later)",
+    "await later": "later = patient.map(range(4)); waited(later.futures); await later",
+    "await asyncio.gather(*later)": "later = waited(patient(i) for i in range(2)); await asyncio.gather(*later)",
+}
+
+
+def test_detached_work_goes_on_when_the_waiting_is_interrupted(cells: Cells) -> None:
+    cells.text("patient = gated.options(on_interrupt='detach')")
+    for again, way in DETACHED.items():
+        shown, _ = cells.press(way)
+        last = shown.rstrip().splitlines()[-1]
+        assert last.startswith("KeyboardInterrupt: "), shown
+        assert "goes on" in last or "go on" in last, shown
+        assert cells.text("print(any(call.done() for call in calls))") == "False\n"
+        (cells.folder / "open").touch()
+        values = 0 if "(0)" in way else list(range(4)) if "map" in way else [0, 1]
+        assert cells.text(f"print({again})") == f"{values}\n"
+        (cells.folder / "open").unlink()
+
+
+def test_a_task_that_will_not_be_interrupted_ends_with_its_worker(cells: Cells) -> None:
+    for way in (
+        "nbqueue.gather(waited(stubborn(i) for i in range(2)))",
+        "nbqueue.gather(waited(in_c(i) for i in range(2)))",
+        "nbqueue.gather(waited([stubborn(0), in_c(1)]))",
+    ):
+        shown, _ = cells.press(way)
+        assert "KeyboardInterrupt: 2 calls were cancelled." in shown
+        assert cells.text(NEXT).splitlines() == ["3 []", "0 running, 2 started"]
+        assert cells.text("print(len(queue.status().workers))") == "2\n"
+
+
+def test_what_a_cancelled_task_waits_for_is_cancelled_with_it(cells: Cells) -> None:
+    shown, _ = cells.press("waited([nested(0)], 1)[0].result()")
+    assert "KeyboardInterrupt: `nested` was cancelled." in shown
+    assert cells.text(NEXT).splitlines() == ["3 []", "0 running, 1 started"]
+
+
+def test_further_presses_end_the_waiting_and_not_the_cancelling(cells: Cells) -> None:
+    for way in ("batch().results()", "nbqueue.gather(many())", "await batch()", "await asyncio.gather(*many())"):
+        shown, _ = cells.press(way, presses=5)
+        assert shown.count("KeyboardInterrupt:") == 1, shown
+        assert cells.text(NEXT).splitlines()[0] == "3 []", way
+
+
+def test_a_second_press_leaves_a_cancelling_that_takes_long(cells: Cells) -> None:
+    cells.text("def slow(future):\n    Path('slow').touch()\n    while not Path('open').exists(): time.sleep(0.01)")
+    code = "for call in many(): call.add_done_callback(slow)\nnbqueue.gather(calls)"
+    message = cells.kernel.client.execute(code)
+    cells.wait_until((cells.folder / "waiting").exists, timeout=30)
+    cells.kernel.manager.interrupt_kernel()
+    cells.wait_until((cells.folder / "slow").exists)
+    cells.kernel.manager.interrupt_kernel()
+    error = cells.kernel.until(lambda found: found["msg_type"] == "error", timeout=20)
+    assert error["parent_header"]["msg_id"] == message
+    assert error["content"]["evalue"] == "the work is still being cancelled."
+    (cells.folder / "open").touch()
+    assert cells.text(NEXT).splitlines()[0] == "3 []"
+
+
+LOOPS = [
+    "for value in batch:",
+    "for value in (future.result() for future in batch.as_completed()):",
+    "for value in (future.result() for future in nbqueue.as_completed(calls)):",
+]
+
+
+def test_an_interrupt_in_the_body_of_a_loop_over_results_cancels_the_rest(cells: Cells) -> None:
+    cells.text("@queue.task(chunksize=1)\ndef first_only(i):\n    if i: time.sleep(60)\n    return i")
+    for loop in LOOPS:
+        shown, _ = cells.press(
+            "batch = first_only.map(range(6))\ncalls = list(batch.futures)\n"
+            f"{loop}\n    Path('waiting').touch()\n    time.sleep(60)"
+        )
+        assert "KeyboardInterrupt" in shown
+        assert cells.text("print([call.cancelled() for call in calls])") == f"{[False] + [True] * 5}\n", loop
+        assert cells.text("print(queue.submit(abs, -3).result(timeout=20))") == "3\n"
+
+
+def test_an_interrupt_of_the_end_of_a_with_block_stops_its_workers(cells: Cells) -> None:
+    shown, _ = cells.press(
+        "with TaskQueue(stream_key='other', workers=1) as other:\n    waited([other.submit(work.local, 0)], 1)"
+    )
+    assert "KeyboardInterrupt: 1 call was cancelled." in shown
+    assert "nbqueue/" not in shown
+    assert cells.text("print(calls[0].cancelled(), other.status().workers)") == "True ()\n"
+
+
+def test_an_interrupt_of_a_shutdown_cancels_what_it_waited_for(cells: Cells) -> None:
+    shown, _ = cells.press("many(); queue.shutdown()")
+    assert "KeyboardInterrupt: 6 calls were cancelled." in shown
+    assert "nbqueue/" not in shown
+    assert cells.text("print([call for call in calls if not call.cancelled()], queue.status().workers)") == "[] ()\n"
+    assert cells.text("queue.run(2)\nprint(queue.submit(abs, -3).result(timeout=20))") == "3\n"
