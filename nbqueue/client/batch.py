@@ -12,29 +12,27 @@ consumed as results come back, so it may be longer than memory or have no end.
 from __future__ import annotations
 
 import asyncio
-import bisect
 import itertools
 import pickle
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures._base import RUNNING
-from operator import itemgetter
 from typing import Any, Generic, TypeVar, cast, overload
 
 from nbqueue import context
-from nbqueue.client.chunking import Chunker
 from nbqueue.client.failures import Failures, annotate, note_of, summary_of
+from nbqueue.client.feeding import Feeder
 from nbqueue.client.frames import user_frames_only
 from nbqueue.client.future import TaskFuture, _call_soon
+from nbqueue.client.items import Details, Futures
 from nbqueue.client.listener import Link, OpenCall
 from nbqueue.client.outcome import Outcome, skipped
 from nbqueue.client.recipe import Packed, Prepared, Recipe, items_of
 from nbqueue.client.replay import Kept
 from nbqueue.client.waiting import because, begun, tick, wait_until
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, ReplyBody
-from nbqueue.errors import NbqueueError, NotSendable, TaskCancelled
+from nbqueue.errors import NbqueueError, TaskCancelled
 from nbqueue.progress.prints import Page, Prints
 from nbqueue.progress.tally import Lane, Snapshot, Tally
 from nbqueue.progress.views import Handle, open_view, show_again
@@ -44,8 +42,6 @@ __all__ = ["Batch"]
 R = TypeVar("R")
 
 _OPEN, _CANCELLED = 0, ord("c")
-# Items that were drawn from the input do not wait longer than this for the rest of their chunk.
-STALLED_S = 0.05
 
 
 class Batch(Generic[R]):
@@ -93,27 +89,22 @@ class Batch(Generic[R]):
         self._settled = 0
         self._total = total
         self._exhausted = False
-        self._input_error: BaseException | None = None
         self._cancelled = False
         self._futures: dict[int, TaskFuture[R]] = {}
         self._finished: deque[int] | None = None  # in order of completion, once somebody wants to know
         self._running: set[int] = set()
         self._calls: dict[int, OpenCall] = {}
         self._callbacks: list[Callable[[], object]] = []
-        self._chunker = Chunker(total, recipe.options.chunksize)
-        self._source: Iterator[tuple[Any, ...]] = iter(items)
-        self._drawing = threading.Lock()  # guards what was drawn from the input and not sent yet
-        self._drawn: list[Prepared] = []
-        self._drawn_since = 0.0
         self._unwanted: set[int] = set()  # places that were cancelled before they were drawn
-        self._details = _Details()
-        self._feeder: threading.Thread | None = None
+        self._details = Details()
+        self._feeder = Feeder(items, total, recipe, link)
         self.tally = Tally(self._name, total)
-        self._check_first()
+        self._feeder.check_first(self)
         self._view: Handle | None = open_view(self.tally, self.cancel) if show else None
         # Below the card.
-        self._prints = Prints(page(), self._name, lambda place: f"{self._name}[{place}]")
-        self._feed()
+        name = self._name  # alone, so that nothing here leads back to the batch
+        self._prints = Prints(page(), name, lambda place: f"{name}[{place}]")
+        self._feeder.start(self)
 
     def __repr__(self) -> str:
         s = self.progress
@@ -208,8 +199,8 @@ class Batch(Generic[R]):
             except Exception as error:
                 self._add_summary(error)
                 raise
-            if self._input_error is not None:
-                raise self._input_error
+            if self._feeder.error is not None:
+                raise self._feeder.error
         return values
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -232,7 +223,7 @@ class Batch(Generic[R]):
 
     @property
     def futures(self) -> Sequence[TaskFuture[R]]:
-        return _Futures(self)
+        return Futures(self)
 
     def as_completed(self, timeout: float | None = None) -> Iterator[TaskFuture[R]]:
         """Futures of the items in the order in which they end; works for inputs without an end.
@@ -259,8 +250,8 @@ class Batch(Generic[R]):
                         )
                     if seen >= len(finished):
                         self._close_view()
-                        if self._input_error is not None:
-                            raise self._input_error
+                        if self._feeder.error is not None:
+                            raise self._feeder.error
                         return
                 yield self.future(finished[seen])
 
@@ -410,8 +401,8 @@ class Batch(Generic[R]):
             self._close_view()
         if index < len(self._kinds):
             return True
-        if self._input_error is not None:
-            raise self._input_error
+        if self._feeder.error is not None:
+            raise self._feeder.error
         return False
 
     def _get(self, index: int) -> R:
@@ -471,102 +462,17 @@ class Batch(Generic[R]):
 
     # Feeding
 
-    def _check_first(self) -> None:
-        """Pickle the first item at once: what cannot be sent at all is refused where it is made."""
-        first = next(self._source, None)
-        if first is None:
-            self._input_ended()
-            return
-        item = self._recipe.prepare(first)
-        # A plain one travels without the keywords; with them it may be too large.
-        frame = self._recipe.frame(item) if isinstance(item, tuple) else item
-        if isinstance(frame, NotSendable):
-            raise frame
-        self._drawn.append(item)
-
-    def _feed(self) -> None:
-        """Fill what may be in flight. Later the feeder thread goes on, if more is left."""
-        while self._room():
-            if not self._send_chunk():
-                return
-            if self._total is None:
-                # A generator may take its time; it must not take the caller's.
-                break
-        self._link.watch(self._send_stalled)
-        self._feeder = threading.Thread(target=self._keep_feeding, name="nbqueue-feeder", daemon=True)
-        self._feeder.start()
-
-    def _keep_feeding(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._exhausted or self._room())
-                if self._exhausted:
-                    return
-            if not self._send_chunk():
-                return
-
-    def _room(self) -> bool:
-        return len(self._calls) < self._chunker.in_flight(self._link.planned_workers)
-
-    def _send_chunk(self) -> bool:
-        """Take items from the input and send them together. False when there are no more."""
-        size = self._chunker.next_size(self._link.planned_workers)
-        drawn = len(self._drawn)  # the first item, at the first time
-        try:
-            while drawn < size and not self._cancelled:
-                item = self._recipe.prepare(next(self._source))
-                with self._drawing:
-                    if not self._drawn:
-                        self._drawn_since = time.monotonic()
-                    self._drawn.append(item)
-                drawn += 1
-        except StopIteration:
-            self._source = iter(())
-        except Exception as error:  # noqa: BLE001 - the input is the user's code; its error is the batch's
-            self._input_error = error
-            self._source = iter(())
-        except BaseException:
-            self.cancel()
-            raise
-        self._chunker.took(drawn)
-        self._send_drawn()
-        if drawn < size:
-            self._input_ended()
-            return False
-        if self._total is not None and len(self._kinds) >= self._total and self._at_end():
-            self._input_ended()
-            return False
-        return True
-
-    def _send_drawn(self) -> None:
-        with self._drawing:
-            items, self._drawn = self._drawn, []
-            if not items or self._cancelled:
-                return
-            with self._lock:
-                start = len(self._kinds)
-                self._kinds.extend(bytes(len(items)))
-                self._values.extend([None] * len(items))
-            for place in [place for place in self._unwanted if start <= place < start + len(items)]:
-                items[place - start] = None
-                self._unwanted.discard(place)
-            if self._total is None:
-                self.tally.expect(len(self._kinds))
-            self._send_items(start, items)
-
-    def _send_stalled(self) -> bool:
-        """Send what was drawn while the input keeps the feeder waiting. False when the input has ended."""
-        if self._drawn and time.monotonic() - self._drawn_since > STALLED_S:
-            self._send_drawn()
-        return not self._exhausted
-
-    def _at_end(self) -> bool:
-        # A sized input that has given all its items: do not leave the last wake-up to a thread.
-        item = next(self._source, None)
-        if item is None:
-            return True
-        self._source = itertools.chain((item,), self._source)
-        return False
+    def _take(self, items: list[Prepared]) -> None:
+        with self._lock:
+            start = len(self._kinds)
+            self._kinds.extend(bytes(len(items)))
+            self._values.extend([None] * len(items))
+        for place in [place for place in self._unwanted if start <= place < start + len(items)]:
+            items[place - start] = None
+            self._unwanted.discard(place)
+        if self._total is None:
+            self.tally.expect(len(self._kinds))
+        self._send_items(start, items)
 
     def _input_ended(self) -> None:
         with self._changed:
@@ -641,7 +547,7 @@ class Batch(Generic[R]):
             self._running.difference_update(range(start, start + body.items))
             if self._finished is not None:
                 self._finished.extend(arrived)
-            self._chunker.observe(body.items, body.seconds)
+            self._feeder.chunker.observe(body.items, body.seconds)
             self._details.add(start, body)
             ended = self._is_over(call)
             if ended:
@@ -760,45 +666,3 @@ class Batch(Generic[R]):
         self.tally.finish()
         for callback in callbacks:
             callback()
-
-
-class _Details:
-    """Which worker ran which items of a batch: one line a reply, found by the place of an item."""
-
-    def __init__(self) -> None:
-        self._lines: list[tuple[int, int, str, int, float]] = []
-        self._sorted = True
-
-    def add(self, start: int, body: ReplyBody) -> None:
-        self._sorted = self._sorted and (not self._lines or self._lines[-1][0] <= start)
-        self._lines.append((start, body.items, body.worker, body.attempt, body.seconds / body.items))
-
-    def of(self, place: int) -> tuple[str | None, int, float | None]:
-        """Worker, attempt and seconds of an item; nothing known is ``(None, 0, None)``."""
-        if not self._sorted:
-            self._lines.sort(key=itemgetter(0))
-            self._sorted = True
-        # The last reply that begins at the item or before: a later attempt is a later line.
-        at = bisect.bisect_right(self._lines, place, key=itemgetter(0)) - 1
-        if at >= 0 and place < self._lines[at][0] + self._lines[at][1]:
-            return self._lines[at][2:]
-        return None, 0, None
-
-
-class _Futures(Sequence[TaskFuture[R]], Generic[R]):
-    """A batch's futures, made on access."""
-
-    def __init__(self, batch: Batch[R]) -> None:
-        self._batch = batch
-
-    def __len__(self) -> int:
-        return len(self._batch)
-
-    @overload
-    def __getitem__(self, index: int) -> TaskFuture[R]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TaskFuture[R]]: ...
-    def __getitem__(self, index: int | slice) -> TaskFuture[R] | list[TaskFuture[R]]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self._batch.future(index + len(self) if index < 0 else index)

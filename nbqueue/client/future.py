@@ -83,7 +83,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         self._page: Page | None = None  # of the cell that called
         self._tag = name
         self._prints: Prints | None = None
-        self._transcript = transcript or self._own_transcript
+        self._transcript_elsewhere = transcript
         self._made_at = time.monotonic()
         self._started_at = 0.0
         self._card: CallCard | None = None
@@ -266,12 +266,15 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         if page is not None:
             self._tag = page.name(self.name)
 
-    def _own_transcript(self) -> Transcript | None:
+    def _transcript(self) -> Transcript | None:
+        if self._transcript_elsewhere is not None:
+            return self._transcript_elsewhere()
         return None if self._prints is None else self._prints.of(0)
 
     def _printing(self) -> Prints:
         if self._prints is None:
-            self._prints = Prints(self._page, self.name, lambda _: self._tag)
+            tag = self._tag
+            self._prints = Prints(self._page, self.name, lambda _: tag)
         return self._prints
 
     def _sent(self, call: OpenCall, fn: Callable[..., Any]) -> None:

@@ -183,3 +183,28 @@ def test_many_threads_may_wait_for_one_future(held: Any) -> None:
         waiting = [threads.submit(future.result, 20) for _ in range(6)]
         held.go()
         assert [w.result() for w in waiting] == ["for all"] * 6
+
+
+def test_a_result_is_gone_with_its_future_and_a_batch_with_its_results(
+    queue: Any, wait_until: Callable[..., Any]
+) -> None:
+    """Not only when garbage is collected: a loop over large results must not pile them up."""
+    import gc
+    import weakref
+
+    class Value:
+        pass
+
+    def make(x: int) -> Any:
+        return Value()
+
+    gc.collect()
+    gc.disable()
+    try:
+        future, batch = queue.submit(make, 0), queue.map(make, range(3))
+        gone = [weakref.ref(future.result(timeout=20)), *map(weakref.ref, batch.results(timeout=20))]
+        del future, batch
+        # The listener may still be about to let go of the call.
+        wait_until(lambda: not any(ref() for ref in gone))
+    finally:
+        gc.enable()
