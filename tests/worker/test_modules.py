@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import py_compile
@@ -12,7 +13,7 @@ import sysconfig
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from importlib.machinery import EXTENSION_SUFFIXES, SourceFileLoader
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, SourceFileLoader
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,31 @@ def test_files_that_are_loaded_under_no_name_are_forgotten(watch: LocalModules, 
         path.unlink()
         assert watch.changed() == ""
     assert not watch._files
+
+
+def test_a_module_that_a_finder_of_its_own_finds_is_watched(
+    watch: LocalModules, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of packages that were installed for editing."""
+    source = tmp_path / "elsewhere" / "__init__.py"
+    source.parent.mkdir()
+    source.write_text("value = 1\n")
+
+    class Finder:
+        @staticmethod
+        def find_spec(wanted: str, path: object = None, target: object = None) -> ModuleSpec | None:
+            return importlib.util.spec_from_file_location(wanted, source) if wanted == name else None
+
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    assert importlib.import_module(name).value == 1
+    (source.parent / "part.py").write_text("value = 1\n")
+    importlib.import_module(f"{name}.part")
+    assert watch.changed() == ""
+    source.write_text("value = 22\n")
+    assert watch.changed() == name
+    source.write_text("value = 1\n")
+    (source.parent / "part.py").write_text("value = 22\n")
+    assert watch.changed() == f"{name}.part"
 
 
 def test_a_module_in_an_archive_is_left_alone(
