@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from functools import cache
 from typing import Any
 
 from .prints import Page
@@ -136,10 +137,12 @@ def _shell() -> Any:
     return None if getattr(shell, "kernel", None) is None else shell
 
 
+@cache
 def shown_here() -> bool:
     """True in a notebook's kernel, where what tasks print is shown below the cell that called them.
 
-    Not with ``NBQUEUE_PROGRESS=0``: then it goes to the kernel's stdout and stderr, as it does in a script.
+    Not with ``NBQUEUE_PROGRESS=0``: then it goes to the kernel's stdout and stderr, as it does in a script. Decided
+    once, since the workers are told.
     """
     return _shell() is not None and os.environ.get("NBQUEUE_PROGRESS", "").strip().lower() not in _OFF
 
@@ -158,5 +161,9 @@ def here() -> Page | None:
         if _drawer.hooked is not shell:
             shell.events.register("post_run_cell", _drawer.at_end)
             _drawer.hooked = shell
-        place = _drawer.current = Place(cell)
+        try:
+            place = _drawer.current = Place(cell)
+        except Exception as error:  # noqa: BLE001 - the work goes on without it, and each future has its output
+            print(f"nbqueue: there is no place for what tasks print ({error!r})", file=sys.stderr)
+            return None
     return place.page

@@ -13,6 +13,7 @@ Knows neither queue nor Redis nor IPython. Safe to be used by several threads.
 
 from __future__ import annotations
 
+import base64
 import html as _html
 import re
 import threading
@@ -29,7 +30,8 @@ LINES_KEPT = 10_000
 LONGEST_LINE = 2_000
 NOTICES_SHOWN = 20
 # What the items of one batch printed is kept up to about this; of more, the first items lose theirs.
-MOST_KEPT = 64_000_000
+MOST_KEPT = 128_000_000
+EACH_BYTES = 500  # of a transcript apart from its text
 # Of displays, in html.
 MOST_SHOWN_BYTES = 4_000_000
 MOST_SHOWN = 50
@@ -49,11 +51,12 @@ class Tag(NamedTuple):
 class Transcript:
     """What one item printed on both streams, all attempts one after another, and what it displayed."""
 
-    __slots__ = ("_attempts", "displays")
+    __slots__ = ("_streams", "displays")
 
     def __init__(self) -> None:
-        self._attempts: dict[int, tuple[_Stream, _Stream]] = {}
-        self.displays: list[Mapping[str, Any]] = []
+        # Few of them, and many transcripts: what is not there takes no room.
+        self._streams: list[_Stream] = []
+        self.displays: tuple[Mapping[str, Any], ...] = ()
 
     def add(self, attempt: int, stream: int, at: int, data: bytes) -> bytes:
         """A piece that begins at byte `at`. Returns what of it is new and can be shown now."""
@@ -64,28 +67,33 @@ class Transcript:
         return self._stream(attempt, stream).complete(size, pieces)
 
     def text(self, stream: int) -> str:
-        return "".join(streams[stream - OUT].text() for _, streams in sorted(self._attempts.items()))
+        streams = [each for each in self._streams if each.number == stream]
+        return "".join(each.text() for each in sorted(streams, key=lambda each: each.attempt))
 
     @property
     def size(self) -> int:
-        return sum(stream.kept for streams in self._attempts.values() for stream in streams)
+        return sum(stream.kept for stream in self._streams) + EACH_BYTES
 
-    def _stream(self, attempt: int, stream: int) -> _Stream:
-        if attempt not in self._attempts:
-            self._attempts[attempt] = _Stream(), _Stream()
-        return self._attempts[attempt][stream - OUT]
+    def _stream(self, attempt: int, number: int) -> _Stream:
+        for stream in self._streams:
+            if stream.number == number and stream.attempt == attempt:
+                return stream
+        self._streams.append(_Stream(attempt, number))
+        return self._streams[-1]
 
 
 class _Stream:
     """Pieces of one stream of one attempt, in order and without overlap."""
 
-    __slots__ = ("_pieces", "_size", "kept", "seen")
+    __slots__ = ("_pieces", "_size", "attempt", "kept", "number", "seen")
 
     # As a reply keeps it: the two ends.
     MOST = 262_144
 
-    def __init__(self) -> None:
-        self._pieces: deque[_Piece] = deque()
+    def __init__(self, attempt: int, number: int) -> None:
+        self.attempt = attempt
+        self.number = number
+        self._pieces: list[_Piece] = []
         self._size = 0
         self.kept = 0
         self.seen = 0  # what lies before has been shown, or never will be
@@ -100,8 +108,7 @@ class _Stream:
         self.seen = self._size = start + len(new)
         while self.kept > self.MOST and len(self._pieces) > 2:
             # The second: the beginning is worth more than the middle.
-            _, dropped = self._pieces[1]
-            del self._pieces[1]
+            _, dropped = self._pieces.pop(1)
             self.kept -= len(dropped)
         return new
 
@@ -114,7 +121,7 @@ class _Stream:
             seen = max(seen, at + len(data))
         lost += max(0, size - seen)
         if kept:
-            self._pieces = deque(kept)
+            self._pieces = kept
         self.kept = sum(len(data) for _, data in self._pieces)
         self._size = size
         self.seen = max(seen, size)
@@ -182,6 +189,7 @@ class Prints:
         transcript = self._items.get(item)
         if transcript is None:
             transcript = self._items[item] = Transcript()
+            self._kept += EACH_BYTES
         return transcript
 
     def _piece(self, item: int, attempt: int, stream: int, at: int, data: bytes) -> None:
@@ -213,8 +221,8 @@ class Prints:
             transcript = self._transcript(item)
             if any(known["id"] == id and known["n"] >= event["n"] for known in transcript.displays):
                 return
-            transcript.displays = [known for known in transcript.displays if known["id"] != id] + [event]
-            del transcript.displays[:-MOST_SHOWN]
+            others = tuple(known for known in transcript.displays if known["id"] != id)
+            transcript.displays = (*others, event)[-MOST_SHOWN:]
         if self._page is not None:
             self._page.show(self._tag(item), id, data)
 
@@ -509,7 +517,9 @@ def _display(tag: str, data: Mapping[str, Any]) -> str:
         encoded = re.sub(r"[^A-Za-z0-9+/=]", "", data[image])
         body = f'<img src="data:{image};base64,{encoded}" alt="{alt}" style="max-width:100%">'
     elif isinstance(data.get("image/svg+xml"), str):
-        body = data["image/svg+xml"]
+        # As an image: a sanitiser takes away what is drawn in the page itself.
+        encoded = base64.b64encode(data["image/svg+xml"].encode()).decode()
+        body = f'<img src="data:image/svg+xml;base64,{encoded}" style="max-width:100%">'
     return (
         f'<div class="nbqueue-display" style="padding:3px 0"><div style="{_GREY};font-size:13px">'
         f"{_html.escape(tag)}</div>{body}</div>"

@@ -142,7 +142,7 @@ class Worker:
         self._suspect = 0  # bytes of the largest reply that was on its way when the connection was lost
         self._seconds = 0.0  # a call's run time, smoothed; 0 before the first
         self._armed = False
-        self._looked = False  # at what the item that has just run printed
+        self._looked: object = None  # at what this item printed, as `_running_call` names it
         self._why = 0
         self._item_since = 0.0
         self._waits = 0
@@ -417,9 +417,9 @@ class Worker:
                     break
         finally:
             context.set_current(None)
-            self._running_call = None
             self._news.take()
             self._clean_up(printed)
+            self._running_call = None
         self._outbox.close()
         if not self._left:
             # What it still holds goes back when its end is noticed.
@@ -430,7 +430,7 @@ class Worker:
 
     def _clean_up(self, printed: tuple[int, int]) -> None:
         """Make all ready for the next call. A worker whose task has spoiled too much for that is replaced."""
-        if not self._looked:
+        if self._looked is not self._running_call:
             self._look()
         try:
             self._surroundings.restore()
@@ -442,7 +442,7 @@ class Worker:
 
     def _look(self) -> Said:
         """What the item that has just run printed and showed."""
-        self._looked = True
+        self._looked = self._running_call
         surroundings = self._surroundings
         try:
             if self._prints.touched:
@@ -520,7 +520,6 @@ class Worker:
         self._slot.item(item, time.monotonic_ns())
         self._item_since = began = time.monotonic()
         self._why = 0
-        self._looked = False
         kind, value, is_one_pickle = VALUE, None, True
         error: BaseException | None = None
         try:
@@ -540,9 +539,9 @@ class Worker:
         if os.getpid() != self._pid:
             # The task forked, and this is the child, which came back from it: it must not act as the worker.
             os._exit(0)
-        said = NOTHING
-        if self._prints.touched or ended - began > LOOK_S or item + 1 == call.items:
-            said = self._look()
+        seconds = ended - began
+        look = self._prints.touched or seconds > LOOK_S or item + 1 == call.items
+        said = self._look() if look else NOTHING
         if error is not None:
             if self._why == board.CANCEL:
                 self._outbox.stale.add(call.entry)
@@ -560,9 +559,9 @@ class Worker:
                 failures = call.attempt - max(0, call.crashes) if call.items == 1 else 1
                 delay = attempt.retry_delay(failures, body.retries) if attempt.wanted(error, body.retry_on) else None
                 if delay is not None:
-                    self._retry(call, body, plain, item, value, ended - began, delay, said)
+                    self._retry(call, body, plain, item, value, seconds, delay, said)
                     return call.entry not in self._outbox.stale
-        self._outbox.note(call, item, kind, value, is_one_pickle, ended - began, said)
+        self._outbox.note(call, item, kind, value, is_one_pickle, seconds, said)
         if self._outbox.is_due(ended, FLUSH_S):
             self._try_flush()
         return call.entry not in self._outbox.stale

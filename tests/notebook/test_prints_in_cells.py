@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -223,3 +224,28 @@ def test_what_a_task_s_own_calls_print_is_seen_too(cells: Cells) -> None:
     wanted = ["outer │ inner │ inside 8", "outer │ inner[0] │ inside 7", "outer │ outside"]
     assert sorted(cells.last.splitlines()) == wanted
     assert "inside" not in cells.streams()
+
+
+def test_a_cell_that_runs_in_the_background_prints_below_itself(cells: Cells) -> None:
+    cells.run("%load_ext nbqueue")
+    first = cells.run("%%background -n later\nprint('far away')\nanswer = 42\nanswer")
+    cells.run("later.result()")
+    place = next(iter(cells.texts(first)))
+    cells.until(lambda: "far away" in cells.texts()[place])
+    assert "far away" not in cells.streams()
+
+
+def test_a_notebook_that_nobody_watches_is_saved_with_what_its_tasks_printed(tmp_path: Path) -> None:
+    """nbclient drops streams that are not the running cell's: only displays with an id come home late."""
+    import nbclient
+    import nbformat
+
+    cells = [
+        START + "def late():\n    time.sleep(0.5)\n    print('came late')\nfuture = queue.submit(late)",
+        "future.result(); print('mine')",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    nbclient.NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    (place,), second = (cell.outputs for cell in notebook.cells)
+    assert place["data"]["text/plain"] == "nbqueue output:\nlate │ came late"
+    assert [output.get("text") for output in second] == ["mine\n"]

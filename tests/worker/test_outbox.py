@@ -13,6 +13,7 @@ from nbqueue.errors import ResultNotSendable
 from nbqueue.stream.connect import LOWEST_LIMIT_BYTES
 from nbqueue.stream.records import Fetched, Report
 from nbqueue.worker.outbox import Outbox
+from nbqueue.worker.prints import NOTHING, Said
 
 PAYLOAD = Seal(b"s" * 32, "q").close("call", "c:1", messages.dump_call(CallBody("work", "f", "s", None, 0)))
 
@@ -100,3 +101,30 @@ def test_a_report_that_is_not_let_in_is_split_and_only_an_item_that_is_too_large
     body = reply(failed[0])
     assert body.kinds == bytes([ERROR])
     assert isinstance(pickle.loads(body.frames[0]), ResultNotSendable)
+
+
+def test_what_items_printed_stays_theirs_when_a_report_is_split(outbox: Outbox) -> None:
+    chunk = call()
+    for item in range(4):
+        said = Said([(1, 300_000, ((0, b"%d" % item * 300_000),))], [])
+        outbox.note(chunk, item, VALUE, item, True, 0.0, said if item != 1 else NOTHING)
+    (report,) = outbox.reports()
+    parts = outbox.with_smaller(len(report.reply))
+    assert all(len(part.reply) < LOWEST_LIMIT_BYTES for part in parts)
+    printed = {
+        body.first + offset: pieces[0][1][:1]
+        for body in map(reply, parts)
+        for offset, _, _, pieces in body.printed
+    }
+    assert printed == {0: b"0", 2: b"2", 3: b"3"}
+    assert [pickle.loads(frame) for body in map(reply, parts) for frame in body.frames] == [0, 1, 2, 3]
+
+
+def test_an_item_alone_that_is_too_large_gives_up_what_it_printed_first(outbox: Outbox) -> None:
+    said = Said([(1, 600_000, ((0, b"x" * 600_000),))], [{"bytes": 600_000, "data": "y" * 600_000}])
+    outbox.note(call(items=1), 0, VALUE, b"v" * 200_000, False, 0.0, said)
+    (report,) = outbox.reports()
+    (smaller,) = outbox.with_smaller(len(report.reply))
+    body = reply(smaller)
+    assert (body.printed, body.shown) == (((0, 1, 600_000, ()),), ())
+    assert body.frames == (b"v" * 200_000,), "its value is kept"

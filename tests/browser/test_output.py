@@ -1,0 +1,57 @@
+"""What tasks print and draw, as a person sees it: in its own cell, also late, saved and opened elsewhere."""
+
+from __future__ import annotations
+
+CALL = """
+import os, sys, time
+from nbqueue import TaskQueue
+queue = TaskQueue(workers=2)
+
+@queue.task
+def draw(path):
+    import matplotlib.pyplot as plt
+    print("begun <b>")
+    print("trouble", file=sys.stderr)
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    plt.plot([1, 3, 2])
+    for i in range(300):
+        print("late", i)
+
+future = draw("go")
+"""
+SILENT = "queue.submit(abs, -3).result()"
+GO = "open('go', 'w').close(); future.result(); print('mine')"
+
+
+def test_late_output_and_a_figure_land_in_their_own_cell_and_stay_when_saved(lab):
+    lab.open("output.ipynb", CALL, SILENT, GO)
+    lab.run_all()
+    lab.cell(2).locator(".jp-OutputArea-output", has_text="mine").wait_for(timeout=30_000)
+    output = lab.cell(0).locator(".nbqueue-output")
+    output.locator("img").wait_for(timeout=10_000)
+    assert output.count() == 1
+    text = output.inner_text()
+    assert "draw │ late 299" in text
+    assert "earlier lines" in text
+    assert lab.cell(2).locator(".nbqueue-output").count() == 0
+    assert "late" not in lab.cell(2).inner_text()
+
+    # The last line is in sight, the others above it.
+    assert output.locator("pre").evaluate(
+        """pre => { const a = pre.getBoundingClientRect(), b = pre.parentNode.getBoundingClientRect();
+                    return a.height > b.height && Math.abs(a.bottom - b.bottom) < 4 }"""
+    )
+
+    # A cell whose tasks print nothing looks as one that calls none.
+    heights = lab.cell(1).evaluate(
+        "cell => [...cell.querySelectorAll('.jp-OutputArea-child')].map(e => e.getBoundingClientRect().height)"
+    )
+    assert len(heights) == 2
+    assert heights[0] == 0
+
+    outputs = lab.save("output.ipynb")["cells"][0]["outputs"]
+    lab.write("downloaded.ipynb", "# from elsewhere", outputs=outputs)
+    lab.open("downloaded.ipynb")
+    assert "draw │ late 299" in lab.cell().locator(".nbqueue-output").inner_text()
+    assert lab.cell().locator(".nbqueue-output img").evaluate("image => image.naturalWidth") > 100
