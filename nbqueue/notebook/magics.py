@@ -279,7 +279,9 @@ class _Report:
         names = [f"`{name}`" for name in sorted(cell.bound) if not name.startswith("_")]
         back = f"{listed(names)} will be put back when it is done" if names else "it binds no name that comes back"
         self._names = display(_line(f"runs in the background; {back}."), raw=True, display_id=True)
-        self._value = None if cell.last is None else display(_empty("…"), raw=True, display_id=True)
+        # A terminal prints each update anew: there, only what is final.
+        waits = cell.last is not None and getattr(shell, "kernel", None) is not None
+        self._value = display(_empty("…"), raw=True, display_id=True) if waits else None
 
     def settle(self) -> None:
         """Put the names back and say so; or show what went wrong. In the main thread."""
@@ -298,6 +300,8 @@ class _Report:
         if self._value is not None:
             data, metadata = (_empty(), {}) if value is None else self._shell.display_formatter.format(value)
             self._value.update(data, metadata=metadata, raw=True)
+        elif value is not None:
+            display(value)
 
 
 def _told(future: CellFuture) -> str:

@@ -49,7 +49,10 @@ MOST_LIVE = 8
 # A cell waits no longer for the first picture; the next one is drawn when it is there.
 FIRST_S = 2.0
 
-STOP_TOOLTIP = "Cancel every call that this notebook has open on the queue, queued and running alike."
+STOP_TOOLTIP = (
+    "Cancel every call that this notebook has open on the queue, queued and running alike. To stop a cell that is "
+    "waiting, use ■ (interrupt)."
+)
 RESTART_TOOLTIP = "Replace each worker by a fresh process as soon as it is idle. Running calls finish."
 
 # JupyterLab and Notebook 7: the buttons' display comes after the picture's. Without their kernel they do nothing, and
@@ -155,6 +158,8 @@ class Panel:
 
     @property
     def _rate(self) -> float | None:
+        if not self._busy:
+            return None
         (before, some), (after, more) = self._ended[0], self._ended[-1]
         return (more - some) / (after - before) if after > before else None
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 LOAD = "%load_ext nbqueue\nfrom nbqueue import TaskQueue\nqueue = TaskQueue(workers=2)"
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -216,3 +221,26 @@ def test_figures_that_come_back_are_not_shown_below_the_next_cell(notebook: Note
     notebook.run("%%background -n made\nimport matplotlib.pyplot as plt\nfig, ax = plt.subplots()")
     messages = notebook.run("made.result()\nprint(type(fig).__name__)")
     assert not [m for m in messages if m["msg_type"] == "display_data"]
+
+
+def test_in_a_terminal_names_come_back_before_the_next_cell(tmp_path: Path) -> None:
+    code = """
+import concurrent.futures
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+run = lambda cell: shell.run_cell(cell).raise_error()
+run("%load_ext nbqueue")
+run("%%background -n made\\nx = 6 * 7\\nx")
+concurrent.futures.wait([shell.user_ns["made"]])
+assert "x" not in shell.user_ns
+run("assert x == 42")
+run("queue = made = nbqueue = None")
+run("from nbqueue import TaskQueue; TaskQueue()")
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "nbqueue: runs in the background; `x` will be put back when it is done."
+    assert lines[1:3] == ["nbqueue: `x` is in the notebook now.", "42"]
+    assert any(line.startswith("queue 'tasks' on private") for line in lines)

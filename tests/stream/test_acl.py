@@ -168,6 +168,20 @@ def test_a_whole_job_runs_with_the_least_rights_and_needs_each_of_them(
     assert seen(monitor, admin) - NEEDS_NO_RIGHT == set(COMMANDS) - NOT_IN_THE_JOB
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_status_of_a_server_that_tells_nothing_of_itself_goes_without_its_memory(
+    own_server: PrivateServer, admin: Wire
+) -> None:
+    admin.call(*setuser("ana", keys_of("jobs"), PASSWORD).split(" "))
+    queue = TaskQueue(url_of(own_server), "jobs")
+    assert queue.status().memory_bytes > 0
+    admin.call("ACL", "SETUSER", "ana", "-info")
+    status = queue.status()
+    assert (status.memory_bytes, status.done) == (0, 0)
+    assert "Redis holds" not in repr(status)
+    queue._core.link.close()
+
+
 def test_each_right_is_named_once() -> None:
     assert len(COMMANDS) == len(set(COMMANDS))
     line = rights(Keys.of("tasks", "0a1b2c3d")).split(" ")
