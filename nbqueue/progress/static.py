@@ -38,6 +38,8 @@ _CUT = "overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
 BAR_WIDTH_PX = 200
 # Names up to this width leave the bars of a card and of its lanes in line.
 NAME_WIDTH_PX = 104
+# At the right, for a Cancel button; kept free also without one, or the text would jump when that comes and goes.
+BUTTON_ROOM_PX = 92
 
 # Where the total is unknown, a segment of this share goes to and fro in this time.
 SWEEP_PERCENT = 25.0
@@ -112,7 +114,8 @@ def html(snapshot: Snapshot, more: str = "") -> str:
     state = "settled" if snapshot.finished else "live"
     return (
         f'<div class="nbqueue-card" data-state="{state}" style="display:flex;flex-wrap:wrap;'
-        "align-items:center;column-gap:12px;row-gap:2px;max-width:1000px;padding:3px 0;"
+        "align-items:center;column-gap:12px;row-gap:2px;box-sizing:border-box;max-width:1000px;"
+        f"padding:3px {BUTTON_ROOM_PX}px 3px 0;"
         "font-size:13px;line-height:20px;font-family:var(--jp-ui-font-family,sans-serif);"
         'font-variant:tabular-nums;font-variant-numeric:tabular-nums">'
         f'<b class="nbqueue-label" title="{label}" style="box-sizing:border-box;min-width:{NAME_WIDTH_PX}px;'

@@ -215,9 +215,9 @@ def _view(tally: Source, cancel: Callable[[], None] | None) -> View | None:
         return None
     try:
         if _in_kernel():
-            from .widget import NotebookView
+            from .widget import open_notebook_view
 
-            return NotebookView(tally.snapshot(), cancel, _warn)
+            return open_notebook_view(tally.snapshot(), cancel, _warn)
         if sys.stderr is not None and sys.stderr.isatty():
             from .terminal import TerminalView
 

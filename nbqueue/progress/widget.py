@@ -8,14 +8,16 @@ the kernel dies in between, the card's style hides what a front end says about a
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 from . import comms, static
+from .static import BUTTON_ROOM_PX
 from .tally import Snapshot
 
-__all__ = ["NotebookView", "OutputView", "show_settled"]
+__all__ = ["NotebookView", "OutputView", "WidgetView", "open_notebook_view", "show_settled"]
 
 CANCEL_TOOLTIP = "Cancel what is still open. To stop a cell that is waiting, use ■ (interrupt)."
 
@@ -28,13 +30,21 @@ BUTTON_AFTER_S = 0.5
 _PLACE = ".jp-OutputArea-child:has(+ .jp-OutputArea-child .nbqueue-card)"
 _BESIDE = (
     f"{_PLACE}:has(.nbqueue-cancel){{position:absolute;width:auto;z-index:1;"
-    "left:min(100% - 84px,var(--jp-cell-prompt-width,64px) + 924px)}"
+    f"left:min(100% - {BUTTON_ROOM_PX}px,var(--jp-cell-prompt-width,64px) + {1000 - BUTTON_ROOM_PX}px)}}"
     f"{_PLACE}:has(.nbqueue-cancel)>.jp-OutputPrompt{{display:none}}"
     f"{_PLACE}:has(.jupyter-widgets-disconnected),{_PLACE}>.jupyter-widgets:not(:has(*)){{display:none}}"
-    ".nbqueue-cancel{line-height:20px!important}"
-    ".jp-OutputArea-child:has(.nbqueue-cancel)+.jp-OutputArea-child .nbqueue-card{padding-right:84px!important}"
+    ".nbqueue-cancel{line-height:20px!important;padding:0 4px!important}"
 )
 _STYLE = f"<style>{_BESIDE}</style>"
+
+
+def open_notebook_view(
+    snapshot: Snapshot, cancel: Callable[[], None] | None, warn: Callable[[str], None]
+) -> NotebookView | WidgetView:
+    """Display the card below the running cell, or in the `ipywidgets.Output` that takes what it displays."""
+    if _in_output_widget():
+        return WidgetView(snapshot, cancel, warn)
+    return NotebookView(snapshot, cancel, warn)
 
 
 class NotebookView:
@@ -66,6 +76,37 @@ class NotebookView:
         finally:
             if self._cancel is not None:
                 self._cancel.close()
+
+
+class WidgetView:
+    """The card as a widget, for an `ipywidgets.Output`: front ends replace no display there, and save none."""
+
+    def __init__(self, snapshot: Snapshot, cancel: Callable[[], None] | None, warn: Callable[[str], None]) -> None:
+        import ipywidgets
+        from IPython.display import display
+
+        self._html = ipywidgets.HTML(static.html(snapshot), layout={"flex": "1 1 auto"})
+        self._button = None if cancel is None else _cancel_button(cancel, warn)
+        self._box = ipywidgets.HBox([self._html] if self._button is None else [self._html, self._button])
+        display(self._box)
+
+    def update(self, snapshot: Snapshot) -> None:
+        self._html.value = static.html(snapshot)
+
+    def settle(self, snapshot: Snapshot) -> None:
+        self._html.value = static.html(snapshot)
+        self._box.children = [self._html]
+        if self._button is not None:
+            _close(self._button)
+
+
+def _in_output_widget() -> bool:
+    """Whether the cell that runs is inside ``with output:``, as the functions of `interact` are."""
+    ipywidgets = sys.modules.get("ipywidgets")
+    if ipywidgets is None:
+        return False
+    instances = getattr(ipywidgets.widgets.widget, "_instances", {})
+    return any(isinstance(widget, ipywidgets.Output) and widget.msg_id for widget in list(instances.values()))
 
 
 def show_settled(snapshot: Snapshot) -> None:
@@ -133,7 +174,8 @@ class _Cancel:
 def _cancel_button(cancel: Callable[[], None], warn: Callable[[str], None]) -> Any:
     import ipywidgets
 
-    button = ipywidgets.Button(description="Cancel", tooltip=CANCEL_TOOLTIP, layout={"width": "76px", "height": "22px"})
+    layout = {"width": f"{BUTTON_ROOM_PX - 8}px", "height": "22px"}
+    button = ipywidgets.Button(description="Cancel", tooltip=CANCEL_TOOLTIP, layout=layout)
     button.add_class("nbqueue-cancel")
     button.style.font_size = "12px"
 
@@ -149,6 +191,12 @@ def _cancel_button(cancel: Callable[[], None], warn: Callable[[str], None]) -> A
     button.on_click(clicked)
     comms.free_route(button)
     return button
+
+
+def _close(button: Any) -> None:
+    for part in (button, button.layout, button.style):
+        # Each has a comm of its own, which would stay open as long as the kernel.
+        part.close()
 
 
 def _bundle(snapshot: Snapshot) -> dict[str, Any]:

@@ -91,6 +91,22 @@ def test_widgets_that_fail_cost_the_button_and_not_the_card(start_kernel):
     assert told.count("ipywidgets failed") == 1
 
 
+def test_inside_an_output_widget_the_card_is_a_widget_since_nothing_is_replaced_there(start_kernel):
+    inside = "import ipywidgets\nout = ipywidgets.Output()\nwith out:\n" + "\n".join(
+        f"    {line}" for line in RUN.splitlines()
+    )
+    messages = start_kernel().run(inside)
+    assert not _errors(messages)
+    (shown,) = _shown(messages)
+    assert WIDGET in shown["data"]
+    assert not any(m["msg_type"] == "update_display_data" for m in messages)
+    states = [m["content"]["data"].get("state", {}) for m in messages if m["msg_type"] == "comm_msg"]
+    pictures = [state["value"] for state in states if "nbqueue-card" in str(state.get("value"))]
+    assert 3 <= len(pictures) < 100
+    assert "200/200 done" in pictures[-1]
+    assert 'data-state="settled"' in pictures[-1]
+
+
 def test_nbqueue_progress_0_shows_nothing(start_kernel):
     messages = start_kernel(NBQUEUE_PROGRESS="0").run(RUN)
     assert not _errors(messages)
