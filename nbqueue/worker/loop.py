@@ -250,7 +250,7 @@ class Worker:
         return bool(calls) or not last
 
     def _make_way(self) -> None:
-        """A module has been edited that this process has imported: a fresh one shall run what was fetched."""
+        """What this process has imported is not what it should be now: a fresh one shall run what was fetched."""
         self._left = 0
         self._return_ahead()
 
@@ -396,6 +396,12 @@ class Worker:
             self._fetch_blobs(body)
         except BadMessage as error:
             self._refuse(call, error)
+            return
+        if body.setting and not self._modules.fits(self._settings[body.setting].path):
+            self._slot.idle()
+            with self._lock:
+                self._ahead.appendleft(call)
+            self._make_way()
             return
         try:
             function = self._prepare(body)

@@ -2,8 +2,8 @@
 
 A module is imported once in a process, so an edited one stays old. Only *local* modules are looked at: those of
 site-packages, of Python and of nbqueue itself are not. `loop` asks after each fetch, before it begins a call; where
-a module has changed, the worker gives back what it has fetched and leaves, and a fresh one imports what is there
-now.
+a module has changed, or is not the one that the call's notebook would import, the worker gives back what it has
+fetched and leaves, and a fresh one imports what is there now.
 
 Always true here: what is remembered of a file was read before its code was, so that a change in between is seen
 later and never missed; a file that was touched and holds what it held is not a change; a fresh worker has imported
@@ -17,6 +17,7 @@ import os
 import sys
 import sysconfig
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -82,6 +83,8 @@ class LocalModules:
         self._before: set[str] = set()
         self._counts = (0, 0)
         self._missed = False
+        self._fitting: Sequence[str] = ()
+        self._fitted = 0
         self._caches: dict[str, bool] = {}  # bytecode that is not to be read → whether it may be replaced
 
     def watch(self) -> None:
@@ -142,6 +145,30 @@ class LocalModules:
             if (now != file.stamp or not file.settled) and self._differs(name, file):
                 return name
         return ""
+
+    def fits(self, path: Sequence[str]) -> bool:
+        """Whether a kernel with this import path means the same modules, as far as it would find them at all.
+
+        Two notebooks that share workers may have a ``helpers.py`` each.
+        """
+        if path is self._fitting and len(self._files) == self._fitted:
+            return True
+        roots = {name.partition(".")[0] for name in list(self._files)}
+        if not all(self._is_the_one(name, path) for name in roots):
+            return False
+        self._fitting, self._fitted = path, len(self._files)
+        return True
+
+    @staticmethod
+    def _is_the_one(name: str, path: Sequence[str]) -> bool:
+        ours = getattr(sys.modules.get(name), "__dict__", {}).get("__file__")
+        try:
+            spec = PathFinder.find_spec(name, path)
+            theirs = None if spec is None else spec.origin
+            return not isinstance(ours, str) or theirs is None or theirs == ours or os.path.samefile(ours, theirs)
+        except (ImportError, OSError, ValueError):
+            # It is gone, or their path is out of order: `changed` looks after the one, their import tells of the other.
+            return True
 
     def _note(self, name: str, path: str) -> None:
         try:

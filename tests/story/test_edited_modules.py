@@ -154,6 +154,33 @@ def test_a_call_that_runs_meanwhile_is_left_in_peace(
     assert queue.status().failed == 0
 
 
+def test_notebooks_in_two_directories_that_share_workers_have_a_module_each(
+    new_key: str, name: str, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second got the first one's module, which the worker had loaded under that name."""
+    queue = TaskQueue(stream_key=new_key, workers=1)
+    path = [entry for entry in sys.path if entry != str(tmp_path)]
+    for folder in ("one", "two"):
+        write(f"{folder}/{name}.py", f"value = {folder!r}\n")
+    (tmp_path / "none").mkdir()
+
+    def work(importing: bool = True) -> Any:
+        return importlib.import_module(name).value if importing else None, os.getpid()
+
+    pids = []
+    for folder in ("one", "two", "one"):
+        monkeypatch.setattr(sys, "path", [str(tmp_path / folder), *path])
+        value, pid = queue.submit(work).result(timeout=20)
+        assert value == folder
+        assert queue.submit(work).result(timeout=20) == (folder, pid)
+        pids.append(pid)
+    assert len(set(pids)) == 3
+    # One that has no such module has no reason for another worker.
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "none"), *path])
+    assert queue.submit(work, False).result(timeout=20) == (None, pids[-1])
+    assert queue.status().failed == 0
+
+
 def test_a_module_that_is_written_after_its_import_has_failed(new_key: str, name: str, write: Write) -> None:
     queue = TaskQueue(stream_key=new_key, workers=1)
 

@@ -247,6 +247,23 @@ def test_a_module_written_after_it_was_not_found_is_found(watch: LocalModules, n
     assert importlib.import_module(name).value == 1
 
 
+def test_an_import_path_fits_unless_it_finds_another_module_of_that_name(
+    watch: LocalModules, name: str, write: Write, tmp_path: Path
+) -> None:
+    write("value = 1\n")
+    importlib.import_module(name)
+    other, empty, link = tmp_path / "other", tmp_path / "empty", tmp_path / "link"
+    for folder in (other, empty):
+        folder.mkdir()
+    (other / f"{name}.py").write_text("value = 2\n")
+    link.symlink_to(tmp_path)
+    assert watch.fits((str(tmp_path), str(other)))
+    assert watch.fits((str(link),))
+    assert watch.fits((str(empty), "/no/such/place", "rélative"))
+    assert not watch.fits((str(empty), str(other), str(tmp_path)))
+    assert watch.fits((str(tmp_path),))
+
+
 # Bytecode
 
 
