@@ -63,7 +63,8 @@ MUTANTS = [
     mutant(
         "finish leaves the new attempt behind",
         "finish",
-        "if current ~= entry then drop(client, n, current) end",
+        "if upto >= total then drop(client, n, current) end",
+        "if upto >= total then drop(client, n, entry) end",
     ),
     mutant("finish tells stale to a repetition", "finish", "(current == entry and upto <= done)", "false"),
     mutant("finish does not hold blobs for a retry", "finish", "hold(digests)"),

@@ -221,6 +221,22 @@ def test_a_consumer_that_is_nobodys_does_not_stop_a_beat(broker: Broker) -> None
     assert broker.wire.call("XINFO", "CONSUMERS", broker.keys.normal, "w") == []
 
 
+@pytest.mark.parametrize("delay_s", [None, 5.0], ids=["ended", "parked"])
+def test_a_report_sent_again_leaves_the_entry_alone_that_has_its_name_by_now(
+    broker: Broker, delay_s: float | None
+) -> None:
+    """A stream that is emptied and made anew within a millisecond gives the same name twice."""
+    submit(broker, Call(1, (), 1, b"payload"))
+    (first,) = broker.sift(fetch(broker))
+    assert broker.finish([Report(first, 0, 1, 0, b"reply", retry_delay_s=delay_s)]) == [True]
+    submit(broker, Call(2, (), 1, b"payload"))
+    (second,) = broker.sift(fetch(broker))
+    again = replace(first, entry=second.entry)
+    assert broker.finish([Report(again, 0, 1, 0, b"reply", retry_delay_s=delay_s)]) == [False]
+    assert broker.sift(fetch(broker, own=True)) == [second]
+    assert broker.cancel("c", ["1", "2"]) == (["2"] if delay_s is None else ["1", "2"])
+
+
 @pytest.mark.parametrize("change", [{"s": "x"}, {"s": ""}, {"i": "x"}, {"i": ""}], ids=repr)
 def test_a_forged_record_of_a_forged_entry_does_not_stop_a_beat(broker: Broker, change: dict[str, Any]) -> None:
     epoch = broker.register("h", 1, STATE, "e")

@@ -55,10 +55,9 @@ NO_CHARGE = "crashes are 0 only where no item is charged"
 FORBIDDEN = "if made.err and not string.find(made.err, 'BUSYGROUP') then return made end"
 ACL = "only for a user who may not: test_broker has one"
 STALE = "out[#out + 1] = (current == entry and upto <= done) and 'OK' or 'STALE'"
-PARKED = "local parked = retry and read(entry)"
+PARKED = "local parked = retry and current == entry and read(entry)"
 NOW = "now = now or redis.call('TIME')"
 STALE_OR_OK = STALE.removeprefix("out[#out + 1] = ")
-BOTH = "if current ~= entry then drop(client, n, current) end"
 
 TAMPERED = "only where a stranger has deleted the content of an open call: it can be cancelled all the same"
 HELD = "local ok, rows = pcall(redis.call, 'XPENDING', key_of(current), GROUP, id_of(current), id_of(current), 1)"
@@ -104,9 +103,8 @@ EXEMPT = [
         "whoever holds the current entry reports without a gap; what is said to others is in test_broker",
     ),
     Exempt("finish", STALE, STALE_OR_OK, STALE_OR_OK.removesuffix(" or 'STALE'"), "no answer says that it is stale"),
-    Exempt("finish", PARKED, "retry and read(entry)", "read(entry)", "it saves a command"),
+    Exempt("finish", PARKED, "retry and current == entry", "current == entry", "it saves a command"),
     Exempt("finish", NOW, "now or redis.call('TIME')", "redis.call('TIME')", "it saves a command"),
-    Exempt("finish", BOTH, "current ~= entry", "true", "dropped twice is dropped; it saves two commands"),
     Exempt("cancel", "local digests = ''", "''", "nil", TAMPERED),
     Exempt("cancel", "if e then digests = e.d end", "e", "true", TAMPERED),
     Exempt("beat", "if e then", "e", "true", "only where a stranger has deleted what was parked: test_refusals"),
@@ -128,7 +126,8 @@ STRANGERS = {
     ("_common", "for _, n in ipairs(redis.call('HVALS', P .. 'hw')) do sum = sum + (tonumber(n) or 0) end"),
     ("_common", "local function host_of(consumer) return string.match(consumer, '^[^:]*') end"),
     ("beat", "ready()"),
-    ("finish", "drop(client, n, entry)"),
+    ("finish", PARKED),
+    ("finish", "if not read(entry) then drop(client, n, entry) end"),
     ("refuse", "if standing(client, n) == entry then"),
     ("release", "if current == entry then"),
 }

@@ -16,10 +16,12 @@ for at = 1, #ARGV, 11 do
   local retry = delay ~= ''
   local current, done = standing(client, n)
   local upto = first + items
-  -- The entry of an old attempt is gone, and one that others have deleted: nothing is left to run again.
-  local parked = retry and read(entry)
+  -- The entry of an old attempt is gone, and so may one be that others have deleted: nothing is left to run again.
+  local parked = retry and current == entry and read(entry)
   if not current or (retry and not parked) then
-    drop(client, n, entry)
+    -- Of what others have deleted, its place among the pending is left. What is there is another call's by now: a
+    -- stream that was emptied and made anew within a millisecond gives the same name twice.
+    if not read(entry) then drop(client, n, entry) end
     out[#out + 1] = 'STALE'
   elseif first > done or upto <= done or (current ~= entry and failed > 0) then
     -- Already reported (a reply was lost), or an old attempt that has no say and no entry left.
@@ -29,10 +31,7 @@ for at = 1, #ARGV, 11 do
       now = now or redis.call('TIME')
       parked.due = now[1] * 1000 + math.floor(now[2] / 1000) + tonumber(delay)
     end
-    if upto >= total then
-      drop(client, n, entry)
-      if current ~= entry then drop(client, n, current) end
-    end
+    if upto >= total then drop(client, n, current) end
     if retry then
       local attempt, crashes, _, charged = string.match(parked.s, STATE)
       attempt = attempt + 1
