@@ -154,6 +154,8 @@ class WorkerDied(TaskError):
 class TaskTimeout(TaskError):
     """The task ran longer than its own ``timeout=``; not the TimeoutError of waiting for it.
 
+    Its traceback leads to the line that ran when time was up, unless the worker had to be killed.
+
     Attributes
     ----------
     timeout_s : float or None

@@ -1,7 +1,7 @@
 """What is told about failures: a note below an exception, a summary of a batch's, a table of them.
 
-Always true here: nothing of this runs a user's code or rebuilds an exception, and a batch with a million failures
-costs no more than one with ten thousand.
+Always true here: nothing of this runs a user's code or rebuilds an exception, and of however many failures no more
+than ten thousand are looked at.
 """
 
 from __future__ import annotations

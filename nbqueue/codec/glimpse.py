@@ -220,6 +220,8 @@ class _Reader(pickle.Unpickler):
         maker = _MAKERS.get((module, name))
         if maker is not None:
             return maker
-        harmless = name in _NUMPY if module.partition(".")[0] == "numpy" else name in _KNOWN.get(module, ())
+        # Newer Pythons have some of these in a private part of the module, such as pathlib._local.
+        public = module.partition("._")[0]
+        harmless = name in _NUMPY if public.partition(".")[0] == "numpy" else name in _KNOWN.get(public, ())
         found = getattr(sys.modules.get(module), name, None) if harmless else None
         return _stub_type(name.rpartition(".")[2]) if found is None else found

@@ -82,7 +82,7 @@ def test_closures_over_constants_are_remembered_too(remembered: Remembered) -> N
         *(1, True, 2.5, "text", b"bytes", None, (1, ("a", frozenset({2})))),
         *(math, math.sqrt, len, dict, random.Random, dedent),
     ],
-    ids=lambda value: str(value)[:30],
+    ids=lambda value: getattr(value, "__name__", str(value))[:30],
 )
 def test_what_cannot_change_unnoticed_is_remembered(remembered: Remembered, value: Any) -> None:
     assert _made_anew(_notebook("def work(): return value", value=value)["work"]) == 0
