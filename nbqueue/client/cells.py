@@ -153,6 +153,8 @@ class CellFuture(TaskFuture[Any]):
         What a person should know of names that were not put back.
     """
 
+    in_history = "%%background"
+
     def __init__(self, name: str, link: Link | None, home: Home) -> None:
         super().__init__(name, link)
         self.names: dict[str, Any] = {}

@@ -174,13 +174,15 @@ class _Note:
     """Items ``first … first + items - 1`` of a call, as one reply told of them."""
 
     __slots__ = (
-        *("attempt", "base", "errors", "finished", "first", "items", "kinds", "many", "name", "payload"),
+        *("attempt", "base", "errors", "finished", "first", "instead", "items", "kinds", "many", "name", "payload"),
         *("seconds", "sent_at", "started", "worker"),
     )
 
     def __init__(self, sent: Sent, first: int, items: int, finished: float) -> None:
         self.name: str = sent.sink.name
         self.many: bool = sent.sink.many
+        # Of a cell, the code says nothing that a person could read.
+        self.instead: str = getattr(sent.sink, "in_history", "")
         self.base = sent.base
         self.payload: bytes | None = sent.call.payload
         self.sent_at = sent.sent_at
@@ -207,7 +209,7 @@ class _Note:
             started = None if self.started is None else self.started + i * each
             yield TaskRecord(
                 name=f"{self.name}[{self.base + place}]" if self.many else self.name,
-                arguments=_short(arguments[place]) if place < len(arguments) else "…",
+                arguments=self.instead or (_short(arguments[place]) if place < len(arguments) else "…"),
                 outcome=outcome,
                 error=error,
                 worker=self.worker,

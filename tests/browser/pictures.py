@@ -38,8 +38,18 @@ def train(seed):
         for batch in tqdm(range(20), desc="batches", leave=False):
             time.sleep(0.02)
 
+%load_ext nbqueue
 queue.run()
 """
+
+FIT = """%%background -n fit
+import time
+for epoch in track(range(40), text="epochs"):
+    if epoch % 5 == 0:
+        print("epoch", epoch, "loss", round(1 / (epoch + 1), 2))
+    time.sleep(0.1)
+loss = round(1 / (epoch + 1), 3)
+loss"""
 
 # What the cell is called, its source, what its output shows when the picture is taken.
 CELLS = [
@@ -49,6 +59,10 @@ CELLS = [
     ("failed", "batch = simulate.map(range(60))\nbatch.wait()", "True"),
     ("again", "batch", "58/60"),
     ("call", "train(1)", "batches"),
+    ("background", FIT, "epoch 15"),
+    ("panel", "queue", "▸ fit"),
+    ("back", "print(fit.result(), loss)", "0.025 0.025"),
+    ("history", "queue.history(8)", "%%background"),
 ]
 
 

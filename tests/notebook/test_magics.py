@@ -151,7 +151,7 @@ def test_the_same_cell_starts_anew_each_time(notebook: Notebook) -> None:
 
 def test_a_failing_cell_shows_its_lines_and_gives_nothing(notebook: Notebook) -> None:
     notebook.run("%%background -n bad\nfirst = 1\nsecond = first / 0")
-    shown = notebook.until("ZeroDivisionError")
+    shown = notebook.until("Traceback")
     assert "Cell In[2], line 3" in shown
     assert re.search(r"-+> 3 second = first / 0", shown)
     assert "nbqueue" not in shown
@@ -196,6 +196,9 @@ def test_what_no_worker_can_do_is_refused_in_a_line(notebook: Notebook) -> None:
 def test_options_are_checked(notebook: Notebook) -> None:
     assert "cannot be a name" in notebook.refused("%%background -n a-b\n1")
     assert "`nothing` is no TaskQueue" in notebook.refused("%%background -q nothing\n1")
+    notebook.run("%%background -n quick\n1")
+    told = notebook.printed("quick.result()\nprint(queue.history()[-1].name, queue.history()[-1].arguments)")
+    assert told == "quick %%background\n"
     notebook.run("%%background -n slow -t 0.2 -q queue\nimport time\ntime.sleep(60)")
     assert notebook.printed("print(type(slow.exception()).__name__, queue.history()[-1].name)") == "TaskTimeout slow\n"
 
