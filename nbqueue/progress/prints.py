@@ -398,15 +398,15 @@ class Page:
         width = _width(rows + notices)
         blocks = []
         if rows:
-            text = [f'<span style="{_GREY}">{_earlier(left_out)}</span>'] if left_out else []
+            text = [f'<div style="{_GREY}">{_earlier(left_out)}</div>'] if left_out else []
             text += [_row(*row, width) for row in rows]
             # From below: what is new is in sight, also after the next update.
             blocks.append(
                 '<div style="display:flex;flex-direction:column-reverse;max-height:380px;overflow:auto">'
-                f'<pre style="{_PRE}">' + "\n".join(text) + "</pre></div>"
+                f'<pre style="{_PRE}">{"".join(text)}</pre></div>'
             )
         if notices:
-            blocks.append(f'<pre style="{_PRE}">' + "\n".join(_row(*row, width) for row in notices) + "</pre>")
+            blocks.append(f'<pre style="{_PRE}">{"".join(_row(*row, width) for row in notices)}</pre>')
         if missing:
             blocks.append(f'<div style="{_GREY}">… {missing:,} earlier displays are left out</div>')
         return f"{BEGIN}{_whole(blocks + displays)}{END}"
@@ -467,8 +467,8 @@ BEGIN, END = "<!--nbqueue-output-->", "<!--/nbqueue-output-->"
 _GREY = "color:#808080;color:var(--jp-ui-font-color2,#808080)"
 _ERR = "background-color:#ff525226"
 _PRE = (
-    "flex:none;margin:0;padding:2px 0;font-size:13px;line-height:17px;white-space:pre-wrap;overflow-wrap:anywhere;"
-    "background:none;border:none"
+    "flex:none;margin:0;padding:2px 0;font-size:13px;line-height:17px;white-space:pre-wrap;"
+    "word-break:normal;overflow-wrap:anywhere;background:none;border:none"
 )
 
 
@@ -486,7 +486,9 @@ def _row(tag: str, err: bool, line: str, times: str, width: int) -> str:
     text = _coloured(line) + (f"<b>{times}</b>" if times else "")
     if err:
         text = f'<span class="nbqueue-stderr" title="stderr" style="{_ERR}">{text}</span>'
-    return f'<span style="{_GREY}">{_html.escape(_fit(tag, width))} {_MARKS[err]} </span>{text}'
+    head = f'<span style="{_GREY}">{_html.escape(_fit(tag, width))} {_MARKS[err]} </span>'
+    # What is longer than the cell is wide goes on below its own text.
+    return f'<div style="padding-left:{width + 3}ch;text-indent:-{width + 3}ch">{head}{text}</div>'
 
 
 def _fit(tag: str, width: int) -> str:
