@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -45,7 +46,7 @@ class Put(Generic[T]):
         Names the content: equal content travels once.
     """
 
-    __slots__ = ("__weakref__", "_type_name", "_value", "digest", "message", "scope", "size_bytes")
+    __slots__ = ("__weakref__", "_form", "_type_name", "_value", "digest", "message", "scope", "size_bytes")
 
     def __init__(self, digest: str, message: bytes, scope: str, type_name: str = "object") -> None:
         self.digest = digest
@@ -54,6 +55,7 @@ class Put(Generic[T]):
         self.size_bytes = len(message) - HEAD_BYTES
         self._type_name = type_name
         self._value: list[T] = []
+        self._form: tuple[Any, ...] | None = None
         _handles[digest] = self
 
     def __repr__(self) -> str:
@@ -69,9 +71,9 @@ class Put(Generic[T]):
             value: T = unpack(self.body)
             self._value.append(value)
             self._type_name = type_name(value)
-            # One that lies in its bytes is as it was: sent on, it travels as its handle.
-            if 2 * sum(map(len, _parts(self.body)[1:])) > self.size_bytes:
-                key = id(value)
+            # An array in our bytes stays as it is: sent on, it travels as its handle. Of other objects nobody knows.
+            if len(_parts(self.body)) == 2 and (form := _form(value)) is not None:
+                key, self._form = id(value), form
                 got[key] = weakref.ref(self, lambda _: got.pop(key, None))
         return self._value[0]
 
@@ -101,7 +103,16 @@ def handle_of(value: object) -> Put[Any] | None:
     if type(value) is Put:
         return value
     found = got.get(id(value)) if got else None
-    return None if found is None else found()
+    handle = None if found is None else found()
+    return handle if handle is not None and handle._form == _form(value) else None
+
+
+def _form(value: Any) -> tuple[Any, ...] | None:
+    """How a read-only array reads its bytes, which can be changed in place; None of anything else."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or type(value) is not numpy.ndarray or value.flags.writeable or value.flags.owndata:
+        return None
+    return value.shape, value.strides, value.dtype
 
 
 def arrived(digest: str) -> Any:

@@ -76,9 +76,29 @@ def test_what_a_handle_stood_for_is_known_while_the_handle_lives() -> None:
         arrived(name)
 
 
-def test_an_object_that_a_task_could_have_changed_travels_as_it_is() -> None:
-    handle = _put({"a": list(range(100))})
-    assert handle_of(handle.get()) is None
+class Frame:
+    def __init__(self) -> None:
+        self.column = np.arange(10_000.0)
+
+
+@pytest.mark.parametrize(
+    "value", [{"a": list(range(100))}, [np.arange(10_000.0)], Frame()], ids=lambda value: type(value).__name__
+)
+def test_an_object_that_could_have_been_changed_travels_as_it_is(value: Any) -> None:
+    """A table that was got and given one more column arrived without it."""
+    assert handle_of(_put(value).get()) is None
+
+
+def test_an_array_that_was_given_another_shape_travels_as_it_is() -> None:
+    handle = _put(np.arange(10_000.0))
+    array = handle.get()
+    assert handle_of(array) is handle
+    array.shape = (100, 100)
+    assert handle_of(array) is None
+    array.shape = (10_000,)
+    assert handle_of(array) is handle
+    array.dtype = "i8"
+    assert handle_of(array) is None
 
 
 def test_a_store_keeps_what_is_needed_and_what_was_used_last() -> None:
