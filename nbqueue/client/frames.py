@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ParamSpec, TypeVar
 
-from nbqueue.codec.tracebacks import is_library
+from nbqueue.codec.standins import is_library
 from nbqueue.errors import NbqueueError
 
 __all__ = ["user_frames_only", "users_level"]

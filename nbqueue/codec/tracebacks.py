@@ -4,47 +4,30 @@ The worker dumps what a task raised, the kernel loads it and raises it from ``re
 its type, attributes, notes, causes and a real traceback: the user's frames and a library's, none of ours,
 with the positions that source lines and carets are drawn from. Nothing here fails because an exception is
 badly made: what cannot be rebuilt arrives as a `RemoteError` that tells the same story.
-
-The frames are compiled anew and do not come from tblib, which sets a frame's first line to the line that
-raised and knows no columns: Jupyter then shows other lines of the cell than the ones that ran.
 """
 
 from __future__ import annotations
 
-import ast
-import itertools
 import linecache
-import os
 import pickle
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from nbqueue.codec import functions
+from nbqueue.codec.standins import Frame, frames_of, is_library, lend_source, traceback_of
 from nbqueue.errors import NbqueueError, RemoteError
 
-__all__ = ["Gist", "dump_exception", "gist_of", "is_library", "load_exception"]
-
-_HOME = f"{Path(__file__).parent.parent}{os.sep}"
+__all__ = ["Gist", "dump_exception", "gist_of", "load_exception"]
 
 # Far more than anyone reads; a failed task group of thousands must not make a reply of megabytes.
 _EXCEPTIONS = 200
 # What is left of a text where the whole is too large to be sent.
 _CUT = 1000
-# The ends of a deep recursion tell its story; the middle repeats.
-_FIRST_FRAMES, _LAST_FRAMES = 100, 200
 _TEXT_CHARACTERS = 10_000
-# A generated file this small travels whole, so that context is shown; of others only the lines that ran.
-_WHOLE_SOURCE_CHARACTERS = 20_000
-_LINES_PER_FRAME = 10
-_LENT_FILES = 200
-
 # Of the message, where a line must do.
 _GIST_CHARACTERS = 200
-_LIBRARIES = (os.path.dirname(os.__file__) + os.sep, "<frozen ")
-_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
 # Sent on their own; and the object of an AttributeError may be anything, of any size.
 _NOT_SENT = {
@@ -56,17 +39,6 @@ _NOT_SENT = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
-    filename: str
-    qualname: str
-    first_line: int
-    line: int
-    end_line: int
-    column: int  # -1 where columns are not known, as in the ast module
-    end_column: int
-
-
-@dataclass(frozen=True, slots=True)
 class _Link:
     """One exception of a chain; ``cause``, ``context`` and ``members`` are indexes into the list of links."""
 
@@ -74,7 +46,7 @@ class _Link:
     text: str
     message: str  # of the RemoteError, where there will be one
     body: bytes | None = None  # None: only the text travels
-    frames: tuple[_Frame, ...] = ()
+    frames: tuple[Frame, ...] = ()
     cause: int | None = None
     context: int | None = None
     suppress_context: bool = False
@@ -139,7 +111,7 @@ def load_exception(data: bytes) -> BaseException:
             return found
         links, sources = pickle.loads(found[1])
         for filename, lines in sources.items():
-            _lend_source(filename, lines)
+            lend_source(filename, lines)
         return _rebuild_chain(links)
     except Exception as error:  # noqa: BLE001 - a task's exception must end its future, whatever it holds
         failure = RemoteError("The task raised an exception that could not be read here.")
@@ -164,11 +136,6 @@ def _gist(link: _Link, sources: dict[str, dict[int, str]]) -> Gist:
     frame = (own or link.frames)[-1]
     source = sources.get(frame.filename, {}).get(frame.line, "").strip()[:_GIST_CHARACTERS]
     return Gist(link.type_name, text, frame.filename, frame.line, frame.qualname, source)
-
-
-def is_library(filename: str) -> bool:
-    """Whether a file is Python's own or of a package that was installed, rather than the user's."""
-    return filename.startswith(_LIBRARIES) or any(each in filename for each in _INSTALLED)
 
 
 def _links(exc: BaseException, sources: dict[str, dict[int, str]]) -> list[_Link]:
@@ -198,7 +165,7 @@ def _link(
         text=text,
         message=_message_of_leaving(exc, text) if leaves else _summary(type_name, text),
         body=None if leaves else _body(exc),
-        frames=_frames(exc.__traceback__, sources),
+        frames=frames_of(exc.__traceback__, sources),
         cause=index.get(id(exc.__cause__)),
         context=index.get(id(exc.__context__)),
         suppress_context=exc.__suppress_context__,
@@ -283,50 +250,6 @@ def _slots(exc: BaseException) -> dict[str, Any]:
     return found
 
 
-def _frames(tb: types.TracebackType | None, sources: dict[str, dict[int, str]]) -> tuple[_Frame, ...]:
-    kept: list[types.TracebackType] = []
-    while tb is not None:
-        if not tb.tb_frame.f_code.co_filename.startswith(_HOME):
-            kept.append(tb)
-        tb = tb.tb_next
-    if len(kept) > _FIRST_FRAMES + _LAST_FRAMES:
-        kept[_FIRST_FRAMES:-_LAST_FRAMES] = []
-    frames = []
-    for each in kept:
-        frame = _frame(each)
-        frames.append(frame)
-        _add_source(frame, each.tb_frame.f_globals, sources)
-    return tuple(frames)
-
-
-def _frame(tb: types.TracebackType) -> _Frame:
-    code = tb.tb_frame.f_code
-    line = tb.tb_lineno or code.co_firstlineno  # some instructions have none
-    unknown = (None, None, None, None)
-    at = next(itertools.islice(code.co_positions(), max(tb.tb_lasti, 0) // 2, None), unknown)
-    start, end_line, column, end_column = at
-    if start != line or end_line is None or column is None or end_column is None:
-        end_line, column, end_column = line, -1, -1
-    if (end_line, end_column) < (line, column):  # generated code may say anything
-        end_line, column, end_column = line, -1, -1
-    return _Frame(code.co_filename, code.co_qualname, code.co_firstlineno, line, end_line, column, end_column)
-
-
-def _add_source(frame: _Frame, module_globals: dict[str, Any], sources: dict[str, dict[int, str]]) -> None:
-    known = sources.setdefault(frame.filename, {})
-    wanted = range(frame.line, min(frame.end_line + 1, frame.line + _LINES_PER_FRAME))
-    if known.keys() >= set(wanted):
-        return
-    linecache.checkcache(frame.filename)
-    lines = linecache.getlines(frame.filename, module_globals)
-    entry = linecache.cache.get(frame.filename)
-    on_disk = entry is not None and len(entry) > 1 and entry[1] is not None
-    if not on_disk and sum(map(len, lines)) <= _WHOLE_SOURCE_CHARACTERS:
-        wanted = range(1, len(lines) + 1)
-    # One line stays one line where it holds a form feed, which str.splitlines would split at.
-    known.update({n: " ".join(lines[n - 1].splitlines()) for n in wanted if 0 < n <= len(lines)})
-
-
 def _type_name(cls: type) -> str:
     if cls.__module__ in {"builtins", "__main__"}:
         return cls.__qualname__
@@ -373,7 +296,7 @@ def _rebuild_chain(links: list[_Link]) -> BaseException:
         assign(exc, "__cause__", None if link.cause is None else make(link.cause))
         assign(exc, "__context__", None if link.context is None else make(link.context))
         assign(exc, "__suppress_context__", link.suppress_context)
-        assign(exc, "__traceback__", _traceback(link.frames))
+        assign(exc, "__traceback__", traceback_of(link.frames))
     return made[0]
 
 
@@ -438,71 +361,10 @@ def _blank_group(cls: type[Any], message: str, members: Sequence[BaseException])
     return group
 
 
-def _traceback(frames: Sequence[_Frame]) -> types.TracebackType | None:
-    tb: types.TracebackType | None = None
-    seen: dict[_Frame, types.TracebackType] = {}
-    for each in reversed(frames):
-        if each not in seen:
-            seen[each] = _stand_in(each)
-        real = seen[each]
-        tb = types.TracebackType(tb, real.tb_frame, real.tb_lasti, real.tb_lineno)
-    return tb
-
-
-def _stand_in(frame: _Frame) -> types.TracebackType:
-    """A frame that failed at the given place, from a function with nothing else in it.
-
-    It is a generator because that alone leaves no ``f_back``, which would keep our callers' locals alive.
-    """
-    tree = ast.parse("def stand_in():\n raise Exception\n yield")
-    function: Any = tree.body[0]
-    nodes: Any = ast.walk(function)
-    for node in nodes:
-        if hasattr(node, "lineno"):
-            node.lineno, node.end_lineno = frame.line, frame.end_line
-            node.col_offset, node.end_col_offset = frame.column, frame.end_column
-    function.lineno = function.end_lineno = frame.first_line
-    function.col_offset = function.end_col_offset = -1
-    consts = compile(tree, frame.filename, "exec").co_consts
-    code = next(const for const in consts if isinstance(const, types.CodeType))
-    code = code.replace(co_name=frame.qualname.rpartition(".")[2], co_qualname=frame.qualname)
-    fail: Callable[[], Any] = types.FunctionType(code, {"__name__": "?", "__file__": frame.filename})
-    try:
-        next(fail())
-    except Exception as error:
-        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-            return error.__traceback__.tb_next
-        raise
-    raise AssertionError("unreachable: the function does nothing but raise")
-
-
-def _traceback_text(frames: Sequence[_Frame], link: _Link) -> str:
+def _traceback_text(frames: Sequence[Frame], link: _Link) -> str:
     lines = ["Traceback (most recent call last):"]
     for frame in frames:
         lines.append(f'  File "{frame.filename}", line {frame.line}, in {frame.qualname.rpartition(".")[2]}')
         if source := linecache.getline(frame.filename, frame.line).strip():
             lines.append(f"    {source}")
     return "\n".join([*lines, _summary(link.type_name, link.text)])
-
-
-_lent: dict[str, dict[int, str]] = {}
-
-
-def _lend_source(filename: str, lines: dict[int, str]) -> None:
-    """Let linecache know lines of a file that exists only where the task ran; a file it has keeps its own."""
-    entry = linecache.cache.get(filename)
-    theirs = entry is not None and (filename not in _lent or (len(entry) > 1 and entry[1] is not None))
-    if theirs or not lines:
-        return
-    while len(_lent) >= _LENT_FILES and filename not in _lent:
-        oldest = next(iter(_lent))
-        del _lent[oldest]
-        linecache.cache.pop(oldest, None)
-    known = _lent.setdefault(filename, {})
-    known.update(lines)
-    text = [known.get(n, "") + "\n" for n in range(1, max(known) + 1)]
-    if filename.startswith("<") and filename.endswith(">"):
-        linecache.cache[filename] = (sum(map(len, text)), None, text, filename)
-    else:
-        # A lazy entry: linecache asks for it only if there is no such file.
-        linecache.cache[filename] = (lambda: "".join(text),)
