@@ -253,6 +253,8 @@ def test_a_second_press_leaves_a_cancelling_that_takes_long(cells: Cells) -> Non
     error = cells.kernel.until(lambda found: found["msg_type"] == "error", timeout=20)
     assert error["parent_header"]["msg_id"] == message
     assert error["content"]["evalue"] == "the work is still being cancelled."
+    # What is sent before the cell has ended is dropped by the kernel.
+    cells.kernel.until(lambda found: found["content"].get("execution_state") == "idle")
     (cells.folder / "open").touch()
     assert cells.text(NEXT).splitlines()[0] == "3 []"
 
