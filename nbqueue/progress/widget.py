@@ -103,10 +103,12 @@ class WidgetView:
 def _in_output_widget() -> bool:
     """Whether the cell that runs is inside ``with output:``, as the functions of `interact` are."""
     ipywidgets = sys.modules.get("ipywidgets")
-    if ipywidgets is None:
+    # The thread that draws may be importing it for a first button: then nobody has made an Output yet.
+    output = getattr(ipywidgets, "Output", None)
+    if ipywidgets is None or output is None:
         return False
     instances = getattr(ipywidgets.widgets.widget, "_instances", {})
-    return any(isinstance(widget, ipywidgets.Output) and widget.msg_id for widget in list(instances.values()))
+    return any(isinstance(widget, output) and widget.msg_id for widget in list(instances.values()))
 
 
 def show_settled(snapshot: Snapshot) -> None:

@@ -91,6 +91,15 @@ def test_widgets_that_fail_cost_the_button_and_not_the_card(start_kernel):
     assert told.count("ipywidgets failed") == 1
 
 
+def test_a_card_that_opens_while_another_thread_imports_ipywidgets_is_shown(start_kernel):
+    half = "import sys, types\nsys.modules['ipywidgets'] = types.ModuleType('ipywidgets')\n"
+    messages = start_kernel().run(half + RUN)
+    _, card = _shown(messages)
+    assert "200/200 done" in _updates(messages, card)[-1]["text/plain"]
+    told = "".join(m["content"]["text"] for m in messages if m["msg_type"] == "stream")
+    assert "no progress view could be opened" not in told
+
+
 def test_inside_an_output_widget_the_card_is_a_widget_since_nothing_is_replaced_there(start_kernel):
     inside = "import ipywidgets\nout = ipywidgets.Output()\nwith out:\n" + "\n".join(
         f"    {line}" for line in RUN.splitlines()
