@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nbqueue.client.frames import user_frames_only
 from nbqueue.client.future import TaskFuture
 from nbqueue.client.listener import Link
 from nbqueue.codec.cells import CellResult, run_cell
@@ -175,7 +176,8 @@ class CellFuture(TaskFuture[Any]):
 
     def replay(self) -> Any:
         """A cell is run again by running it, without its first line."""
-        raise NbqueueError("A background cell cannot be replayed; run it again without its first line.")
+        with user_frames_only:
+            raise NbqueueError("A background cell cannot be replayed; run it again without its first line.")
 
     def _kept(self) -> None:
         # Its code: of that, a note would say nothing.

@@ -166,6 +166,15 @@ def test_a_function_that_came_back_shows_its_source_when_it_fails(notebook: Note
     assert "return 1 / 0  # here" in ANSI.sub("", "\n".join(error))
 
 
+def test_a_cell_that_failed_shows_its_line_and_is_run_again_by_hand(notebook: Notebook) -> None:
+    notebook.run("%%background -n bad\nzero = 0\n1 / zero")
+    for code, said in (("bad.result()", "----> 3 1 / zero"), ("bad.replay()", "run it again without its first line")):
+        (error,) = [m["content"]["traceback"] for m in notebook.run(code) if m["msg_type"] == "error"]
+        shown = ANSI.sub("", "\n".join(error))
+        assert said in shown
+        assert "nbqueue/" not in shown
+
+
 def test_a_name_that_cannot_be_sent_is_named(notebook: Notebook) -> None:
     notebook.run("import threading\nlock = threading.Lock()")
     said = notebook.refused("%%background\nwith lock:\n    pass")
