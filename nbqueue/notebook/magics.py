@@ -292,7 +292,9 @@ class _Report:
         else:
             error = future.exception()
             if error is not None:
-                lines = self._shell.InteractiveTB.structured_traceback(type(error), error, error.__traceback__)
+                # The first frame is the task's: there is none of a shell before it, which some versions leave out.
+                show = self._shell.InteractiveTB.structured_traceback
+                lines = show(type(error), error, error.__traceback__, tb_offset=0)
                 self._names.update({"text/plain": "\n".join(lines)}, raw=True)
             else:
                 value = future.result()
