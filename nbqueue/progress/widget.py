@@ -27,7 +27,7 @@ BUTTON_AFTER_S = 0.5
 # JupyterLab and Notebook 7: the button's display is the one before the card's, and stands beside it, where it
 # does not move when the text changes its length. Without its kernel it does nothing, without its model it is a line
 # of text that helps nobody: then it is not there.
-_PLACE = ".jp-OutputArea-child:has(+ .jp-OutputArea-child .nbqueue-card)"
+_PLACE = ".jp-OutputArea-child:has(+ .jp-OutputArea-child .nbqueue-card[data-state=live]:not(.nbqueue-panel))"
 _BESIDE = (
     f"{_PLACE}:has(.nbqueue-cancel){{position:absolute;width:auto;z-index:1;"
     f"left:min(100% - {BUTTON_ROOM_PX}px,var(--jp-cell-prompt-width,64px) + {1000 - BUTTON_ROOM_PX}px)}}"
@@ -71,11 +71,12 @@ class NotebookView:
         self._handle.update(_bundle(snapshot), raw=True)
 
     def settle(self, snapshot: Snapshot) -> None:
+        # The button first: beside a card that is settled it would have no place.
         try:
-            self._handle.update(_bundle(snapshot), raw=True)
-        finally:
             if self._cancel is not None:
                 self._cancel.close()
+        finally:
+            self._handle.update(_bundle(snapshot), raw=True)
 
 
 class WidgetView:
