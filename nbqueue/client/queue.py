@@ -372,7 +372,10 @@ class TaskQueue:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Waits for everything that was sent, then stops the workers; after an exception, cancels it."""
+        """Waits for everything that was sent, then stops the workers; after an exception, cancels it.
+
+        An interrupt cancels it, too; calls with ``on_interrupt="detach"`` go on, and keep the workers.
+        """
         core = self._here()
         if self._shared:
             return
@@ -396,9 +399,11 @@ class TaskQueue:
 
     def _interrupt_all(self) -> str:
         link = self._here().link
+        # The last first: cancelling what runs makes room, in which what is still queued must not start.
         sinks = [sink for sink in reversed(link.sinks()) if isinstance(sink, TaskFuture | Batch)]
-        for sink in sinks:
-            sink._interrupted()
+        said = [sink._interrupted() for sink in sinks]
+        if len(said) == 1:
+            return said[0]
         ended = sum(sink.done() if isinstance(sink, TaskFuture) else sink.done for sink in sinks)
         return told(ended, len(sinks) - ended)
 

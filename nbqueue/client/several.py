@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 from nbqueue.client.frames import user_frames_only
 from nbqueue.client.future import TaskFuture
-from nbqueue.client.listener import Link
 from nbqueue.client.waiting import Interrupted, because, begun, wait_until
 from nbqueue.codec.messages import VALUE
 
@@ -32,6 +31,8 @@ class _Watch(_Waiter):
         self.number = 0  # ended so far
         self.failed = False  # one of them with an exception
         self.open = dict.fromkeys(futures)
+        # Whom to ask for the reason when nothing comes.
+        self.link = next((future._link for future in self.open if isinstance(future, TaskFuture)), None)
 
     def __enter__(self) -> _Watch:
         for future in list(self.open):
@@ -66,18 +67,13 @@ class _Watch(_Waiter):
 
     def until(self, ready: Callable[[], bool], timeout: float | None) -> bool:
         """Wait; an interrupt cancels what is open. Raises as `wait_until` does."""
-        return wait_until(self.condition, ready, timeout, _link_of(self.open), lambda: interrupt_all(list(self.open)))
+        return wait_until(self.condition, ready, timeout, self.link, lambda: interrupt_all(list(self.open)))
 
 
 def _has_failed(future: AnyFuture[Any]) -> bool:
     if isinstance(future, TaskFuture) and future._outcome is not None:
         return future._outcome.kind != VALUE
     return future._exception is not None
-
-
-def _link_of(futures: Iterable[AnyFuture[Any]]) -> Link | None:
-    """Where a future of ours that has not ended is waited for."""
-    return next((f._link for f in futures if isinstance(f, TaskFuture) and not f.done()), None)
 
 
 def interrupt_all(futures: Sequence[AnyFuture[Any]]) -> str:
@@ -132,10 +128,10 @@ def as_completed(futures: Iterable[AnyFuture[R]], timeout: float | None = None) 
         while watch.open:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             with user_frames_only:
-                if not watch.until(lambda: bool(watch.ended), left):
+                if not watch.ended and not watch.until(lambda: bool(watch.ended), left):
                     raise TimeoutError(
                         f"{len(watch.open):,} calls have not ended within {timeout:g} s; they go on."
-                        f"{because(_link_of(watch.open))}"
+                        f"{because(watch.link)}"
                     )
             future = watch.ended.popleft()
             del watch.open[future]

@@ -282,7 +282,7 @@ def test_an_interrupt_of_the_end_of_a_with_block_stops_its_workers(cells: Cells)
     shown, _ = cells.press(
         "with TaskQueue(stream_key='other', workers=1) as other:\n    waited([other.submit(work.local, 0)], 1)"
     )
-    assert "KeyboardInterrupt: 1 call was cancelled." in shown
+    assert "KeyboardInterrupt: `local` was cancelled." in shown
     assert "nbqueue/" not in shown
     assert cells.text("print(calls[0].cancelled(), other.status().workers)") == "True ()\n"
 
