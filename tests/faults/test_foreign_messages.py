@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from nbqueue import TaskQueue
-from nbqueue.codec.messages import SKIPPED, ReplyBody, call_id, dump_reply
+from nbqueue.codec.messages import SKIPPED, ReplyBody, call_id, dump_event, dump_reply
 from nbqueue.errors import BadMessage
 
 
@@ -152,6 +152,36 @@ def test_a_call_that_is_said_to_have_ended_before_ends_with_an_error(queue: Any,
         with pytest.raises(BadMessage, match="ended before"):
             waits(timeout=20)
     queue.run(2)
+
+
+def test_news_and_output_that_no_version_of_ours_writes_are_passed_over(
+    queue: Any, client: redis.Redis, wait_until: Callable[..., Any]
+) -> None:
+    """An event without an item ended the listener's connection for a second, and so again with each one."""
+    core = queue._core
+    queue.shutdown()
+    future, batch = queue.submit(abs, -3), queue.map(abs, [-4, -5])
+    link = core.link
+
+    def say(n: int, kind: str, message: bytes) -> None:
+        sealed = link._seal.close({"e": "event", "r": "reply"}[kind], call_id(link.client, n), message)
+        client.xadd(core.keys.replies(link.client), {"n": n, "k": kind, "p": sealed})
+
+    wait_until(lambda: link.flush(1.0))
+    for n in range(link._last - 2, link._last + 1):
+        for event in (b"[]", b"7", b"{", b'{"kind":"output"}', b'{"kind":"output","item":"x"}', b'{"item":0}'):
+            say(n, "e", event)
+        for details in ({}, {"stream": 1, "at": -5, "size": 1 << 62, "text": "x", "attempt": 1}, {"id": [], "data": 3}):
+            for event_kind in ("output", "display", "started", "news of tomorrow"):
+                say(n, "e", dump_event(event_kind, item=0, **details))
+    printed = (("a", None), (0, 1, 1 << 62, ((0, b"x"),)), (9, 9, 9, 9))
+    body = ReplyBody(0, 1, b"", pickle.dumps([3]), (), "w", 1, 0.0, 0.0, printed, ((0, {}), 7))  # type: ignore[arg-type]
+    say(link._last - 2, "r", dump_reply(body))
+    client.expire(core.keys.replies(link.client), 60)
+    assert future.result(timeout=20) == 3
+    queue.run(2)
+    assert batch.results(timeout=20) == [4, 5]
+    assert link.failure is None
 
 
 def test_junk_in_a_clients_own_record_does_not_end_its_listener(
