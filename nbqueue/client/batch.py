@@ -33,7 +33,8 @@ from nbqueue.client.replay import Kept
 from nbqueue.client.waiting import because, begun, tick, wait_until
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, ReplyBody
 from nbqueue.errors import NbqueueError, TaskCancelled
-from nbqueue.progress.prints import Page, Prints
+from nbqueue.progress.page import Page
+from nbqueue.progress.prints import Prints
 from nbqueue.progress.tally import Lane, Snapshot, Tally
 from nbqueue.progress.views import Handle, open_view, show_again
 

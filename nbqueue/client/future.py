@@ -24,7 +24,8 @@ from nbqueue.client.replay import Kept, replay
 from nbqueue.client.waiting import Interrupted, because, tick, wait_until
 from nbqueue.codec.messages import ERROR, RETRYING, VALUE, ReplyBody
 from nbqueue.errors import NbqueueError, TaskCancelled
-from nbqueue.progress.prints import ERR, OUT, Page, Prints, Transcript
+from nbqueue.progress.page import ERR, OUT, Page
+from nbqueue.progress.prints import Prints, Transcript
 
 __all__ = ["TaskFuture"]
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nbqueue import context
+from nbqueue.progress.page import ERR, Page, Tag
 from nbqueue.progress.places import here
-from nbqueue.progress.prints import ERR, Page, Tag
 
 __all__ = ["Relay", "page"]
 

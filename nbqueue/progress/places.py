@@ -16,7 +16,7 @@ import time
 from functools import cache
 from typing import Any
 
-from .prints import Page
+from .page import Page
 
 __all__ = ["here", "shown_here"]
 

@@ -7,7 +7,8 @@ import random
 import pytest
 
 from nbqueue.progress import prints
-from nbqueue.progress.prints import BEGIN, END, ERR, OUT, Page, Prints, Tag, Transcript
+from nbqueue.progress.page import BEGIN, END, ERR, OUT, Page, Tag
+from nbqueue.progress.prints import Prints, Transcript
 
 
 def lines(page: Page) -> list[str]:
