@@ -6,9 +6,10 @@
                                       │                                               ▲
                                       └─ buttons: Stop all, Restart workers ─▶ a thread ┘
 
-Always true here: the main thread is never waited for nor held up, and the server is asked by the panels' own thread,
-at most twice a second, while something happens; a panel of a queue at rest costs next to nothing, and after a while
-it settles to a static picture, as it does when its cell runs again, when there are many, and when the kernel ends.
+Always true here: a cell waits for the first picture only, and not for long; the server is asked by the panels' own
+thread, at most twice a second, while something happens; a panel of a queue at rest costs next to nothing, and after a
+while it settles to a static picture, as it does when its cell runs again, when there are many, and when the kernel
+ends.
 The picture is no widget: whenever the notebook is saved, and whatever becomes of the kernel, it shows the last one.
 """
 
