@@ -133,3 +133,50 @@ time.sleep(60)
     os.killpg(script.process.pid, signal.SIGINT)
     assert script.line("cancelled") == "[True, False, False, False, False, False]"
     assert all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
+
+
+STORM = """
+import asyncio, os, random, signal, threading, time
+from nbqueue import TaskQueue, as_completed, gather, wait
+queue = TaskQueue(workers=2)
+ident = queue.task(lambda x: x)
+
+async def awaited():
+    return await asyncio.gather(*[ident(i) for i in range(100)])
+
+ways = [
+    lambda: ident.map(range(20_000)).results(),
+    lambda: list(ident.map(range(20_000))),
+    lambda: [future.result() for future in ident.map(range(3_000)).as_completed()],
+    lambda: [ident(i) for i in range(300)],
+    lambda: gather([ident(i) for i in range(300)]),
+    lambda: list(as_completed([ident(i) for i in range(300)])),
+    lambda: wait([ident(i) for i in range(300)]),
+    lambda: asyncio.run(awaited()),
+    queue.cancel,
+]
+ident(0).result()
+draw = random.Random(5)
+struck = 0
+for number in range(90):
+    timer = threading.Timer(draw.expovariate(50), os.kill, (os.getpid(), signal.SIGINT))
+    try:
+        timer.start()
+        ways[number % len(ways)]()
+        timer.join()
+    except KeyboardInterrupt:
+        struck += 1
+    try:
+        timer.join()
+    except KeyboardInterrupt:
+        pass
+    queue.cancel()
+    assert queue.submit(abs, -3).result(timeout=20) == 3, number
+print("struck", struck > 60, flush=True)
+"""
+
+
+def test_interrupts_at_any_moment_leave_the_queue_usable(start_script: Callable[..., Any]) -> None:
+    script = start_script(STORM)
+    assert script.line("struck", timeout=120) == "True"
+    script.end()
