@@ -16,10 +16,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
-    from nbqueue.client.future import TaskFuture
     from nbqueue.client.queue import Put, TaskQueue
-    from nbqueue.client.several import as_completed, gather, wait
+    from nbqueue.client.results.batch import Batch
+    from nbqueue.client.results.future import TaskFuture
+    from nbqueue.client.results.several import as_completed, gather, wait
     from nbqueue.client.status import QueueStatus
     from nbqueue.client.task import Task
     from nbqueue.context import report, track
@@ -38,7 +38,7 @@ __version__ = "0.1.0"
 
 # Loaded when first asked for: importing nbqueue must cost a notebook nothing.
 _HOMES = {
-    "Batch": "client.batch",
+    "Batch": "client.results.batch",
     "NbqueueError": "errors",
     "NotSendable": "errors",
     "Put": "client.queue",
@@ -48,15 +48,15 @@ _HOMES = {
     "Task": "client.task",
     "TaskCancelled": "errors",
     "TaskError": "errors",
-    "TaskFuture": "client.future",
+    "TaskFuture": "client.results.future",
     "TaskQueue": "client.queue",
     "TaskTimeout": "errors",
     "WorkerDied": "errors",
-    "as_completed": "client.several",
-    "gather": "client.several",
+    "as_completed": "client.results.several",
+    "gather": "client.results.several",
     "report": "context",
     "track": "context",
-    "wait": "client.several",
+    "wait": "client.results.several",
 }
 
 __all__ = [

@@ -164,7 +164,7 @@ def _count(text: str) -> int:
 
 
 def _size(text: str) -> str:
-    from nbqueue.client.options import check_limits
+    from nbqueue.client.sending.options import check_limits
 
     try:
         check_limits(text, None)
@@ -186,7 +186,7 @@ def _demo(given: argparse.Namespace) -> int:
 def _worker(given: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from nbqueue.client.options import check_limits
+    from nbqueue.client.sending.options import check_limits
     from nbqueue.codec.seal import fingerprint, user_secret
     from nbqueue.stream.connect import Address, Wire, check_server
     from nbqueue.stream.keys import Keys

@@ -9,7 +9,7 @@ import pytest
 
 from nbqueue import context, report, track
 from nbqueue.context import TaskContext
-from nbqueue.worker.news import News
+from nbqueue.worker.telling.news import News
 
 
 class Posts:

@@ -29,6 +29,12 @@ ALLOWED = {
     "cli": GROUND | {"client", "worker", "stream", "codec", "demo", "__init__"},
     "__init__": {"client", "context", "errors", "notebook"},
 }
+# Room inside a wing → what of that wing it may import besides itself.
+INNER = {
+    "client/sending": set(),
+    "client/results": {"client.sending"},
+    "worker/telling": {"worker.board"},
+}
 NOTEBOOK_ONLY = {"IPython", "ipywidgets", "ipykernel", "comm"}
 MAY_KNOW_NOTEBOOKS = {"progress/widget.py", "notebook/magics.py", "notebook/panel.py"}
 
@@ -64,6 +70,16 @@ def test_a_floor_imports_nothing_above_it(path: Path):
     if _uses_front_door(path):
         imported.add("__init__")
     assert imported <= ALLOWED[room] | {room}, f"{path} may not import {sorted(imported - ALLOWED[room] - {room})}"
+
+
+@pytest.mark.parametrize("room", INNER)
+def test_a_room_inside_a_wing_knows_nothing_of_what_is_built_on_it(room: str):
+    wing, inner = room.split("/")
+    allowed = [f"nbqueue.{name}" for name in INNER[room] | {f"{wing}.{inner}"}]
+    for path in (PACKAGE / wing / inner).glob("*.py"):
+        near = {name for name in _imports(path) if name.startswith(f"nbqueue.{wing}.")}
+        above = {name for name in near if not any(f"{name}.".startswith(f"{ok}.") for ok in allowed)}
+        assert not above, f"{path} may not import {sorted(above)}"
 
 
 def _uses_front_door(path: Path) -> bool:

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nbqueue.client.frames import user_frames_only
-from nbqueue.client.future import TaskFuture
-from nbqueue.client.listener import Link
+from nbqueue.client.results.frames import user_frames_only
+from nbqueue.client.results.future import TaskFuture
+from nbqueue.client.sending.listener import Link
 from nbqueue.codec.cells import CellResult, run_cell
 from nbqueue.errors import NbqueueError
 

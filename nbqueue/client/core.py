@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from nbqueue import context
-from nbqueue.client.batch import Batch
-from nbqueue.client.frames import users_level
-from nbqueue.client.future import TaskFuture
 from nbqueue.client.launch import LocalLauncher, local_launcher
-from nbqueue.client.listener import Link
-from nbqueue.client.options import Options
-from nbqueue.client.recipe import Made, Recipe
 from nbqueue.client.relay import page
-from nbqueue.client.setting import SettingWatch
-from nbqueue.client.waiting import Interrupted, because, wait_until
+from nbqueue.client.results.batch import Batch
+from nbqueue.client.results.frames import users_level
+from nbqueue.client.results.future import TaskFuture
+from nbqueue.client.results.waiting import Interrupted, because, wait_until
+from nbqueue.client.sending.listener import Link
+from nbqueue.client.sending.options import Options
+from nbqueue.client.sending.recipe import Made, Recipe
+from nbqueue.client.sending.setting import SettingWatch
 from nbqueue.codec.blobs import Put, find
 from nbqueue.codec.captured import LARGE_BYTES, Captures
 from nbqueue.codec.functions import digest, dump_arguments, dump_function, dump_put

@@ -23,8 +23,8 @@ from typing import Any, Protocol
 
 import nbqueue
 from nbqueue import errors
-from nbqueue.client.several import wait_for
-from nbqueue.client.waiting import Interrupted
+from nbqueue.client.results.several import wait_for
+from nbqueue.client.results.waiting import Interrupted
 from nbqueue.errors import ForkedQueue, NbqueueError, PoolError
 from nbqueue.progress.places import shown_here
 from nbqueue.stream.connect import Address

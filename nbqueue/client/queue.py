@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from nbqueue import context
-from nbqueue.client.batch import Batch
 from nbqueue.client.core import Core, core_of, find_core, private_core
-from nbqueue.client.frames import user_frames_only, users_level
-from nbqueue.client.future import TaskFuture
-from nbqueue.client.history import TaskHistory
-from nbqueue.client.options import Options, check_limits, check_workers
-from nbqueue.client.several import told
+from nbqueue.client.results.batch import Batch
+from nbqueue.client.results.frames import user_frames_only, users_level
+from nbqueue.client.results.future import TaskFuture
+from nbqueue.client.results.several import told
+from nbqueue.client.sending.history import TaskHistory
+from nbqueue.client.sending.options import Options, check_limits, check_workers
 from nbqueue.client.status import QueueStatus
 from nbqueue.client.task import Task, length_of, require_iterable, zip_arguments
 from nbqueue.codec.blobs import Put

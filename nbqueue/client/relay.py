@@ -43,7 +43,7 @@ class Relay(Page):
         self._print(tag, stream, [rest] if rest else [])
 
     def show(self, tag: Tag, id: str, data: Mapping[str, Any]) -> None:
-        # The worker's own, see `worker.displays`.
+        # The worker's own, see `worker.telling.displays`.
         builtins.display(data, raw=True, display_id=id)  # type: ignore[attr-defined]
 
     @staticmethod

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from nbqueue import context
-from nbqueue.client.frames import user_frames_only
-from nbqueue.client.options import Options
+from nbqueue.client.results.frames import user_frames_only
+from nbqueue.client.sending.options import Options
 from nbqueue.errors import BadCall
 
 if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
-    from nbqueue.client.future import TaskFuture
+    from nbqueue.client.results.batch import Batch
+    from nbqueue.client.results.future import TaskFuture
 
 __all__ = ["Submitter", "Task"]
 

@@ -1,7 +1,7 @@
 """■ in a notebook: an interrupted cell no longer waits for anything, however it waited.
 
-A cell that blocks is interrupted by `client.waiting` itself. Here is the rest, which only the shell can tell: when a
-cell begins and when it has ended by an interrupt; and, in a cell that awaits, when it was interrupted. ipykernel
+A cell that blocks is interrupted by `client.results.waiting` itself. Here is the rest, which only the shell can tell:
+when a cell begins and when it has ended by an interrupt; and, in a cell that awaits, when it was interrupted. ipykernel
 turns that into a cancellation of the cell's coroutine, at the next time that its loop wakes, for whatever reason.
 """
 
@@ -90,7 +90,7 @@ class Watcher:
 
 
 def _tell(what: str) -> Any:
-    waiting = sys.modules.get("nbqueue.client.waiting")
+    waiting = sys.modules.get("nbqueue.client.results.waiting")
     # Not loaded: nothing has been waited for yet.
     return getattr(waiting, what)() if waiting is not None else None
 

@@ -21,8 +21,8 @@ from IPython.display import display
 from IPython.utils.text import DollarFormatter
 
 from nbqueue.client.cells import Cell, CellFuture, Home, as_function, listed
-from nbqueue.client.listener import Link
 from nbqueue.client.queue import TaskQueue
+from nbqueue.client.sending.listener import Link
 from nbqueue.errors import BadOption, NotSendable
 from nbqueue.notebook.names import awaits, names_of
 from nbqueue.progress.static import GREY_TEXT

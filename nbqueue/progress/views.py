@@ -1,6 +1,6 @@
 """Which view a batch gets, and the one thread that keeps all views up to date.
 
-`client.batch` opens a view on its tally and forgets about it. The ticker pulls a snapshot from each open
+`client.results.batch` opens a view on its tally and forgets about it. The ticker pulls a snapshot from each open
 tally at most ten times a second, passes on those that would look different, and sends the last state
 exactly once. A view that fails is reported once and never disturbs the work.
 """

@@ -39,12 +39,13 @@ from nbqueue.stream.broker import BLOCK_MS, Broker
 from nbqueue.stream.connect import LOWEST_LIMIT_BYTES, Address, CommandError, ForgotScripts, Wire, may_be_too_large
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import Fetched, Report, Setting
-from nbqueue.worker import attempt, board, displays, lanes, notices
+from nbqueue.worker import attempt, board
 from nbqueue.worker.modules import LocalModules
-from nbqueue.worker.news import News
 from nbqueue.worker.outbox import Outbox
-from nbqueue.worker.prints import LOOK_S, NOTHING, Prints, Said
 from nbqueue.worker.surroundings import NoKeyboard, Surroundings
+from nbqueue.worker.telling import displays, lanes, notices
+from nbqueue.worker.telling.news import News
+from nbqueue.worker.telling.prints import LOOK_S, NOTHING, Prints, Said
 
 __all__ = ["NEWS", "OUTPUT", "Worker", "WorkerSpec"]
 
@@ -67,7 +68,7 @@ LONGEST_PAUSE_S = 0.5
 LONG_BYTES = 100_000
 FUNCTIONS_KEPT = 128
 # matplotlib's backend in workers, loaded by the tasks that use it.
-FIGURES = "nbqueue.worker.figures"
+FIGURES = "nbqueue.worker.telling.figures"
 # Why the supervisor is woken: the server should hear something, or something was printed.
 NEWS, OUTPUT = b"!", b"o"
 

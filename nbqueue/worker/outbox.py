@@ -20,7 +20,7 @@ from nbqueue.codec.seal import Seal, body_of
 from nbqueue.errors import ResultNotSendable
 from nbqueue.stream.connect import LOWEST_LIMIT_BYTES
 from nbqueue.stream.records import Fetched, Report
-from nbqueue.worker.prints import NOTHING, Said
+from nbqueue.worker.telling.prints import NOTHING, Said
 
 __all__ = ["Outbox"]
 

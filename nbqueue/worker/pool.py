@@ -33,9 +33,9 @@ from nbqueue.worker.attempt import CRASH_CAP, SPAWNER_CRASH_CAP, Exit, death
 from nbqueue.worker.board import Line, Slot
 from nbqueue.worker.loop import WorkerSpec
 from nbqueue.worker.memory import resident_bytes
-from nbqueue.worker.output import Outlet
-from nbqueue.worker.recorder import Recorder
 from nbqueue.worker.spawn import Spawner, end_group
+from nbqueue.worker.telling.output import Outlet
+from nbqueue.worker.telling.recorder import Recorder
 
 __all__ = ["Member", "Pool", "PoolSpec"]
 

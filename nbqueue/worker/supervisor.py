@@ -33,9 +33,9 @@ from nbqueue.stream.records import WorkerLimits
 from nbqueue.worker.board import Board, Slot
 from nbqueue.worker.cores import available_cores, thread_limits
 from nbqueue.worker.loop import NEWS
-from nbqueue.worker.output import Outlet
 from nbqueue.worker.pool import Pool, PoolSpec
 from nbqueue.worker.spawn import Born, Dead, Spawner, spawner
+from nbqueue.worker.telling.output import Outlet
 
 __all__ = ["Supervisor", "main"]
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TextIO
 
 from nbqueue.errors import InputNotAvailable
 from nbqueue.stream.records import Setting
-from nbqueue.worker.prints import Prints, Stream
+from nbqueue.worker.telling.prints import Prints, Stream
 
 __all__ = ["NoKeyboard", "Surroundings"]
 

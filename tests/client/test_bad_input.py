@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from nbqueue import NbqueueError, NotSendable, TaskQueue
-from nbqueue.client.waiting import because
+from nbqueue.client.results.waiting import because
 from nbqueue.errors import (
     BadOption,
     ForkedQueue,

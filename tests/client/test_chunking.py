@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nbqueue.client.chunking import LARGEST, MOST_GROWTH, Chunker
+from nbqueue.client.sending.chunking import LARGEST, MOST_GROWTH, Chunker
 
 
 def _settled(chunker: Chunker, seconds: float, workers: int = 4) -> int:

@@ -18,10 +18,10 @@ import pytest
 
 import nbqueue
 from nbqueue import NbqueueError, TaskCancelled, TaskTimeout, WorkerDied
-from nbqueue.client.failures import Failures, annotate, note_of
-from nbqueue.client.future import TaskFuture
-from nbqueue.client.outcome import Outcome
-from nbqueue.client.replay import Kept
+from nbqueue.client.results.failures import Failures, annotate, note_of
+from nbqueue.client.results.future import TaskFuture
+from nbqueue.client.results.outcome import Outcome
+from nbqueue.client.results.replay import Kept
 from nbqueue.codec.functions import dump_arguments
 from nbqueue.codec.messages import EXCEPTION
 from nbqueue.codec.tracebacks import dump_exception

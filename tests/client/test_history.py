@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from nbqueue.client import history
-from nbqueue.client.history import TaskHistory, TaskRecord
+from nbqueue.client.sending import history
+from nbqueue.client.sending.history import TaskHistory, TaskRecord
 
 
 def endings(queue: Any, **options: Any) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ import pytest
 from proxy import Connection, Proxy
 
 from nbqueue import TaskQueue
-from nbqueue.client import listener
+from nbqueue.client.sending import listener
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ import redis
 from crash_points import AFTER, BEFORE, CUT, KILL, LOST, STEPS, TABLE, Nursery, Plan, Stage
 
 from nbqueue import TaskQueue
-from nbqueue.client import listener
 from nbqueue.client import queue as queue_module
+from nbqueue.client.sending import listener
 from nbqueue.codec.seal import fingerprint, user_secret
 from nbqueue.errors import ServerError
 from nbqueue.stream import broker

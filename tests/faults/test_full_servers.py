@@ -13,7 +13,7 @@ import pytest
 
 from nbqueue import NbqueueError, TaskCancelled, TaskQueue
 from nbqueue.cli import main
-from nbqueue.client import waiting
+from nbqueue.client.results import waiting
 from nbqueue.errors import PoolError
 
 FULL = "The server's memory is full"

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import redis
 
-from nbqueue.client.listener import Link, OpenCall
+from nbqueue.client.sending.listener import Link, OpenCall
 from nbqueue.codec import messages
 from nbqueue.codec.functions import digest, dump_function
 from nbqueue.codec.messages import CallBody, ReplyBody

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from nbqueue import TaskQueue
-from nbqueue.client import listener
+from nbqueue.client.sending import listener
 from nbqueue.stream.broker import Broker
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nbqueue import NotSendable, Put, TaskQueue
-from nbqueue.client import listener
+from nbqueue.client.sending import listener
 from nbqueue.codec import functions
 from nbqueue.stream.broker import Broker
 

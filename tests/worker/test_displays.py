@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from nbqueue.worker import displays
-from nbqueue.worker.displays import display
-from nbqueue.worker.prints import MOST_LEAVING_BYTES, MOST_SHOWN, MOST_SHOWN_BYTES, NOTHING, Prints
+from nbqueue.worker.telling import displays
+from nbqueue.worker.telling.displays import display
+from nbqueue.worker.telling.prints import MOST_LEAVING_BYTES, MOST_SHOWN, MOST_SHOWN_BYTES, NOTHING, Prints
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nbqueue.worker import hooks
+from nbqueue.worker.telling import hooks
 
 NAME = "imported_by_a_test_of_hooks"
 

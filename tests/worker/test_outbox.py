@@ -13,7 +13,7 @@ from nbqueue.errors import ResultNotSendable
 from nbqueue.stream.connect import LOWEST_LIMIT_BYTES
 from nbqueue.stream.records import Fetched, Report
 from nbqueue.worker.outbox import Outbox
-from nbqueue.worker.prints import NOTHING, Said
+from nbqueue.worker.telling.prints import NOTHING, Said
 
 PAYLOAD = Seal(b"s" * 32, "q").close("call", "c:1", messages.dump_call(CallBody("work", "f", "s", None, 0)))
 

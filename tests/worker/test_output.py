@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from nbqueue.worker import output
-from nbqueue.worker.output import Outlet, Tape, last_lines
+from nbqueue.worker.telling import output
+from nbqueue.worker.telling.output import Outlet, Tape, last_lines
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from nbqueue.worker import output, recorder
 from nbqueue.worker.board import Board, Line, Slot
-from nbqueue.worker.output import Outlet
-from nbqueue.worker.recorder import Recorder
+from nbqueue.worker.telling import output, recorder
+from nbqueue.worker.telling.output import Outlet
+from nbqueue.worker.telling.recorder import Recorder
 
 
 class Worker:

@@ -21,9 +21,9 @@ from nbqueue.codec.tracebacks import Gist
 from nbqueue.progress.static import GREY_TEXT, RED
 
 if TYPE_CHECKING:
-    from nbqueue.client.future import TaskFuture
-    from nbqueue.client.outcome import Outcome
-    from nbqueue.client.replay import Kept
+    from nbqueue.client.results.future import TaskFuture
+    from nbqueue.client.results.outcome import Outcome
+    from nbqueue.client.results.replay import Kept
 
 __all__ = ["Failures", "annotate", "note_of", "summary_of"]
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, DoneAndNotDoneFutures, _Waiter
 from typing import Any, TypeVar
 
-from nbqueue.client.frames import user_frames_only
-from nbqueue.client.future import TaskFuture
-from nbqueue.client.waiting import Interrupted, because, begun, wait_until
+from nbqueue.client.results.frames import user_frames_only
+from nbqueue.client.results.future import TaskFuture
+from nbqueue.client.results.waiting import Interrupted, because, begun, wait_until
 from nbqueue.codec.messages import VALUE
 
 __all__ = ["as_completed", "gather", "interrupt_all", "told", "wait", "wait_for"]

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from nbqueue.client.failures import annotate
+from nbqueue.client.results.failures import annotate
 from nbqueue.codec.messages import ERROR, SKIPPED, VALUE, ReplyBody
 from nbqueue.codec.tracebacks import Gist, gist_of, load_exception
 from nbqueue.errors import BadMessage, RemoteError

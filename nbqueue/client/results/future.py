@@ -15,13 +15,13 @@ from concurrent.futures._base import (
 from typing import Any, Generic, TypeVar, cast
 
 from nbqueue import context
-from nbqueue.client.card import CallCard
-from nbqueue.client.failures import note_of
-from nbqueue.client.frames import user_frames_only
-from nbqueue.client.listener import Link, OpenCall
-from nbqueue.client.outcome import Outcome, first_outcome
-from nbqueue.client.replay import Kept, replay
-from nbqueue.client.waiting import Interrupted, because, tick, wait_until
+from nbqueue.client.results.card import CallCard
+from nbqueue.client.results.failures import note_of
+from nbqueue.client.results.frames import user_frames_only
+from nbqueue.client.results.outcome import Outcome, first_outcome
+from nbqueue.client.results.replay import Kept, replay
+from nbqueue.client.results.waiting import Interrupted, because, tick, wait_until
+from nbqueue.client.sending.listener import Link, OpenCall
 from nbqueue.codec.messages import ERROR, RETRYING, VALUE, ReplyBody
 from nbqueue.errors import NbqueueError, TaskCancelled
 from nbqueue.progress.page import ERR, OUT, Page

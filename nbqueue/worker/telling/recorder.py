@@ -17,7 +17,7 @@ from typing import Any
 
 from nbqueue.codec.messages import Printed
 from nbqueue.worker.board import Line, Slot
-from nbqueue.worker.output import Outlet, Tape, last_lines, pieces
+from nbqueue.worker.telling.output import Outlet, Tape, last_lines, pieces
 
 __all__ = ["Recorder"]
 

@@ -23,7 +23,7 @@ __all__ = ["user_frames_only", "users_level"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_HOME = f"{Path(__file__).parent.parent}{os.sep}"
+_HOME = f"{Path(__file__).parents[2]}{os.sep}"
 # What we raise on purpose. Of anything else that no user's code has raised, the place matters: it is a fault of ours.
 _MEANT = (NbqueueError, TimeoutError, IndexError, KeyboardInterrupt, concurrent.futures.CancelledError)
 

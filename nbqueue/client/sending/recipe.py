@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
-from nbqueue.client.listener import OpenCall
-from nbqueue.client.options import Options
+from nbqueue.client.sending.listener import OpenCall
+from nbqueue.client.sending.options import Options
 from nbqueue.codec.blobs import Put
 from nbqueue.codec.functions import dump_arguments, dumps, is_plain
 from nbqueue.codec.messages import CallBody, dump_call, load_call

@@ -21,8 +21,8 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from nbqueue.worker.hooks import when_imported
-from nbqueue.worker.prints import Prints
+from nbqueue.worker.telling.hooks import when_imported
+from nbqueue.worker.telling.prints import Prints
 
 __all__ = ["Display", "display", "install", "publish_figures", "seen", "touch"]
 

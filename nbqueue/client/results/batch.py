@@ -21,16 +21,16 @@ from concurrent.futures._base import RUNNING
 from typing import Any, Generic, TypeVar, cast, overload
 
 from nbqueue import context
-from nbqueue.client.failures import Failures, annotate, note_of, summary_of
-from nbqueue.client.feeding import Feeder
-from nbqueue.client.frames import user_frames_only
-from nbqueue.client.future import TaskFuture, _call_soon
-from nbqueue.client.items import Details, Futures
-from nbqueue.client.listener import Link, OpenCall
-from nbqueue.client.outcome import Outcome, skipped
-from nbqueue.client.recipe import Packed, Prepared, Recipe, items_of
-from nbqueue.client.replay import Kept
-from nbqueue.client.waiting import because, begun, tick, wait_until
+from nbqueue.client.results.failures import Failures, annotate, note_of, summary_of
+from nbqueue.client.results.frames import user_frames_only
+from nbqueue.client.results.future import TaskFuture, _call_soon
+from nbqueue.client.results.items import Details, Futures
+from nbqueue.client.results.outcome import Outcome, skipped
+from nbqueue.client.results.replay import Kept
+from nbqueue.client.results.waiting import because, begun, tick, wait_until
+from nbqueue.client.sending.feeding import Feeder
+from nbqueue.client.sending.listener import Link, OpenCall
+from nbqueue.client.sending.recipe import Packed, Prepared, Recipe, items_of
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, ReplyBody
 from nbqueue.errors import NbqueueError, TaskCancelled
 from nbqueue.progress.page import Page

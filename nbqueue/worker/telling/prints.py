@@ -13,7 +13,7 @@ import threading
 from typing import Any
 
 from nbqueue.codec.messages import Printed
-from nbqueue.worker.output import pieces
+from nbqueue.worker.telling.output import pieces
 
 __all__ = ["LOOK_S", "NOTHING", "Prints", "Said", "Stream"]
 

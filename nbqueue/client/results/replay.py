@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbqueue import context
-from nbqueue.client.frames import user_frames_only
-from nbqueue.client.listener import OpenCall
-from nbqueue.client.recipe import Holding, Prepared, items_of, latest
+from nbqueue.client.results.frames import user_frames_only
+from nbqueue.client.sending.listener import OpenCall
+from nbqueue.client.sending.recipe import Holding, Prepared, items_of, latest
 from nbqueue.codec.glimpse import glimpse_arguments, glimpse_values
 from nbqueue.codec.messages import load_call
 from nbqueue.codec.seal import body_of

@@ -1,4 +1,4 @@
-"""matplotlib's backend in workers (``MPLBACKEND=module://nbqueue.worker.figures``): no window, no front end.
+"""matplotlib's backend in workers (``MPLBACKEND=module://nbqueue.worker.telling.figures``): no window, no front end.
 
 ``plt.show()`` publishes the open figures and closes them, and so does the end of the item that made them.
 """
@@ -11,7 +11,7 @@ from matplotlib._pylab_helpers import Gcf
 from matplotlib.backend_bases import FigureManagerBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from nbqueue.worker import displays
+from nbqueue.worker.telling import displays
 
 __all__ = ["FigureCanvas", "FigureManager", "flush", "show"]
 

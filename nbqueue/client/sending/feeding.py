@@ -19,9 +19,9 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, Protocol
 
-from nbqueue.client.chunking import Chunker
-from nbqueue.client.listener import Link
-from nbqueue.client.recipe import Prepared, Recipe
+from nbqueue.client.sending.chunking import Chunker
+from nbqueue.client.sending.listener import Link
+from nbqueue.client.sending.recipe import Prepared, Recipe
 from nbqueue.errors import NotSendable
 
 __all__ = ["Feeder"]

@@ -12,7 +12,7 @@ import sys
 import warnings
 from typing import Any, TextIO
 
-from nbqueue.worker.prints import Prints
+from nbqueue.worker.telling.prints import Prints
 
 __all__ = ["forget_warnings", "install"]
 

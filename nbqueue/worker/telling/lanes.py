@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from nbqueue import context
-from nbqueue.worker.hooks import when_imported
+from nbqueue.worker.telling.hooks import when_imported
 
 __all__ = ["change_libraries"]
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, finalize
 
-from nbqueue.client.history import History
+from nbqueue.client.sending.history import History
 from nbqueue.codec import messages
 from nbqueue.codec.blobs import Put
 from nbqueue.codec.messages import ReplyBody, call_id

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
-from nbqueue.client.future import TaskFuture
+from nbqueue.client.results.future import TaskFuture
 from nbqueue.codec.messages import ReplyBody
 
 if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
+    from nbqueue.client.results.batch import Batch
 
 __all__ = ["Details", "Futures"]
 

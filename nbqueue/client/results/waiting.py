@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nbqueue import context
-from nbqueue.client.listener import Link
+from nbqueue.client.sending.listener import Link
 
 __all__ = [
     "Interrupted",
