@@ -323,6 +323,12 @@ class Broker:
             args += (str(call.items), str(r.failed), r.reply, delay, r.retry_payload)
         return args
 
+    def pending(self, consumer: str) -> list[str]:
+        """Entries that a consumer has fetched and not finished, at most 100 of each stream."""
+        keys = {"0": self.keys.first, "1": self.keys.normal}
+        answers = self._read_all(*[("XPENDING", key, GROUP, "-", "+", "100", consumer) for key in keys.values()])
+        return [f"{stream}/{row[0].decode()}" for stream, rows in zip(keys, answers, strict=True) for row in rows]
+
     def release(self, consumer: str, entries: Iterable[str]) -> int:
         return int(self.step("release", consumer, *entries))
 

@@ -16,7 +16,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 
-__all__ = ["BUSY", "CANCEL", "IDLE", "OFF", "STARTING", "TIMEOUT", "WAITING", "Board", "Line", "Slot"]
+__all__ = ["BUSY", "CANCEL", "IDLE", "OFF", "STARTING", "TIMEOUT", "WAITING", "Board", "Line", "Slot", "place_of"]
 
 OFF, STARTING, IDLE, BUSY, WAITING = range(5)
 STATE_NAMES = ("off", "starting", "idle", "busy", "waiting")
@@ -27,7 +27,7 @@ _SEQ, _STATE, _PID, _REDIS_ID, _STREAM, _MS, _ID_SEQ = range(7)
 _CLIENT, _N, _SPLIT, _ITEM, _ATTEMPT, _STARTED, _TIMEOUT = range(7, 14)
 _NAME, _NAME_WORDS = 14, 8
 _STOP, _FOR_STREAM, _FOR_MS, _FOR_SEQ, _FOR_ITEM, _FOR_WHY = range(22, 28)
-_PRINTED_OUT, _PRINTED_ERR, _LEAVE, _PASSED_OUT, _PASSED_ERR = range(28, 33)
+_PRINTED_OUT, _PRINTED_ERR, _LEAVE, _PASSED_OUT, _PASSED_ERR, _TAKEN = range(28, 34)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +137,13 @@ class Slot:
         """When the call that it is running is over; another takes its place."""
         self._words[_LEAVE] = 1
 
+    def take_back(self) -> None:
+        """Calls that were fetched ahead are given back by us: none of them may begin. Read the line after this."""
+        self._words[_TAKEN] = 1
+
     def aim(self, entry: str, item: int, why: int) -> None:
         """Say whom the SIGINT that follows is for: an item of an entry, or with item -1 whichever runs."""
-        stream, ms, seq = _entry_words(entry)
+        stream, ms, seq = place_of(entry)
         w = self._words
         w[_FOR_WHY] = 0
         w[_FOR_STREAM], w[_FOR_MS], w[_FOR_SEQ] = stream, ms, seq
@@ -160,6 +164,14 @@ class Slot:
     def leave_asked(self) -> bool:
         return bool(self._words[_LEAVE])
 
+    def taken_back(self) -> bool:
+        """Whether calls that were fetched ahead may have been given back. Ask after having said which one begins."""
+        return bool(self._words[_TAKEN])
+
+    def looks_again(self) -> None:
+        """The worker forgets what it has fetched ahead, and reads what is still its own."""
+        self._words[_TAKEN] = 0
+
     def idle(self) -> None:
         self._words[_STATE] = IDLE
 
@@ -177,7 +189,7 @@ class Slot:
         printed: tuple[int, int] = (0, 0),
     ) -> None:
         """A call begins; its items follow with `item`."""
-        stream, ms, seq = _entry_words(entry)
+        stream, ms, seq = place_of(entry)
         number, _, split = n.partition(".")
         w = self._words
         w[_SEQ] += 1
@@ -217,7 +229,8 @@ class Slot:
         return why if w[_FOR_ITEM] in (0, w[_ITEM] + 1) else 0
 
 
-def _entry_words(entry: str) -> tuple[int, int, int]:
+def place_of(entry: str) -> tuple[int, int, int]:
+    """Stream, time and number of an entry: a worker begins what it has fetched together in this order."""
     stream, _, id = entry.partition("/")
     ms, _, seq = id.partition("-")
     return int(stream), int(ms), int(seq)

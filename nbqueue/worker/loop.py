@@ -142,6 +142,7 @@ class Worker:
         self._look_again_at: float | None = None  # when a read over the connection before this one has ended for sure
         self._suspect = 0  # bytes of the largest reply that was on its way when the connection was lost
         self._seconds = 0.0  # a call's run time, smoothed; 0 before the first
+        self._paces: dict[str, float] = {}  # and of each function's last call
         self._armed = False
         self._looked: object = None  # at what this item printed, as `_running_call` names it
         self._why = 0
@@ -390,6 +391,9 @@ class Worker:
         timeout_ms = int((body.timeout_s or 0) * 1000)
         printed = self._prints.begin(self._slot.passed_on())
         self._slot.call(call.entry, call.client, call.n, call.attempt, timeout_ms, body.name, printed)
+        if self._slot.taken_back():
+            self._forget_ahead()
+            return
         self._slot.item(call.first, time.monotonic_ns())
         if not self._running.is_set():
             self._running.set()
@@ -410,6 +414,9 @@ class Worker:
             if not (isinstance(error, Interrupted) and self._why == board.CANCEL):
                 self._all_fail(call, error)
             return
+        if self._outbox.waiting and self._paces.get(body.function, AHEAD_S) >= AHEAD_S:
+            # It may hold the interpreter, and with it what is finished.
+            self._try_flush()
         task = self._context(body, call)
         context.set_current(task)
         try:
@@ -433,7 +440,17 @@ class Worker:
             with self._lock:
                 self._ahead.clear()
         took = time.monotonic() - began
+        self._paces[body.function] = took
         self._seconds = took if not self._seconds else 0.7 * self._seconds + 0.3 * took
+
+    def _forget_ahead(self) -> None:
+        """The supervisor has given back what was fetched ahead, while a task held the interpreter. This call may have
+        been among it."""
+        self._slot.idle()
+        with self._lock:
+            self._ahead.clear()
+        self._slot.looks_again()
+        self._unsure = True
 
     def _clean_up(self, printed: tuple[int, int]) -> None:
         """Make all ready for the next call. A worker whose task has spoiled too much for that is replaced."""
@@ -477,7 +494,7 @@ class Worker:
         if body.function not in self._functions:
             self._functions[body.function] = _Packed(body_of(self._blob(body.function)))
             if len(self._functions) > FUNCTIONS_KEPT:
-                self._functions.popitem(last=False)
+                self._paces.pop(self._functions.popitem(last=False)[0], None)
 
     def _prepare(self, body: CallBody) -> Any:
         if body.setting:

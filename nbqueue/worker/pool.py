@@ -30,7 +30,7 @@ from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import HostState, RunningTask, WorkerLimits, WorkerState
 from nbqueue.worker import board
 from nbqueue.worker.attempt import CRASH_CAP, SPAWNER_CRASH_CAP, Exit, death
-from nbqueue.worker.board import Line, Slot
+from nbqueue.worker.board import Line, Slot, place_of
 from nbqueue.worker.loop import WorkerSpec
 from nbqueue.worker.memory import resident_bytes
 from nbqueue.worker.spawn import Spawner, end_group
@@ -424,6 +424,7 @@ class Pool:
                 if self._reachable() and member.announced != (line.entry, line.item):
                     member.announced = (line.entry, line.item)
                     self._announce(line, kind="started", item=line.item, worker=member.consumer, attempt=line.attempt)
+                    self._take_back(member, line)
                 self._tell_output(member, line)
 
     def _watch_memory(self, limit_bytes: int) -> None:
@@ -460,6 +461,25 @@ class Pool:
         else:
             return
         self._signal(member, signal.SIGKILL)
+
+    def _take_back(self, member: Member, line: Line) -> None:
+        """Give back what waits behind an item that runs for long. A worker does so itself, unless the item holds the
+        interpreter."""
+        if self.stopping or member.stopping:
+            return
+        try:
+            # What comes before is finished, and its report on the way.
+            here = place_of(line.entry)
+            waiting = [entry for entry in self._broker.pending(member.consumer) if place_of(entry) > here]
+            if not waiting:
+                return
+            member.slot.take_back()
+            now = member.slot.read()
+            if now is not None and (now.entry, now.item) == (line.entry, line.item):
+                self._broker.release(member.consumer, waiting)
+        except (ServerError, CommandError):
+            # They stay where they are, and are looked at when the worker's next item runs for long.
+            return
 
     def _tell_output(self, member: Member, line: Line, *, ended: bool = False) -> None:
         if self._reachable():

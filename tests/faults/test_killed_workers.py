@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import sys
 import time
@@ -31,6 +32,38 @@ def _pids(path: Path) -> list[int]:
 def _whole(queue: Any, workers: int) -> bool:
     living = [worker for worker in queue.status().workers if worker.state in ("idle", "busy")]
     return len(living) == workers and all(psutil.pid_exists(worker.pid) for worker in living)
+
+
+def test_a_call_that_holds_the_interpreter_holds_up_neither_what_is_done_nor_what_waits(
+    queue: Any, wait_until: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The worker had fetched all three together, since its calls had been short; and it cannot give them back."""
+    runs = tmp_path / "runs"
+
+    def note(name: str) -> str:
+        with runs.open("a") as file:
+            file.write(f"{name}\n")
+        return name
+
+    def in_c() -> None:
+        note("in_c")
+        re.match("(a+)+$", "a" * 60 + "b")
+
+    queue.run(1)
+    queue.shutdown()
+    for number in range(50):
+        queue.submit(abs, number)
+    before, holds, after = queue.submit(note, "before"), queue.submit(in_c), queue.submit(note, "after")
+    queue.run(1)
+    assert before.result(timeout=20) == "before"
+    wait_until(lambda: "in_c" in runs.read_text())
+    queue.run(2)
+    assert after.result(timeout=20) == "after"
+    assert not holds.done()
+    holds.cancel()
+    # The one whose call was taken back works on.
+    assert queue.map(abs, range(50)).results() == list(range(50))
+    assert sorted(runs.read_text().split()) == ["after", "before", "in_c"]
 
 
 def test_kill_9_on_one_of_200_tasks_costs_that_task_alone(
