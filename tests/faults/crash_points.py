@@ -91,6 +91,7 @@ STEPS: dict[str, Step] = {
     "hosts": Step(("hosts",)),
     "inbox": Step(("inbox",), counts=bool),
     "unblock": Step(("unblock",)),
+    "pending": Step(("counts",) * 2),
     # A client.
     "info": Step(("info",)),
     "read": Step(("read",), counts=bool),
@@ -106,7 +107,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     ),
     "pool": (
         *("load", "prepare", "register", "hosts", "beat", "reap", "leave", "reclaim", "announce", "inbox", "unblock"),
-        "counters",
+        *("counters", "pending", "release"),
     ),
     "client": (
         *("info", "load", "prepare", "hello", "submit", "cancel", "read", "trim", "counters", "poke", "counts"),

@@ -8,6 +8,7 @@ for ever; there are consumers of living workers only; no process is left.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
@@ -406,6 +407,17 @@ def _strand(play: Play, wait_until: Callable[..., Any]) -> None:
     wire.close()
 
 
+def _holds(play: Play) -> Any:
+    """A call that runs for a while and lets nothing else of its process run."""
+
+    @play.queue.task
+    def hold(seconds: float) -> int:
+        ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+        return 0
+
+    return hold(0.6)
+
+
 @pytest.mark.parametrize(("row", "stage"), _points("pool"))
 def test_a_pool_dies_or_is_cut_off(row: str, stage: Stage, play: Play, wait_until: Callable[..., Any]) -> None:
     futures: list[Any] = play.squares()
@@ -415,6 +427,10 @@ def test_a_pool_dies_or_is_cut_off(row: str, stage: Stage, play: Play, wait_unti
         _strand(play, wait_until)
     if row == "counters":
         _leave_a_dead_neighbour(play)
+    held: list[Any] = []
+    if row in ("pending", "release"):
+        # Its worker, whose first calls are short, fetches them together.
+        held = [_holds(play), *play.squares()]
     hasty = FAST | {"worker.pool.LEASE_S": 0.3}
     late = row in ("beat", "inbox", "announce", "leave", "unblock")
     victim = play.fork("host", [stage], armed=not late, settings=hasty)
@@ -441,6 +457,10 @@ def test_a_pool_dies_or_is_cut_off(row: str, stage: Stage, play: Play, wait_unti
         wait_until(lambda: not psutil.pid_exists(victim))
         play.fork("host", settings=hasty)
     _are_squares(futures[:4])
+    if held:
+        assert held[0].result(timeout=20) == 0
+        _are_squares(held[1:])
+        others = len(held)
     if row == "reclaim":
         assert futures[4].result(timeout=20) == "lived"
         others = 1
