@@ -10,10 +10,7 @@ import html as _html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nbqueue.progress.static import BLUE, GREEN, GREY_TEXT, RED
-from nbqueue.progress.static import _colour as colour
-from nbqueue.progress.static import _rate as rate_text
-from nbqueue.progress.static import _seconds as seconds_text
+from nbqueue.progress.static import BLUE, GREEN, GREY_TEXT, RED, css, rate_text, seconds_text
 from nbqueue.stream.records import RunningTask, WorkerState
 
 __all__ = ["QueueStatus", "picture"]
@@ -106,12 +103,12 @@ def picture(status: QueueStatus, rate: float | None = None, notes: Sequence[str]
         ``live`` or ``settled``.
     """
     name = _html.escape(_printable(status.queue))
-    below = "".join(f'<div style="{colour("color", GREY_TEXT)}">{_html.escape(note)}</div>' for note in notes)
+    below = "".join(f'<div style="{css("color", GREY_TEXT)}">{_html.escape(note)}</div>' for note in notes)
     return (
         f'<div class="nbqueue-panel" data-state="{state}" style="max-width:1000px;padding:3px 0;'
         "font-size:13px;line-height:20px;font-family:var(--jp-ui-font-family,sans-serif);"
         'font-variant:tabular-nums;font-variant-numeric:tabular-nums">'
-        f'<div><b>{name}</b> <span style="{colour("color", GREY_TEXT)}">{_html.escape(_where(status))}</span></div>'
+        f'<div><b>{name}</b> <span style="{css("color", GREY_TEXT)}">{_html.escape(_where(status))}</span></div>'
         f'<div class="nbqueue-counts">{_counts(status, rate)}</div>{_table(status)}{below}</div><!--/nbqueue-->'
     )
 
@@ -142,7 +139,7 @@ def _counts(status: QueueStatus, rate: float | None) -> str:
     if rate:
         parts.append((rate_text(rate), GREY_TEXT))
     return " · ".join(
-        f'<span style="white-space:nowrap{"" if its is None else ";" + colour("color", its)}">{text}</span>'
+        f'<span style="white-space:nowrap{"" if its is None else ";" + css("color", its)}">{text}</span>'
         for text, its in parts
     )
 
@@ -153,18 +150,18 @@ _CELL = "border:none;padding:0 14px 0 0;vertical-align:top;font-size:13px;line-h
 
 def _table(status: QueueStatus) -> str:
     if not status.workers:
-        return f'<div style="{colour("color", GREY_TEXT)}">no workers</div>'
+        return f'<div style="{css("color", GREY_TEXT)}">no workers</div>'
     # Stable: a worker's line does not move while it goes on with the same.
     order = sorted(status.workers, key=lambda worker: worker.slot)
     if len(order) > MOST_WORKERS:
         order.sort(key=lambda worker: worker.task is None)
     head = "".join(
-        f'<th style="{_CELL}text-align:{side};font-weight:normal;{colour("color", GREY_TEXT)}">{title}</th>'
+        f'<th style="{_CELL}text-align:{side};font-weight:normal;{css("color", GREY_TEXT)}">{title}</th>'
         for title, side in (("worker", "left"), ("runs", "left"), ("for", "right"), ("memory", "right"))
     )
     lines = "".join(map(_worker, order[:MOST_WORKERS]))
     more = len(order) - MOST_WORKERS
-    rest = f'<div style="{colour("color", GREY_TEXT)}">and {more:,} more workers</div>' if more > 0 else ""
+    rest = f'<div style="{css("color", GREY_TEXT)}">and {more:,} more workers</div>' if more > 0 else ""
     return (
         '<div style="overflow-x:auto"><table style="border:none;border-collapse:collapse;margin:2px 0">'
         f'<thead style="border:none"><tr style="background:transparent">{head}</tr></thead>'
@@ -174,9 +171,9 @@ def _table(status: QueueStatus) -> str:
 
 def _worker(worker: WorkerState) -> str:
     if worker.task is None:
-        what, style, since = _printable(worker.state), colour("color", GREY_TEXT), ""
+        what, style, since = _printable(worker.state), css("color", GREY_TEXT), ""
     else:
-        what, style = f"▸ {_task(worker)}{_more(worker)}", colour("color", BLUE)
+        what, style = f"▸ {_task(worker)}{_more(worker)}", css("color", BLUE)
         seconds = worker.task.seconds
         since = f"{seconds:.1f} s" if seconds < 10 else seconds_text(seconds)
     memory = _size(worker.memory_bytes) if worker.memory_bytes else ""

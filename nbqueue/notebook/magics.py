@@ -25,8 +25,7 @@ from nbqueue.client.queue import TaskQueue
 from nbqueue.client.sending.listener import Link
 from nbqueue.errors import BadOption, NotSendable
 from nbqueue.notebook.names import awaits, names_of
-from nbqueue.progress.static import GREY_TEXT
-from nbqueue.progress.static import _colour as colour
+from nbqueue.progress.static import GREY_TEXT, css
 
 __all__ = ["Magics"]
 
@@ -314,7 +313,7 @@ def _told(future: CellFuture) -> str:
 
 def _line(text: str) -> dict[str, str]:
     marked = re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))
-    style = colour("color", GREY_TEXT)
+    style = css("color", GREY_TEXT)
     return {
         "text/plain": f"nbqueue: {text}",
         "text/html": f'<div class="nbqueue-note" style="font-size:13px;{style}">{marked}</div><!--/nbqueue-->',

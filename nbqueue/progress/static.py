@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from .tally import Lane, Snapshot
 
-__all__ = ["Part", "html", "lane_words", "plain", "words"]
+__all__ = ["Part", "css", "html", "lane_words", "plain", "rate_text", "seconds_text", "words"]
 
 
 class Part(NamedTuple):
@@ -71,13 +71,13 @@ def words(snapshot: Snapshot) -> tuple[Part, ...]:
     if snapshot.retried:
         parts.append(Part("retried", "↻", f"{snapshot.retried:,} retried"))
     if snapshot.finished:
-        parts.append(Part("time", "", _seconds(snapshot.elapsed_s, fine=True)))
+        parts.append(Part("time", "", seconds_text(snapshot.elapsed_s, fine=True)))
     elif snapshot.eta_s is None:
-        parts.append(Part("time", "", _seconds(snapshot.elapsed_s)))
+        parts.append(Part("time", "", seconds_text(snapshot.elapsed_s)))
     if snapshot.rate is not None:
-        parts.append(Part("time", "", _rate(snapshot.rate)))
+        parts.append(Part("time", "", rate_text(snapshot.rate)))
     if snapshot.eta_s is not None:
-        parts.append(Part("time", "", f"{_seconds(snapshot.eta_s)} left"))
+        parts.append(Part("time", "", f"{seconds_text(snapshot.eta_s)} left"))
     return tuple(parts)
 
 
@@ -97,7 +97,7 @@ def _words_of_one(snapshot: Snapshot) -> tuple[Part, ...]:
     if snapshot.retried:
         parts.append(Part("retried", "↻", f"attempt {snapshot.retried + 1:,}"))
     if snapshot.finished or snapshot.elapsed_s >= 1:
-        parts.append(Part("time", "", _seconds(snapshot.elapsed_s, fine=snapshot.finished)))
+        parts.append(Part("time", "", seconds_text(snapshot.elapsed_s, fine=snapshot.finished)))
     return tuple(parts)
 
 
@@ -141,7 +141,7 @@ def _lanes(snapshot: Snapshot) -> str:
             f'<span class="nbqueue-lane-label" style="{_CUT};max-width:240px;padding-left:12px">{label}</span>'
             f'<div class="nbqueue-lane" role="progressbar" aria-label="{label or "task"}" {values}'
             f'aria-valuetext="{text}" style="display:flex;height:4px;border-radius:2px;overflow:hidden;'
-            f'{_colour("background-color", TRACK)}">{_lane_segment(lane, snapshot.elapsed_s)}</div>'
+            f'{css("background-color", TRACK)}">{_lane_segment(lane, snapshot.elapsed_s)}</div>'
             f'<span class="nbqueue-lane-text" title="{text}" style="{_CUT}">{text}</span>'
         )
     if snapshot.more_lanes:
@@ -149,7 +149,7 @@ def _lanes(snapshot: Snapshot) -> str:
     return (
         '<div class="nbqueue-lanes" style="flex:1 1 100%;min-width:0;display:grid;align-items:center;column-gap:12px;'
         f"grid-template-columns:minmax({NAME_WIDTH_PX}px,max-content) minmax(40px,{BAR_WIDTH_PX}px) minmax(110px,1fr);"
-        f'font-size:12px;line-height:17px;{_colour("color", GREY_TEXT)}">{"".join(rows)}</div>'
+        f'font-size:12px;line-height:17px;{css("color", GREY_TEXT)}">{"".join(rows)}</div>'
     )
 
 
@@ -164,8 +164,8 @@ def _sentence(snapshot: Snapshot) -> str:
     for part in words(snapshot):
         symbol = f"{part.symbol} " if part.symbol else ""
         if part.kind == "done" and symbol:
-            symbol = f'<span style="{_colour("color", GREEN)}">{symbol}</span>'
-        style = _colour("color", _TEXT_COLOURS[part.kind]) if part.kind in _TEXT_COLOURS else ""
+            symbol = f'<span style="{css("color", GREEN)}">{symbol}</span>'
+        style = css("color", _TEXT_COLOURS[part.kind]) if part.kind in _TEXT_COLOURS else ""
         pieces.append(f'<span class="nbqueue-{part.kind}" style="{style}">{symbol}{_html.escape(part.text)}</span>')
     # Where a narrow cell breaks the line, a part stays whole, and no line begins with a dot.
     # But for an error's message, which may be long.
@@ -184,7 +184,7 @@ def _bar(snapshot: Snapshot, label: str) -> str:
     return (
         f'<div class="nbqueue-bar" role="progressbar" aria-label="{label}" {values}aria-valuetext="{text}" '
         f'title="{text}" style="display:flex;flex:0 1 {BAR_WIDTH_PX}px;min-width:80px;height:10px;'
-        f'border-radius:5px;overflow:hidden;{_colour("background-color", TRACK)}">'
+        f'border-radius:5px;overflow:hidden;{css("background-color", TRACK)}">'
         f"{_segments(snapshot, total)}</div>"
     )
 
@@ -214,11 +214,12 @@ def _segment(kind: str, percent: float, colour: tuple[str, str], style: str = ""
     # At least two pixels: one failure in a million is still seen.
     return (
         f'<div class="nbqueue-bar-{kind}" style="width:{percent:.2f}%;min-width:2px;height:100%;{style}'
-        f'{_colour("background-color", colour)}"></div>'
+        f'{css("background-color", colour)}"></div>'
     )
 
 
-def _colour(name: str, colour: tuple[str, str]) -> str:
+def css(name: str, colour: tuple[str, str]) -> str:
+    """A rule of a style: the literal, then the theme's own."""
     literal, variable = colour
     # A sanitiser drops the second declaration, and the first one stays.
     return f"{name}:{literal};{name}:var({variable},{literal})"
@@ -246,7 +247,7 @@ def _number(value: float) -> str:
     return f"{value:,.2f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
-def _seconds(seconds: float, *, fine: bool = False) -> str:
+def seconds_text(seconds: float, *, fine: bool = False) -> str:
     """For reading: a live view counts whole seconds, a settled one may be exact."""
     if fine and seconds < 0.001:
         return "under 1 ms"
@@ -268,7 +269,7 @@ def _seconds(seconds: float, *, fine: bool = False) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def _rate(rate: float) -> str:
+def rate_text(rate: float) -> str:
     if rate >= 100:
         return f"{rate:,.0f}/s"
     if rate >= 1:

@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar, cast, overload
 from nbqueue import context
 from nbqueue.client.results.failures import Failures, annotate, note_of, summary_of
 from nbqueue.client.results.frames import user_frames_only
-from nbqueue.client.results.future import TaskFuture, _call_soon
+from nbqueue.client.results.future import TaskFuture, call_soon
 from nbqueue.client.results.items import Details, Futures
 from nbqueue.client.results.outcome import Outcome, skipped
 from nbqueue.client.results.replay import Kept
@@ -380,7 +380,7 @@ class Batch(Generic[R]):
         ended = asyncio.Event()
         with self._lock:
             if not self.done:
-                self._callbacks.append(lambda: _call_soon(loop, ended.set))
+                self._callbacks.append(lambda: call_soon(loop, ended.set))
             else:
                 ended.set()
         with user_frames_only:

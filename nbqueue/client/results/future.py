@@ -27,7 +27,7 @@ from nbqueue.errors import NbqueueError, TaskCancelled
 from nbqueue.progress.page import ERR, OUT, Page
 from nbqueue.progress.prints import Prints, Transcript
 
-__all__ = ["TaskFuture"]
+__all__ = ["TaskFuture", "call_soon"]
 
 R = TypeVar("R")
 
@@ -180,7 +180,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
     async def _awaited(self) -> R:
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
-        self.add_done_callback(lambda _: _call_soon(loop, done.set))
+        self.add_done_callback(lambda _: call_soon(loop, done.set))
         with user_frames_only:
             await tick(done, self._interrupted, self._link, self._call.call.n if self._call is not None else 0)
             return self.result()
@@ -344,7 +344,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         return (0,) if self._outcome is None else ()
 
 
-def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
+def call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
     try:
         loop.call_soon_threadsafe(callback)
     except RuntimeError:

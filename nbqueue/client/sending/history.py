@@ -22,9 +22,7 @@ from nbqueue.codec.glimpse import glimpse_arguments, glimpse_values
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, ReplyBody, load_call
 from nbqueue.codec.seal import body_of
 from nbqueue.codec.tracebacks import gist_of
-from nbqueue.progress.static import GREEN, GREY_TEXT, RED
-from nbqueue.progress.static import _colour as colour
-from nbqueue.progress.static import _seconds as seconds_text
+from nbqueue.progress.static import GREEN, GREY_TEXT, RED, css, seconds_text
 from nbqueue.stream.records import Call
 
 __all__ = ["History", "TaskHistory", "TaskRecord"]
@@ -104,7 +102,7 @@ class TaskHistory(Sequence[TaskRecord]):
             return '<div class="nbqueue-history">no finished tasks yet</div>'
         columns = self._columns()
         head = "".join(
-            f'<th style="{_CELL}font-weight:normal;{colour("color", GREY_TEXT)}">{column[0]}</th>' for column in columns
+            f'<th style="{_CELL}font-weight:normal;{css("color", GREY_TEXT)}">{column[0]}</th>' for column in columns
         )
         lines = []
         for i, record in enumerate(self._records, 1):
@@ -149,7 +147,7 @@ def _row(record: TaskRecord) -> tuple[str, ...]:
 
 def _outcome_style(record: TaskRecord) -> str:
     colours = {"done": GREEN, "cancelled": GREY_TEXT}
-    return colour("color", colours.get(record.outcome, RED))
+    return css("color", colours.get(record.outcome, RED))
 
 
 def short_worker(worker: str) -> str:
