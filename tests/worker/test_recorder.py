@@ -121,6 +121,30 @@ def test_a_part_of_a_line_is_told_when_it_stands_still_but_no_part_of_a_characte
     assert worker.news() == [(1, 2, "ïve\n")]
 
 
+def test_a_row_of_dots_that_grows_at_every_look_is_told_all_the_same(worker: Worker) -> None:
+    worker.call("1", (0, 0))
+    told = ""
+    for _ in range(3):
+        worker.write(b".")
+        told += "".join(text for _, _, text in worker.news())
+    assert told in ("..", "...")
+
+
+@pytest.mark.parametrize("worker", [True], indirect=True)
+def test_where_a_script_looks_on_a_row_of_dots_that_grows_is_seen_all_the_same(
+    worker: Worker, wait_until: Any
+) -> None:
+    worker.call("1", (0, 0))
+    worker.write(b".")
+    assert worker.passed_on() == b"", "it may be growing"
+
+    def seen() -> bytes:
+        worker.write(b".")
+        return worker.passed_on()
+
+    assert wait_until(seen).startswith(b"..")
+
+
 def test_what_comes_a_moment_later_waits_for_its_turn(worker: Worker) -> None:
     worker.call("1", (0, 0))
     worker.write(b"one\n")

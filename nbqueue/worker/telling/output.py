@@ -19,6 +19,7 @@ import os
 import select
 import stat
 import tempfile
+import time
 from collections.abc import Callable
 
 __all__ = ["HEAD_BYTES", "TAIL_BYTES", "Outlet", "Tape", "last_lines", "pieces"]
@@ -33,6 +34,8 @@ FREE_EVERY_BYTES = 1_000_000
 HEAD_BYTES = TAIL_BYTES = 131_072
 # What one event carries while the task runs.
 EVENT_BYTES = 32_768
+# A part of a line that grows at each look, as a row of dots does, is shown after this.
+PART_S = 0.5
 # A pipe that polls as writable takes this much without blocking (pipe(7)).
 _PIPE_BYTES = 4096
 _MOST_LINES = 10
@@ -47,16 +50,16 @@ class Tape:
         self.passed = 0
         self._low = 0  # what lies below has been freed
         self._freed = 0
-        self._seen = 0
-        self._told_at_size = 0
+        self._passing, self._telling = _Part(), _Part()
 
     @property
     def size(self) -> int:
         return os.fstat(self.fd).st_size
 
     def pass_on(self, outlet: Outlet, *, ended: bool = False) -> None:
-        """Give the outlet what is new, if it has room: whole lines, but a part of one that is not growing too."""
+        """Give the outlet what is new, if it has room: whole lines, and a part of one that has grown long enough."""
         size = self.size
+        grown = self._passing.grown(size, time.monotonic())
         if size - self.passed > MOST_BEHIND_BYTES:
             left_out = size - KEPT_BYTES - self.passed
             self.passed = size - KEPT_BYTES
@@ -64,21 +67,23 @@ class Tape:
         while self.passed < size and outlet.has_room:
             data = os.pread(self.fd, min(PIECE_BYTES, size - self.passed), self.passed)
             complete = data.rfind(b"\n") + 1
-            if not complete and len(data) < PIECE_BYTES and size != self._seen and not ended:
+            if not complete and len(data) < PIECE_BYTES and not grown and not ended:
                 break
             data = data[: complete or len(data)]
             outlet.write(data)
             self.passed += len(data)
-        self._seen = size
+            self._passing.shown()
+        if self.passed >= size:
+            self._passing.shown()
 
     def skip(self, upto: int) -> None:
         """What lies before has been taken care of otherwise."""
         self.passed = max(self.passed, upto)
 
-    def news(self, start: int, *, ended: bool = False) -> tuple[int, bytes]:
+    def news(self, start: int, now: float, *, ended: bool = False) -> tuple[int, bytes]:
         """What is new from `start` on and can be shown, and where it begins: of much, the end.
 
-        Whole lines, and a part of one that does not grow; never a part of a character.
+        Whole lines, and a part of one that has grown long enough; never a part of a character.
         """
         size = self.size
         if size - start > EVENT_BYTES:
@@ -86,10 +91,11 @@ class Tape:
             start += os.pread(self.fd, EVENT_BYTES, start).find(b"\n") + 1
         data = os.pread(self.fd, max(0, size - start), start)
         complete = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
-        stands_still = size == self._told_at_size
-        self._told_at_size = size
+        grown = self._telling.grown(size, now)
         if not ended:
-            data = data[:complete] if complete or not stands_still else data[: _whole_characters(data)]
+            data = data[:complete] if complete or not grown else data[: _whole_characters(data)]
+        if data or size <= start:
+            self._telling.shown()
         return start, data
 
     def read(self, start: int) -> str:
@@ -109,6 +115,23 @@ class Tape:
         _punch_hole(self.fd, self._low, min(start, upto))
         _punch_hole(self.fd, max(self._low, start + HEAD_BYTES), upto)
         self._low, self._freed = min(start, upto), upto
+
+
+class _Part:
+    """When a part of a line is shown: when it stands still between two looks, or has waited for a while."""
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._since: float | None = None
+
+    def grown(self, size: int, now: float) -> bool:
+        stands_still, self._size = size == self._size, size
+        if self._since is None and not stands_still:
+            self._since = now
+        return stands_still or (self._since is not None and now - self._since >= PART_S)
+
+    def shown(self) -> None:
+        self._since = None
 
 
 def pieces(fd: int, start: int, end: int) -> tuple[tuple[int, bytes], ...]:

@@ -64,7 +64,7 @@ class Recorder:
         item = line.entry, line.item, line.printed
         if item != self._item:
             self._item, self._told = item, list(line.printed)
-        found = [tape.news(start, ended=ended) for tape, start in zip(self._tapes, self._told, strict=True)]
+        found = [tape.news(start, now, ended=ended) for tape, start in zip(self._tapes, self._told, strict=True)]
         again = slot.read()
         if again is None or (again.entry, again.item, again.printed) != item:
             # It has ended while we read: a part may be the next one's.
