@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import nbqueue
 from nbqueue import errors
+from nbqueue.client.echo import Echo, way_out
 from nbqueue.client.results.several import wait_for
 from nbqueue.client.results.waiting import Interrupted
 from nbqueue.errors import ForkedQueue, NbqueueError, PoolError
@@ -77,6 +78,7 @@ class LocalLauncher:
         self._lock = threading.Lock()  # guards the process and who waits for its answers; never held for long
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._echo: Echo | None = None
         self._waiting: dict[tuple[str, str | None], list[concurrent.futures.Future[dict[str, Any]]]] = {}
         self._pools: dict[str, tuple[PoolOrder, int | None]] = {}
         self._executable: str | None = None
@@ -154,6 +156,8 @@ class LocalLauncher:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        if self._echo is not None:
+            self._echo.end()
         self._remove_left_over()
 
     def _check(self) -> None:
@@ -177,6 +181,8 @@ class LocalLauncher:
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-c", code],
                     stdin=subprocess.DEVNULL,
+                    stdout=way_out(1),
+                    stderr=way_out(2),
                     pass_fds=(theirs.fileno(),),
                     # Jupyter interrupts and kills a kernel's whole process group.
                     start_new_session=True,
@@ -185,6 +191,7 @@ class LocalLauncher:
             ours.close()
             raise PoolError(f"The supervisor process could not be started: {error}") from error
         self._socket = ours
+        self._echo = Echo(self._process)
         threading.Thread(
             target=self._read, args=(ours, self._process), name="nbqueue-launcher", daemon=True
         ).start()

@@ -1,14 +1,17 @@
 """Progress lines on a terminal.
 
 `views` opens one line per tally. All lines that are live share one region at the bottom of the terminal;
-a line that is settled is printed above it, once, and stays. Nothing is drawn where there is no terminal.
+a line that is settled is printed above it, once, and stays. So is what tasks print meanwhile (`pass_on`). Nothing
+is drawn where there is no terminal.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import sys
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import static
@@ -19,11 +22,13 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.text import Text
 
-__all__ = ["TerminalView"]
+__all__ = ["TerminalView", "pass_on"]
 
 BAR_WIDTH = 30
 BAR_WIDTH_MIN = 8
 LANE_WIDTH = 20
+# Of a line that waits for its end, while it cannot be shown below the lines that are live.
+LONGEST_HELD_BYTES = 65_536
 
 _STYLES = {"done": "green", "failed": "red", "cancelled": "bright_black", "running": "blue"}
 _TEXT_STYLES = {**_STYLES, "done": "", "time": "bright_black"}
@@ -44,6 +49,49 @@ class TerminalView:
     def settle(self, snapshot: Snapshot) -> None:
         self._line.snapshot = snapshot
         self._region.settle(self._line)
+
+
+def pass_on(fd: int, data: bytes) -> None:
+    """Write what tasks print to the terminal that descriptor `fd`, 1 or 2, is: above the live lines, if any.
+
+    While there are some, a line that has not ended waits, unless it is very long.
+    """
+    with _regions_lock:
+        region = None if _stderr_console is None else _regions.get(_stderr_console)
+        if region is None:
+            # Under the lock: no region begins in the midst of it.
+            _write(fd, data)
+            return
+    region.pass_on(fd, data)
+
+
+def _write(fd: int, data: bytes) -> None:
+    """All of it, past whatever Python's own streams keep back."""
+    global _stands_in_line
+    if data:
+        _stands_in_line = not data.endswith(b"\n")
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:
+            poller = select.poll()
+            poller.register(fd, select.POLLOUT)
+            poller.poll()
+        except OSError:
+            # Nobody is there to read it.
+            return
+
+
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """Text for a terminal, as it is."""
+
+    text: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.segment import Segment
+
+        yield Segment(self.text)
 
 
 class _Line:
@@ -120,6 +168,7 @@ class _Region:
         self._lock = threading.RLock()
         self._lines: list[_Line] = []
         self._live: Live | None = None
+        self._held: dict[int, bytes] = {}  # lines that have not ended, by descriptor
 
     @property
     def live(self) -> bool:
@@ -152,6 +201,26 @@ class _Region:
                     self._live = None
                 self.refresh()
                 self._console.print(line)
+            if self._live is None:
+                for fd, data in self._held.items():
+                    _write(fd, data)
+                self._held.clear()
+
+    def pass_on(self, fd: int, data: bytes) -> None:
+        with self._lock:
+            if self._live is None:
+                _write(fd, data)
+                return
+            data = self._held.pop(fd, b"") + data
+            end = data.rfind(b"\n") + 1
+            if not end and len(data) > LONGEST_HELD_BYTES:
+                data += b"\n"
+                end = len(data)
+            if end:
+                # Uncropped: the terminal breaks long lines, so that they can be copied as they were printed.
+                self._console.print(_Raw(data[:end].decode("utf-8", "replace")), crop=False)
+            if end < len(data):
+                self._held[fd] = data[end:]
 
     def _group(self) -> Group:
         from rich.console import Group
@@ -164,6 +233,8 @@ class _Region:
         # rich sends what it redirects to its own console. Prints must pass through it, or they tear the
         # region apart, but not when stdout goes to a file or a pipe: there they belong.
         own = self._console.file is sys.stderr
+        if own and _stands_in_line:
+            _write(2, b"\n")
         live = Live(
             console=self._console,
             auto_refresh=False,
@@ -178,6 +249,7 @@ class _Region:
 _regions: dict[Console, _Region] = {}
 _regions_lock = threading.Lock()
 _stderr_console: Console | None = None
+_stands_in_line = False  # what tasks printed last has not ended its line
 
 
 def _region(console: Console | None) -> _Region:

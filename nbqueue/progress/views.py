@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from . import static
 from .tally import Snapshot, Source
 
-__all__ = ["Handle", "View", "open_view", "show_again"]
+__all__ = ["Handle", "View", "draws_on_terminal", "open_view", "show_again"]
 
 # Ten pictures a second look smooth; a browser that is sent thousands of messages loses the last ones.
 TICK_S = 0.1
@@ -203,11 +203,18 @@ def show_again(handle: Handle | None, tally: Source, cancel: Callable[[], None] 
     return handle
 
 
+def draws_on_terminal() -> bool:
+    """Whether views of this process are lines on the terminal that its stderr is."""
+    return not _off() and not _in_kernel() and sys.stderr is not None and sys.stderr.isatty()
+
+
+def _off() -> bool:
+    return os.environ.get("NBQUEUE_PROGRESS", "").strip().lower() in _OFF
+
+
 def _may_show() -> bool:
-    if os.environ.get("NBQUEUE_PROGRESS", "").strip().lower() in _OFF:
-        return False
     # Displays made in another thread land in whichever cell runs.
-    return threading.current_thread() is threading.main_thread()
+    return not _off() and threading.current_thread() is threading.main_thread()
 
 
 def _view(tally: Source, cancel: Callable[[], None] | None) -> View | None:
@@ -218,7 +225,7 @@ def _view(tally: Source, cancel: Callable[[], None] | None) -> View | None:
             from .widget import open_notebook_view
 
             return open_notebook_view(tally.snapshot(), cancel, _warn)
-        if sys.stderr is not None and sys.stderr.isatty():
+        if draws_on_terminal():
             from .terminal import TerminalView
 
             return TerminalView(tally.snapshot())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-import re
 
 import pytest
 from rich.console import Console
+from screen import screen_of
 
 from nbqueue.progress.tally import Lane, Tally
 from nbqueue.progress.terminal import TerminalView
@@ -111,21 +111,5 @@ def test_what_running_tasks_tell_stands_below_their_batch_and_goes_with_it(conso
 
 
 def _screen(console: Console) -> list[str]:
-    """What a reader sees: the output replayed on a screen that knows the codes rich uses here."""
-    rows, row, column = [""], 0, 0
-    for token in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", console.file.getvalue()):
-        if token == "\n":
-            row, column = row + 1, 0
-            if row == len(rows):
-                rows.append("")
-        elif token == "\r":
-            column = 0
-        elif token.startswith("\x1b"):
-            if token.endswith("A"):
-                row -= int(token[2:-1] or 1)
-            elif token.endswith("K"):
-                rows[row] = ""
-        else:
-            rows[row] = rows[row][:column].ljust(column) + token + rows[row][column + len(token) :]
-            column += len(token)
-    return [line.rstrip() for line in rows if line.strip()]
+    """What a reader sees."""
+    return screen_of(console.file.getvalue())
