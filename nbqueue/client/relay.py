@@ -42,6 +42,9 @@ class Relay(Page):
             rest = self._parts.pop((tag.key, stream), "")
         self._print(tag, stream, [rest] if rest else [])
 
+    def lose(self, size: int) -> None:
+        """What is relayed says so itself."""
+
     def show(self, tag: Tag, id: str, data: Mapping[str, Any]) -> None:
         # The worker's own, see `worker.telling.displays`.
         builtins.display(data, raw=True, display_id=id)  # type: ignore[attr-defined]

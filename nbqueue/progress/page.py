@@ -136,6 +136,7 @@ class Page:
         self._lock = threading.RLock()
         self._lines: deque[_Line] = deque()
         self._left_out = 0
+        self._lost_bytes = 0
         self._names: dict[str, int] = {}
         self._writers: dict[tuple[object, int], _Writer] = {}
         self._notices: dict[tuple[str, ...], _Notice] = {}
@@ -159,6 +160,11 @@ class Page:
                 writer = self._writers[tag.key, stream] = _Writer(self, tag, stream)
             writer.write(text)
         self._tell()
+
+    def lose(self, size: int) -> None:
+        """So many bytes were printed that are no lines here, since a task printed faster than can be shown."""
+        with self._lock:
+            self._lost_bytes += size
 
     def end(self, tag: Tag, stream: int) -> None:
         """A task prints no more on a stream: a part of a line is a line."""
@@ -186,7 +192,7 @@ class Page:
             notices = self._repeated()
             shown = [(tag, text) for tag, text, _ in self._displays.values()]
         width = _width(rows + notices)
-        text = [_earlier(left_out)] if left_out else []
+        text = [_earlier(left_out, self._lost_bytes)] if left_out else []
         for tag, err, line, times in rows + notices:
             text.append(f"{_fit(tag, width)} {_MARKS[err]} {without_codes(line)}{times}")
         text += [f"{tag.ljust(width)} │ {line}" for tag, block in shown for line in block.splitlines()]
@@ -202,7 +208,7 @@ class Page:
         width = _width(rows + notices)
         blocks = []
         if rows:
-            text = [f'<div style="{_GREY}">{_earlier(left_out)}</div>'] if left_out else []
+            text = [f'<div style="{_GREY}">{_earlier(left_out, self._lost_bytes)}</div>'] if left_out else []
             text += [_row(*row, width) for row in rows]
             # From below: what is new is in sight, also after the next update.
             blocks.append(
@@ -299,8 +305,9 @@ def _fit(tag: str, width: int) -> str:
     return tag.ljust(width) if len(tag) <= width else "…" + tag[1 - width :]
 
 
-def _earlier(lines: int) -> str:
-    return f"… {lines:,} earlier lines; each future's .stdout and .stderr have its own"
+def _earlier(lines: int, lost_bytes: int) -> str:
+    lost = f", and {lost_bytes:,} bytes that came too fast to be shown" if lost_bytes else ""
+    return f"… {lines:,} earlier lines{lost}; each future's .stdout and .stderr have its own, of much the two ends"
 
 
 # Displays

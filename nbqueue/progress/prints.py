@@ -39,8 +39,8 @@ class Transcript:
         self._streams: list[_Stream] = []
         self.displays: tuple[Mapping[str, Any], ...] = ()
 
-    def add(self, attempt: int, stream: int, at: int, data: bytes) -> bytes:
-        """A piece that begins at byte `at`. Returns what of it is new and can be shown now."""
+    def add(self, attempt: int, stream: int, at: int, data: bytes) -> tuple[int, bytes]:
+        """A piece that begins at byte `at`. Returns how many bytes before it never came, and what of it is new."""
         return self._stream(attempt, stream).add(at, data)
 
     def complete(self, attempt: int, stream: int, size: int, pieces: Iterable[_Piece]) -> tuple[int, bytes]:
@@ -79,10 +79,10 @@ class _Stream:
         self.kept = 0
         self.seen = 0  # what lies before has been shown, or never will be
 
-    def add(self, at: int, data: bytes) -> bytes:
-        new = data[max(0, self.seen - at) :]
+    def add(self, at: int, data: bytes) -> tuple[int, bytes]:
+        lost, new = max(0, at - self.seen), data[max(0, self.seen - at) :]
         if not new:
-            return b""
+            return 0, b""
         start = at + len(data) - len(new)
         self._pieces.append((start, new))
         self.kept += len(new)
@@ -91,7 +91,7 @@ class _Stream:
             # The second: the beginning is worth more than the middle.
             _, dropped = self._pieces.pop(1)
             self.kept -= len(dropped)
-        return new
+        return lost, new
 
     def complete(self, size: int, pieces: Iterable[_Piece]) -> tuple[int, bytes]:
         seen, lost, new = self.seen, 0, b""
@@ -177,10 +177,10 @@ class Prints:
         with self._lock:
             transcript = self._transcript(item)
             before = transcript.size
-            new = transcript.add(attempt, stream, at, data)
+            lost, new = transcript.add(attempt, stream, at, data)
             self._bound(transcript.size - before)
-        if new and self._page is not None:
-            self._page.add(self._tag(item), stream, new.decode("utf-8", "replace"))
+        if new:
+            self._show(item, stream, lost, new)
 
     def _complete(self, item: int, attempt: int, stream: int, size: int, pieces: Any) -> None:
         with self._lock:
@@ -188,11 +188,16 @@ class Prints:
             before = transcript.size
             lost, new = transcript.complete(attempt, stream, size, pieces)
             self._bound(transcript.size - before)
-        if self._page is not None:
-            text = new.decode("utf-8", "replace")
-            if lost:
-                text = f"… {lost:,} bytes are left out …\n{text}"
-            self._page.add(self._tag(item), stream, text)
+        self._show(item, stream, lost, new)
+
+    def _show(self, item: int, stream: int, lost: int, new: bytes) -> None:
+        if self._page is None:
+            return
+        text = new.decode("utf-8", "replace")
+        if lost:
+            self._page.lose(lost)
+            text = f"… {lost:,} bytes are left out …\n{text}"
+        self._page.add(self._tag(item), stream, text)
 
     def _display(self, item: int, event: Mapping[str, Any]) -> None:
         id, data = event["id"], event["data"]
