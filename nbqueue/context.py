@@ -155,7 +155,7 @@ def _first_lane(context: TaskContext) -> list[Lane]:
     return context.lanes
 
 
-def report(done: float, total: float | None = None, text: str = "") -> None:
+def report(done: float, total: float | None = None, text: str | None = "") -> None:
     """Tell from inside a task how far it is: a thin bar under the batch's own. Outside of tasks, nothing.
 
     Call it as often as you like; a few times a second, the latest is sent.
@@ -194,12 +194,12 @@ def report(done: float, total: float | None = None, text: str = "") -> None:
         with _lanes_lock:
             lanes = context.lanes or _first_lane(context)
     lane = lanes[0]
-    lane.done, lane.total, lane.text = done, total, text
+    lane.done, lane.total, lane.text = done, total, text or ""
     if not lane.posted:
         lane.post()
 
 
-def track(iterable: Iterable[T], total: float | None = None, text: str = "") -> Iterator[T]:
+def track(iterable: Iterable[T], total: float | None = None, text: str | None = "") -> Iterator[T]:
     """Iterate, and show inside a task how far that is: a thin bar under the batch's own. Elsewhere, only iterate.
 
     Parameters
@@ -223,7 +223,7 @@ def track(iterable: Iterable[T], total: float | None = None, text: str = "") -> 
     if total is None:
         hint = operator.length_hint(iterable, -1)
         total = None if hint < 0 else hint
-    return _track(iterable, total, text)
+    return _track(iterable, total, text or "")
 
 
 def _track(iterable: Iterable[T], total: float | None, text: str) -> Iterator[T]:

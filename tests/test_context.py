@@ -56,6 +56,13 @@ def test_however_often_a_task_reports_one_event_waits_and_has_the_last_word(post
     assert posts.take() == [_lane(0, 1000, 1000)]
 
 
+def test_a_text_of_none_was_shown_as_a_word(posts):
+    list(track(range(1), text=None))
+    assert posts.take() == [_lane(1, 1, 1)]
+    report(1, 2, None)
+    assert posts.take() == [_lane(0, 1, 2)]
+
+
 def test_track_gives_each_item_and_counts_those_that_are_done(posts):
     seen = []
     for item in track("abc", text="letters"):
