@@ -74,6 +74,8 @@ def words(snapshot: Snapshot) -> tuple[Part, ...]:
         parts.append(Part("time", "", seconds_text(snapshot.elapsed_s, fine=True)))
     elif snapshot.eta_s is None:
         parts.append(Part("time", "", seconds_text(snapshot.elapsed_s)))
+    if snapshot.unserved:
+        parts.append(Part("unserved", "", "no workers"))
     if snapshot.rate is not None:
         parts.append(Part("time", "", rate_text(snapshot.rate)))
     if snapshot.eta_s is not None:
@@ -98,6 +100,8 @@ def _words_of_one(snapshot: Snapshot) -> tuple[Part, ...]:
         parts.append(Part("retried", "↻", f"attempt {snapshot.retried + 1:,}"))
     if snapshot.finished or snapshot.elapsed_s >= 1:
         parts.append(Part("time", "", seconds_text(snapshot.elapsed_s, fine=snapshot.finished)))
+    if snapshot.unserved:
+        parts.append(Part("unserved", "", "no workers"))
     return tuple(parts)
 
 
@@ -272,8 +276,9 @@ def seconds_text(seconds: float, *, fine: bool = False) -> str:
 def rate_text(rate: float) -> str:
     if rate >= 100:
         return f"{rate:,.0f}/s"
-    if rate >= 1:
-        return f"{rate:.1f}/s"
-    if rate * 60 >= 1:
-        return f"{rate * 60:.1f}/min"
+    # Not at one, near which many rates waver: they would go to and fro between two units.
+    if rate >= 1 / 3:
+        return f"{rate:.1f}/s" if rate >= 1 else f"{rate:.2f}/s"
+    if rate * 60 >= 1 / 3:
+        return f"{rate * 60:.1f}/min" if rate * 60 >= 1 else f"{rate * 60:.2f}/min"
     return f"{rate * 3600:.1f}/h"

@@ -89,6 +89,8 @@ class Snapshot:
         This is one call, not a batch: it is queued, running or over.
     error : str
         How a single call failed, in short.
+    unserved : bool
+        Nobody is there who could do what is left.
     """
 
     label: str
@@ -106,6 +108,7 @@ class Snapshot:
     more_lanes: int = 0
     single: bool = False
     error: str = ""
+    unserved: bool = False
 
     @property
     def settled(self) -> int:
@@ -137,6 +140,8 @@ class Tally:
         How many items there are, where that is known.
     clock : callable
         Seconds that only grow.
+    unserved : callable
+        Whether nobody is there who could do what is left; asked for each snapshot.
 
     Examples
     --------
@@ -149,9 +154,15 @@ class Tally:
     """
 
     def __init__(
-        self, label: str, total: int | None = None, *, clock: Callable[[], float] = time.monotonic
+        self,
+        label: str,
+        total: int | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        unserved: Callable[[], bool] = lambda: False,
     ) -> None:
         self.label = label
+        self._unserved = unserved
         self._clock = clock
         self._lock = threading.Lock()
         self._total = total
@@ -236,6 +247,10 @@ class Tally:
             settled = self._done + self._failed + self._cancelled
             ran = self._done + self._failed
             eta_s = None
+            unserved = not finished and self._unserved()
+            if unserved:
+                # Nor does this time tell how fast the rest will be.
+                self._forget_rate(now)
             if finished:
                 # Of a batch that took no time, a rate would only measure the clock.
                 rate = ran / elapsed_s if ran and elapsed_s >= 0.01 else None
@@ -258,6 +273,7 @@ class Tally:
                 finished=finished,
                 lanes=lanes,
                 more_lanes=more_lanes,
+                unserved=unserved,
             )
 
     # The rate is (items, weighted by age) / (seconds, weighted by age), moved on only when items arrive:

@@ -119,7 +119,7 @@ class Handle:
             if self._view is not None and not self._settled.is_set():
                 snapshot = self._tally.snapshot()
                 if not snapshot.finished:
-                    snapshot = replace(snapshot, finished=True, running=0, eta_s=None)
+                    snapshot = replace(snapshot, finished=True, running=0, eta_s=None, unserved=False)
                 try:
                     self._view.settle(snapshot)
                 except Exception as error:  # noqa: BLE001 as above

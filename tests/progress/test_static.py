@@ -95,8 +95,20 @@ def test_durations_read_as_people_say_them(elapsed_s, text):
 @pytest.mark.parametrize(
     ("rate", "text"), [(12_345.6, "12,346/s"), (49.52, "49.5/s"), (0.05, "3.0/min"), (0.005, "18.0/h")]
 )
-def test_rates_choose_a_unit_that_gives_a_number_above_one(rate, text):
-    assert plain(replace(SETTLED, rate=rate)).endswith(text)
+def test_rates_choose_a_unit_that_gives_a_readable_number(rate, text):
+    assert plain(replace(SETTLED, rate=rate)).endswith(f" {text}")
+
+
+@pytest.mark.parametrize("near", [1, 1 / 60])
+def test_rates_near_one_a_second_or_a_minute_went_to_and_fro_between_units(near):
+    units = {plain(replace(SETTLED, rate=near * wave)).rsplit("/", 1)[1] for wave in (0.6, 0.9, 0.99, 1, 1.01, 1.5)}
+    assert len(units) == 1
+
+
+def test_a_batch_without_workers_says_so():
+    assert plain(replace(LIVE, running=0, retried=0, rate=None, eta_s=None, unserved=True)) == (
+        "nbqueue: simulate 141/240 done · 4 failed · 3 s · no workers"
+    )
 
 
 @pytest.mark.parametrize("snapshot", [LIVE, SETTLED])

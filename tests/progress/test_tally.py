@@ -145,6 +145,29 @@ def test_the_rate_sinks_when_nothing_arrives_any_more(clock):
     assert tally.snapshot().rate < 0.1
 
 
+def test_a_batch_without_workers_went_on_with_a_growing_remaining_time(clock):
+    unserved = False
+    tally = Tally("simulate", 100, clock=clock, unserved=lambda: unserved)
+    for _ in range(10):
+        clock.now += 1
+        tally.settle(done=1)
+    assert tally.snapshot().eta_s == pytest.approx(90)
+    unserved = True
+    clock.now += 60
+    snapshot = tally.snapshot()
+    assert (snapshot.unserved, snapshot.rate, snapshot.eta_s) == (True, None, None)
+    # With workers again, the time without them is not held against the rest.
+    unserved = False
+    for _ in range(3):
+        clock.now += 1
+        tally.settle(done=1)
+    snapshot = tally.snapshot()
+    assert (snapshot.unserved, snapshot.rate) == (False, pytest.approx(1))
+    unserved = True
+    tally.finish()
+    assert not tally.snapshot().unserved
+
+
 def test_no_rate_is_given_from_the_first_moments(clock):
     tally = Tally("simulate", 100, clock=clock)
     clock.now += 0.001

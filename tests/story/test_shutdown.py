@@ -14,6 +14,7 @@ import pytest
 
 import nbqueue
 from nbqueue import TaskQueue
+from nbqueue.progress.static import plain
 
 
 def test_what_was_sent_before_shutdown_is_done_when_it_returns(queue: Any, tmp_path: Any) -> None:
@@ -169,6 +170,22 @@ def test_waiting_after_shutdown_prints_a_hint_and_no_error(
     assert future.result(timeout=20) == 1
 
 
+def test_cards_told_a_remaining_time_after_shutdown(queue: Any, wait_until: Callable[..., Any]) -> None:
+    queue.run(1)
+    batch = queue.map(abs, range(3))
+    batch.results()
+    queue.shutdown()
+    batch, future = queue.map(abs, range(3)), queue.submit(abs, -1)
+    wait_until(lambda: batch.progress.unserved)
+    assert (batch.progress.rate, batch.progress.eta_s) == (None, None)
+    assert plain(batch.progress).endswith(" · no workers")
+    assert plain(future._shown().snapshot()).endswith(" · no workers")
+    queue.run(1)
+    assert not batch.progress.unserved
+    assert batch.results() == [0, 1, 2]
+    assert future.result(timeout=20) == 1
+
+
 def test_a_shared_server_starts_workers_only_when_asked(redis_server: Any, new_key: str) -> None:
     queue = TaskQueue(redis_server.url, new_key, workers=1)
     future = queue.submit(abs, -1)
@@ -186,6 +203,7 @@ def test_clients_and_workers_of_one_shared_server_find_each_other(
 import threading
 import time
 from nbqueue import TaskQueue
+from nbqueue.progress.static import plain
 queue = TaskQueue({redis_server.url!r}, {new_key!r})
 queue.run(2)
 print("up", flush=True)

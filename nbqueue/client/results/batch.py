@@ -99,7 +99,7 @@ class Batch(Generic[R]):
         self._unwanted: set[int] = set()  # places that were cancelled before they were drawn
         self._details = Details()
         self._feeder = Feeder(items, total, recipe, link)
-        self.tally = Tally(self._name, total)
+        self.tally = Tally(self._name, total, unserved=lambda: link.unserved)
         self._feeder.check_first(self)
         self._view: Handle | None = open_view(self.tally, self.cancel) if show else None
         # Below the card.

@@ -31,6 +31,7 @@ class Shown(Protocol):
     def cancelled(self) -> bool: ...
     def cancel(self) -> bool: ...
     def _failure(self) -> str | None: ...
+    def _unserved(self) -> bool: ...
 
 
 class CallCard:
@@ -84,6 +85,7 @@ class CallCard:
             more_lanes=more,
             single=True,
             error=error or "",
+            unserved=not finished and future._unserved(),
         )
 
     def _cancel(self) -> None:

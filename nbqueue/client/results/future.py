@@ -101,6 +101,9 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         gist = outcome.gist()
         return f"{gist.type_name}: {gist.text}".removesuffix(": ")[:LONGEST_FAILURE]
 
+    def _unserved(self) -> bool:
+        return self._link is not None and self._link.unserved
+
     def _shown(self) -> CallCard:
         if self._card is None:
             self._card = CallCard(self)

@@ -302,6 +302,11 @@ class Link:
         return self.workers or self.expected_workers
 
     @property
+    def unserved(self) -> bool:
+        """Whether no worker serves the queue, as far as is known, and none is on its way."""
+        return bool(self._epoch) and not (self.workers or self.starting or self.served_here)
+
+    @property
     def submitted(self) -> int:
         """How many calls were submitted, ever."""
         return self._last
