@@ -120,6 +120,67 @@ def test_however_a_batch_is_asked_the_line_is_shown_and_nothing_of_ours(kernel: 
         assert "nbqueue/" not in shown
 
 
+@pytest.mark.parametrize(
+    ("made", "note"),
+    [
+        ("queue.map(max, [[1], []])", "task max[1] with [] · worker 0"),
+        # A call that does not fit.
+        ("queue.starmap(mine.outer, [(3,), (4, 6)])", "task outer[1] with "),
+        ("queue.map(next, [iter([1]), iter([])])", "task next[1] with <iter> · worker 0"),
+    ],
+)
+def test_what_no_line_of_the_user_raised_was_shown_with_frames_of_ours(kernel: Any, made: str, note: str) -> None:
+    kernel.run(f"import nbqueue\nbatch = {made}\nbatch.wait()")
+    for code in (
+        *WAYS,
+        "batch[1:2]",
+        "batch.futures[1].result()",
+        "batch.futures[1]()",
+        "raise batch.futures[1].exception()",
+        "for future in nbqueue.as_completed([batch.futures[1]]): future.result()",
+    ):
+        shown = text_of(kernel.run(code))
+        assert f"----> 1 {code}" in shown
+        assert note in shown
+        assert "nbqueue/" not in shown
+
+
+def test_a_wrong_keyword_was_shown_with_frames_of_ours(kernel: Any) -> None:
+    shown = text_of(kernel.run("simulate.map([4, 5], nope=3).results()"))
+    assert "TypeError: simulate() got an unexpected keyword argument 'nope'\ntask simulate[0] with seed=4" in shown
+    assert "nbqueue/" not in shown
+
+
+def test_an_error_of_the_input_was_shown_with_frames_of_ours_and_of_the_cells_that_had_asked_before(
+    kernel: Any,
+) -> None:
+    shown = text_of(kernel.run("queue.map(abs, map(int, ['x']))"))
+    assert "----> 1 queue.map(abs" in shown
+    assert "nbqueue/" not in shown
+    kernel.run("batch = queue.map(abs, map(int, ['1', 'x']))")
+    for code in (
+        "batch.results()",
+        "for value in batch: pass",
+        "batch[1]",
+        "for future in batch.as_completed(): pass",
+        "await batch",
+    ):
+        shown = text_of(kernel.run(code))
+        assert shown.count("----> ") == 1
+        assert f"----> 1 {code}" in shown
+        assert "invalid literal for int()" in shown
+        assert "nbqueue/" not in shown
+
+
+def test_a_timeout_of_asyncio_was_shown_with_frames_of_ours(kernel: Any) -> None:
+    kernel.run("import asyncio, time\nnap = queue.task(time.sleep)")
+    for code in ("await asyncio.wait_for(nap(100), 0.5)", "await asyncio.wait_for(nap.map([100]), 0.5)"):
+        shown = text_of(kernel.run(code))
+        assert f"----> 1 {code}" in shown
+        assert "TimeoutError" in shown
+        assert "nbqueue/" not in shown
+
+
 def test_a_chain_of_exceptions_is_shown_whole(kernel: Any) -> None:
     kernel.run("""
 def chained():

@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar, cast, overload
 
 from nbqueue import context
 from nbqueue.client.results.failures import Failures, annotate, note_of, summary_of
-from nbqueue.client.results.frames import user_frames_only
+from nbqueue.client.results.frames import hand_out, user_frames_only
 from nbqueue.client.results.future import TaskFuture, call_soon
 from nbqueue.client.results.items import Details, Futures
 from nbqueue.client.results.outcome import Outcome, skipped
@@ -100,7 +100,11 @@ class Batch(Generic[R]):
         self._details = Details()
         self._feeder = Feeder(items, total, recipe, link)
         self.tally = Tally(self._name, total, unserved=lambda: link.unserved)
-        self._feeder.check_first(self)
+        try:
+            self._feeder.check_first(self)
+        except Exception:
+            self._check_input()
+            raise
         self._view: Handle | None = open_view(self.tally, self.cancel) if show else None
         # Below the card.
         name = self._name  # alone, so that nothing here leads back to the batch
@@ -161,7 +165,11 @@ class Batch(Generic[R]):
     def __getitem__(self, index: int | slice) -> R | list[R]:
         with user_frames_only:
             if isinstance(index, slice):
-                return [self[i] for i in range(*index.indices(len(self)))]
+                values = []
+                # A comprehension would be a frame of ours, in Python 3.11.
+                for i in range(*index.indices(len(self))):
+                    values.append(self[i])
+                return values
             if index < 0:
                 index += len(self)
             if index < 0 or not self._wait_for(index):
@@ -200,8 +208,7 @@ class Batch(Generic[R]):
             except Exception as error:
                 self._add_summary(error)
                 raise
-            if self._feeder.error is not None:
-                raise self._feeder.error
+            self._check_input()
         return values
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -251,8 +258,7 @@ class Batch(Generic[R]):
                         )
                     if seen >= len(finished):
                         self._close_view()
-                        if self._feeder.error is not None:
-                            raise self._feeder.error
+                        self._check_input()
                         return
                 yield self.future(finished[seen])
 
@@ -402,15 +408,20 @@ class Batch(Generic[R]):
             self._close_view()
         if index < len(self._kinds):
             return True
-        if self._feeder.error is not None:
-            raise self._feeder.error
+        self._check_input()
         return False
+
+    def _check_input(self) -> None:
+        """Raises what the input has raised."""
+        if self._feeder.error is not None:
+            error, as_it_came = self._feeder.error
+            hand_out(error.with_traceback(as_it_came))
 
     def _get(self, index: int) -> R:
         value, error = self._look(index)
         if error is not None:
             try:
-                raise error
+                hand_out(error)
             finally:
                 del error
         return cast(R, value)

@@ -6,6 +6,7 @@ who asked and of the task, whoever draws it: IPython in any mode, pytest, a plai
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import functools
 import os
@@ -13,19 +14,26 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 from nbqueue.codec.standins import is_library
 from nbqueue.errors import NbqueueError
 
-__all__ = ["user_frames_only", "users_level"]
+__all__ = ["hand_out", "user_frames_only", "users_level"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _HOME = f"{Path(__file__).parents[2]}{os.sep}"
 # What we raise on purpose. Of anything else that no user's code has raised, the place matters: it is a fault of ours.
-_MEANT = (NbqueueError, TimeoutError, IndexError, KeyboardInterrupt, concurrent.futures.CancelledError)
+_MEANT = (
+    NbqueueError,
+    TimeoutError,
+    IndexError,
+    KeyboardInterrupt,
+    asyncio.CancelledError,
+    concurrent.futures.CancelledError,
+)
 
 
 class _UserFramesOnly:
@@ -51,7 +59,7 @@ class _UserFramesOnly:
                 _shorten_chain(error)
             return
         rest = _without_first_of_ours(tb)
-        if rest is not None or tb.tb_next is None or meant:
+        if rest is not None or tb.tb_next is None or meant or any(map(_hands_out, _walk(tb))):
             # Not by assignment: a class may forbid that.
             error.with_traceback(rest)
 
@@ -67,6 +75,19 @@ class _UserFramesOnly:
 user_frames_only = _UserFramesOnly()
 
 
+def hand_out(error: BaseException) -> NoReturn:
+    """Raise what comes from a task or from an input, to which this package only gives passage.
+
+    Such an error may have no frame of its own, as that of a compiled function: raised elsewhere in this package, it
+    would look like a fault of ours.
+    """
+    try:
+        raise error
+    finally:
+        # Break the circle frame → exception → traceback → frame.
+        del error
+
+
 def users_level() -> int:
     """The `stacklevel` at which whoever asks warns of a line outside of this package."""
     level, frame = 1, sys._getframe(1)
@@ -77,6 +98,10 @@ def users_level() -> int:
 
 def _is_ours(tb: TracebackType) -> bool:
     return tb.tb_frame.f_code.co_filename.startswith(_HOME)
+
+
+def _hands_out(tb: TracebackType) -> bool:
+    return tb.tb_frame.f_code is hand_out.__code__
 
 
 def _is_users(tb: TracebackType) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar, cast
 from nbqueue import context
 from nbqueue.client.results.card import CallCard
 from nbqueue.client.results.failures import note_of
-from nbqueue.client.results.frames import user_frames_only
+from nbqueue.client.results.frames import hand_out, user_frames_only
 from nbqueue.client.results.outcome import Outcome, first_outcome
 from nbqueue.client.results.replay import Kept, replay
 from nbqueue.client.results.waiting import Interrupted, because, tick, wait_until
@@ -151,7 +151,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
             error = self.exception(timeout)
             if error is not None:
                 try:
-                    raise error
+                    hand_out(error)
                 finally:
                     # Break the circle frame → exception → traceback → frame.
                     del error

@@ -17,6 +17,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
+from types import TracebackType
 from typing import Any, Protocol
 
 from nbqueue.client.sending.chunking import Chunker
@@ -65,13 +66,13 @@ class Feeder:
     ----------
     chunker : Chunker
         Is to be told how long items take.
-    error : BaseException or None
-        What the input raised.
+    error : pair of BaseException and its traceback, or None
+        What the input raised, as it came.
     """
 
     def __init__(self, items: Iterable[tuple[Any, ...]], total: int | None, recipe: Recipe, link: Link) -> None:
         self.chunker = Chunker(total, recipe.options.chunksize)
-        self.error: BaseException | None = None
+        self.error: tuple[BaseException, TracebackType | None] | None = None
         self._source: Iterator[tuple[Any, ...]] = iter(items)
         self._total = total
         self._recipe = recipe
@@ -87,8 +88,14 @@ class Feeder:
         Raises
         ------
         NotSendable
+        Exception
+            What the input raised, which is in `error` then.
         """
-        first = next(self._source, None)
+        try:
+            first = next(self._source, None)
+        except Exception as error:
+            self.error = error, error.__traceback__
+            raise
         if first is None:
             intake._input_ended()
             return
@@ -137,7 +144,7 @@ class Feeder:
         except StopIteration:
             self._source = iter(())
         except Exception as error:  # noqa: BLE001 - the input is the user's code; its error is the batch's
-            self.error = error
+            self.error = error, error.__traceback__
             self._source = iter(())
         except BaseException:
             intake.cancel()
