@@ -131,6 +131,37 @@ def test_a_card_shows_how_far_running_tasks_are_also_where_it_is_displayed_again
     expect(second).to_have_attribute("data-state", "live")
 
 
+RELOADED = """
+import time
+from nbqueue import TaskQueue
+
+queue = TaskQueue(workers=2)
+batch = queue.map(lambda number: time.sleep(0.1), range(2000), chunksize=1)
+"""
+
+
+def test_after_a_reload_of_the_page_a_card_is_live_where_it_is_shown_again(lab):
+    """The one that is restored from the file stands still: no update reaches it. Its button works all the same."""
+    lab.open("reloaded.ipynb", RELOADED, "batch")
+    lab.run(0)
+    lab.cell().locator(".nbqueue-cancel").wait_for(timeout=30_000)
+    lab.save("reloaded.ipynb")
+    lab.page.reload()
+    lab.page.locator(".jp-Notebook .jp-CodeCell").first.click(timeout=60_000)
+    old = lab.cell().locator(".nbqueue-cancel")
+    old.wait_for(timeout=30_000)
+
+    lab.run(1)
+    text = lab.cell(1).locator(".nbqueue-text")
+    text.wait_for(timeout=30_000)
+    seen = text.inner_text()
+    expect(text).not_to_have_text(seen, timeout=30_000)
+    expect(lab.cell(1).locator(".nbqueue-cancel")).to_be_visible()
+    old.click()
+    expect(lab.cell(1).locator(".nbqueue-card")).to_have_attribute("data-state", "settled", timeout=30_000)
+    expect(text).to_contain_text("cancelled")
+
+
 def test_ten_thousand_fast_tasks_neither_flood_the_page_nor_lose_the_last_state(lab):
     lab.open("flood.ipynb", QUEUE, "tiny.options(chunksize=1).map(range(10_000)).wait()\nprint('the', 'end')")
     lab.run_all()
