@@ -175,9 +175,12 @@ class Page:
         self._tell()
 
     def show(self, tag: Tag, id: str, data: Mapping[str, Any]) -> None:
-        """A task displays something; what has the same `id` is replaced."""
+        """A task displays something; what has the same `id` is replaced, and without `data` taken away."""
         with self._lock:
-            self._displays[tag.key, id] = tag.text, _plain_of(data), _display(tag.text, data)
+            if data:
+                self._displays[tag.key, id] = tag.text, _plain_of(data), _display(tag.text, data)
+            else:
+                self._displays.pop((tag.key, id), None)
             while len(self._displays) > MOST_SHOWN or (
                 len(self._displays) > 1 and sum(len(html) for *_, html in self._displays.values()) > MOST_SHOWN_BYTES
             ):

@@ -208,7 +208,8 @@ class Prints:
             if any(known["id"] == id and known["n"] >= event["n"] for known in transcript.displays):
                 return
             others = tuple(known for known in transcript.displays if known["id"] != id)
-            transcript.displays = (*others, event)[-MOST_DISPLAYS:]
+            # Without data, it was taken away.
+            transcript.displays = (*others, event)[-MOST_DISPLAYS:] if data else others
         if self._page is not None:
             self._page.show(self._tag(item), id, data)
 

@@ -43,7 +43,7 @@ from nbqueue.worker import attempt, board
 from nbqueue.worker.modules import LocalModules
 from nbqueue.worker.outbox import Outbox
 from nbqueue.worker.surroundings import NoKeyboard, Surroundings
-from nbqueue.worker.telling import displays, lanes, notices
+from nbqueue.worker.telling import displays, lanes, notices, tables
 from nbqueue.worker.telling.news import News
 from nbqueue.worker.telling.prints import LOOK_S, NOTHING, Prints, Said
 
@@ -162,6 +162,7 @@ class Worker:
         self._surroundings.own_output(self._prints)
         displays.install(self._shower, self._prints)
         notices.install(self._prints)
+        tables.install(lambda: self._surroundings.shows)
         sys.stdin = NoKeyboard()
         # What a function defined in a notebook calls __main__ is not this program.
         sys.modules["__main__"] = types.ModuleType("__main__")

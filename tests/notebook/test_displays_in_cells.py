@@ -129,6 +129,44 @@ def test_display_imported_in_the_notebook_is_the_worker_s_in_the_worker(cells: C
     assert "<u>under</u>" in cells.html
 
 
+def test_clear_output_in_a_task_takes_its_displays_away_and_leaves_no_empty_line(cells: Cells) -> None:
+    cells.run(
+        """
+        @queue.task
+        def animate():
+            from IPython.display import HTML, clear_output, display
+            clear_output()
+            for i in range(5):
+                clear_output(wait=True)
+                display(HTML(f"<i>frame {i}</i>"))
+            print("said")
+        future = animate()
+        future.result()
+        """
+    )
+    _, *lines = cells.text.splitlines()
+    assert lines == ["animate │ said", "animate │ <IPython.core.display.HTML object>"]
+    assert "frame 4" in cells.html
+    assert "frame 3" not in cells.html
+    cells.run("assert future.stdout == 'said\\n'; assert len(future.displays) == 1, future.displays")
+
+
+def test_a_wide_table_of_pandas_has_the_columns_that_the_notebook_shows(cells: Cells) -> None:
+    pytest.importorskip("pandas")
+    cells.run(
+        """
+        @queue.task
+        def show():
+            import pandas
+            display(pandas.DataFrame([range(30)]))
+        show().result()
+        import pandas
+        assert pandas.get_option("display.max_columns") == 20
+        """
+    )
+    assert cells.html.count("<td>") == 21, "twenty, and the one that says that there are more"
+
+
 def test_what_is_far_too_large_is_left_out_and_said(cells: Cells) -> None:
     cells.run(
         """

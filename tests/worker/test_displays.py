@@ -75,6 +75,26 @@ def test_a_display_with_a_name_is_updated(shown: list[Any]) -> None:
     assert [id for id, _ in shown] == [handle.display_id, handle.display_id, "mine"]
 
 
+def test_what_is_cleared_is_displayed_again_as_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    prints = Prints()
+    monkeypatch.setattr(displays, "_prints", prints)
+    monkeypatch.setattr(displays, "_show", lambda: lambda id, data: prints.show(0, id, data))
+
+    def shown() -> dict[str, bool]:
+        return {event["id"]: bool(event["data"]) for event in prints.leaving()}
+
+    display("one", display_id="a")
+    displays._clear_output()
+    assert shown() == {"a": False}
+    display("two", display_id="b")
+    displays._clear_output(wait=True)
+    assert shown() == {"a": False, "b": True}, "until there is something else to see"
+    display("three", display_id="c")
+    assert shown() == {"a": False, "b": False, "c": True}
+    display("four", display_id="d")
+    assert shown() == {"a": False, "b": False, "c": True, "d": True}
+
+
 def test_an_object_that_displays_itself_does(shown: list[Any]) -> None:
     class Own:
         def _ipython_display_(self) -> None:

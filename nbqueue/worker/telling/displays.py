@@ -42,6 +42,7 @@ _METHODS = {
 
 _show: Callable[[], Callable[[str, dict[str, Any]], None] | None] = lambda: None  # noqa: E731 - until `install`
 _prints = Prints()
+_clear_first = False  # what is displayed next takes the place of all before
 _published: weakref.WeakKeyDictionary[Any, bytes] = weakref.WeakKeyDictionary()
 
 
@@ -132,6 +133,8 @@ def publish_figures(figures: list[Any]) -> None:
 
 
 def _publish(data: Mapping[str, Any], id: str) -> None:
+    if _clear_first:
+        _clear_output()
     sent = _fit({mime: value for mime, given in data.items() if (value := _sendable(given)) is not None})
     show = _show()
     if show is None:
@@ -236,6 +239,17 @@ def _replace(module: ModuleType) -> None:
     module.publish_display_data = _publish_display_data  # type: ignore[attr-defined]
     module.update_display = _update_display  # type: ignore[attr-defined]
     module.DisplayHandle = Display  # type: ignore[attr-defined]
+    module.clear_output = _clear_output  # type: ignore[attr-defined]
+
+
+def _clear_output(wait: bool = False) -> None:
+    """Take away what the running item has displayed; with `wait`, when it displays something again."""
+    global _clear_first
+    _clear_first = wait
+    show = _show()
+    if show is not None and not wait:
+        for id in _prints.ids():
+            show(id, {})
 
 
 def _publish_display_data(data: Mapping[str, Any], metadata: Any = None, *_: Any, **kwargs: Any) -> None:

@@ -67,6 +67,7 @@ class Prints:
         self._lock = threading.Lock()  # guards what is shown: the courier takes it, too
         self._serial = 0
         self._shown: dict[str, dict[str, Any]] = {}
+        self._ids: dict[str, None] = {}
 
     def begin(self, passed: tuple[int, int]) -> tuple[int, int]:
         """A call begins; `passed` of what was printed while nothing ran has been shown as nobody's."""
@@ -75,16 +76,29 @@ class Prints:
         return self.start
 
     def show(self, item: int, id: str, data: dict[str, Any]) -> None:
-        """Something is shown: it goes with the reply, unless it leaves before. Any thread of the task."""
+        """Something is shown: it goes with the reply, unless it leaves before. Without data, it is taken away.
+
+        Any thread of the task.
+        """
         size = sum(len(value) if isinstance(value, str) else 1_000 for value in data.values())
         with self._lock:
             self._serial += 1
             self._shown.pop(id, None)
+            self._ids.pop(id, None)
+            if data:
+                self._ids[id] = None
+                if len(self._ids) > MOST_SHOWN:
+                    del self._ids[next(iter(self._ids))]
             what = {"id": id, "n": self._serial, "bytes": size, "data": data}
             self._shown[id] = {"kind": "display", "item": item, **what}
             while len(self._shown) > MOST_SHOWN or sum(e["bytes"] for e in self._shown.values()) > MOST_SHOWN_BYTES:
                 del self._shown[next(iter(self._shown))]
         self.touched = True
+
+    def ids(self) -> list[str]:
+        """Of what the running item shows, as far as it is kept by whoever looks."""
+        with self._lock:
+            return list(self._ids)
 
     def leaving(self) -> list[dict[str, Any]]:
         """What may leave now, oldest first; say `left` when it is with its reader."""
@@ -115,6 +129,7 @@ class Prints:
         ]
         with self._lock:
             shown, self._shown = list(self._shown.values()), {}
+            self._ids.clear()
         return Said(printed, shown) if printed or shown else NOTHING
 
 
