@@ -21,13 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Frame", "frames_of", "is_library", "lend_source", "traceback_of"]
+__all__ = ["Frame", "frames_of", "is_library", "is_ours", "lend_source", "traceback_of"]
 
 _HOME = f"{Path(__file__).parent.parent}{os.sep}"
 _LIBRARIES = (os.path.dirname(os.__file__) + os.sep, "<frozen ")
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
-# The ends of a deep recursion tell its story; the middle repeats.
+# The ends of a deep recursion tell its story; the middle repeats. Of a traceback with more frames than this, each place
+# is kept so often at either end: not every IPython leaves out what repeats.
+_SHORT_FRAMES, _REPEATS = 24, 2
+# For what does not repeat.
 _FIRST_FRAMES, _LAST_FRAMES = 100, 200
 # A generated file this small travels whole, so that context is shown; of others only the lines that ran.
 _WHOLE_SOURCE_CHARACTERS = 20_000
@@ -54,12 +57,16 @@ def is_library(filename: str) -> bool:
 # ---- the worker's side
 
 
-def frames_of(tb: types.TracebackType | None, sources: dict[str, dict[int, str]]) -> tuple[Frame, ...]:
-    kept: list[types.TracebackType] = []
+def frames_of(
+    tb: types.TracebackType | None, sources: dict[str, dict[int, str]]
+) -> tuple[tuple[Frame, ...], int]:
+    """The frames to be shown, and how many are left out between them. Their source is added to `sources`."""
+    whole: list[types.TracebackType] = []
     while tb is not None:
-        if not tb.tb_frame.f_code.co_filename.startswith(_HOME):
-            kept.append(tb)
+        if not is_ours(tb):
+            whole.append(tb)
         tb = tb.tb_next
+    kept = _ends_of_recursion(whole)
     if len(kept) > _FIRST_FRAMES + _LAST_FRAMES:
         kept[_FIRST_FRAMES:-_LAST_FRAMES] = []
     frames = []
@@ -67,7 +74,21 @@ def frames_of(tb: types.TracebackType | None, sources: dict[str, dict[int, str]]
         frame = _frame(each)
         frames.append(frame)
         _add_source(frame, each.tb_frame.f_globals, sources)
-    return tuple(frames)
+    return tuple(frames), len(whole) - len(kept)
+
+
+def is_ours(tb: types.TracebackType) -> bool:
+    return tb.tb_frame.f_code.co_filename.startswith(_HOME)
+
+
+def _ends_of_recursion(tbs: list[types.TracebackType]) -> list[types.TracebackType]:
+    if len(tbs) <= _SHORT_FRAMES:
+        return tbs
+    places: dict[tuple[int, int], list[int]] = {}
+    for i, tb in enumerate(tbs):
+        places.setdefault((id(tb.tb_frame.f_code), tb.tb_lineno), []).append(i)
+    ends = {i for at in places.values() for i in (*at[:_REPEATS], *at[-_REPEATS:])}
+    return [tbs[i] for i in sorted(ends)]
 
 
 def _frame(tb: types.TracebackType) -> Frame:

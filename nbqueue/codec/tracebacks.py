@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from nbqueue.codec import functions
-from nbqueue.codec.standins import Frame, frames_of, is_library, lend_source, traceback_of
+from nbqueue.codec.standins import Frame, frames_of, is_library, is_ours, lend_source, traceback_of
 from nbqueue.errors import NbqueueError, RemoteError
 
 __all__ = ["Gist", "dump_exception", "gist_of", "load_exception"]
@@ -52,6 +52,7 @@ class _Link:
     suppress_context: bool = False
     members: tuple[int, ...] = ()
     left_out: int = 0
+    frames_left_out: int = 0
 
 
 class Gist(NamedTuple):
@@ -142,7 +143,7 @@ def _links(exc: BaseException, sources: dict[str, dict[int, str]]) -> list[_Link
     order = [exc]
     index = {id(exc): 0}
     for each in order:  # grows as it goes; a cycle ends because each is entered once
-        for other in (each.__cause__, each.__context__, *_members(each)):
+        for other in (each.__cause__, _context(each), *_members(each)):
             if other is not None and id(other) not in index and len(order) < _EXCEPTIONS:
                 index[id(other)] = len(order)
                 order.append(other)
@@ -160,18 +161,40 @@ def _link(
 ) -> _Link:
     type_name, text = _type_name(type(exc)), _text(exc)
     members = [index[id(member)] for member in _members(exc) if id(member) in index]
+    frames, frames_left_out = frames_of(exc.__traceback__, sources)
     return _Link(
         type_name=type_name,
         text=text,
         message=_message_of_leaving(exc, text) if leaves else _summary(type_name, text),
         body=None if leaves else _body(exc),
-        frames=frames_of(exc.__traceback__, sources),
+        frames=frames,
         cause=index.get(id(exc.__cause__)),
-        context=index.get(id(exc.__context__)),
+        context=index.get(id(_context(exc))),
         suppress_context=exc.__suppress_context__,
         members=tuple(members),
         left_out=len(_members(exc)) - len(members),
+        frames_left_out=frames_left_out,
     )
+
+
+def _context(exc: BaseException) -> BaseException | None:
+    """What was being handled, unless that began and ended in code of ours: what its recursion ran into, say."""
+    context = exc.__context__
+    for _ in range(_EXCEPTIONS):  # a cycle ends, too
+        if context is None or not _is_ours_alone(context.__traceback__):
+            break
+        context = context.__context__
+    return context
+
+
+def _is_ours_alone(tb: types.TracebackType | None) -> bool:
+    if tb is None:
+        return False
+    while tb is not None:
+        if not is_ours(tb):
+            return False
+        tb = tb.tb_next
+    return True
 
 
 def _members(exc: BaseException) -> Sequence[BaseException]:
@@ -287,6 +310,8 @@ def _rebuild_chain(links: list[_Link]) -> BaseException:
             if link.left_out:
                 members.append(RemoteError(f"and {link.left_out} more exceptions that were not sent"))
             made[number] = _make_or_explain(link, members)
+            if link.frames_left_out:
+                _add_note(made[number], f"({link.frames_left_out:,} frames in the middle are not shown)")
         return made[number]
 
     for number, link in enumerate(links):
@@ -298,6 +323,14 @@ def _rebuild_chain(links: list[_Link]) -> BaseException:
         assign(exc, "__suppress_context__", link.suppress_context)
         assign(exc, "__traceback__", traceback_of(link.frames))
     return made[0]
+
+
+def _add_note(exc: BaseException, note: str) -> None:
+    try:
+        # Past any method of the class with this name.
+        BaseException.add_note(exc, note)
+    except Exception:  # noqa: BLE001, S110 - a class that allows no new attribute
+        pass
 
 
 def _make_or_explain(link: _Link, members: Sequence[BaseException]) -> BaseException:

@@ -196,6 +196,17 @@ def chained():
     assert "nbqueue/" not in shown
 
 
+def test_a_recursion_without_end_was_shown_with_hundreds_of_frames(kernel: Any) -> None:
+    kernel.run("@queue.task\ndef without_end(): return without_end()\ndef plain(): return plain()")
+    for code in ("without_end().result()", "queue.submit(plain).result()"):
+        shown = text_of(kernel.run(code))
+        assert f"----> 1 {code}" in shown
+        assert 2 <= shown.count("Cell In[") <= 6
+        assert " frames in the middle are not shown)\ntask " in shown
+        assert "During handling" not in shown
+        assert "nbqueue/" not in shown
+
+
 def test_a_group_is_shown_with_its_members(kernel: Any) -> None:
     kernel.run("""
 def several():
