@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import html as _html
+import json
 import re
 import threading
 from collections import deque
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from .codes import coloured, without_codes
+from .rendered import Rendered
 
 __all__ = ["BEGIN", "END", "ERR", "OUT", "Page", "Tag"]
 
@@ -130,8 +132,9 @@ class Page:
         Called, by any thread, when the page has something new.
     """
 
-    def __init__(self, changed: Callable[[], object] | None = None) -> None:
+    def __init__(self, changed: Callable[[], object] | None = None, rendered: Rendered | None = None) -> None:
         self.changed = changed
+        self._rendered = rendered
         self.version = 0
         self._lock = threading.RLock()
         self._lines: deque[_Line] = deque()
@@ -177,7 +180,9 @@ class Page:
     def show(self, tag: Tag, id: str, data: Mapping[str, Any]) -> None:
         """A task displays something; what has the same `id` is replaced, and without `data` taken away."""
         with self._lock:
-            if data:
+            known = (tag.key, id) in self._displays
+            elsewhere = not known and self._rendered is not None and self._rendered.show((tag.key, id), data)
+            if data and not elsewhere:
                 self._displays[tag.key, id] = tag.text, _plain_of(data), _display(tag.text, data)
             else:
                 self._displays.pop((tag.key, id), None)
@@ -317,7 +322,13 @@ def _earlier(lines: int, lost_bytes: int) -> str:
 
 
 def _plain_of(data: Mapping[str, Any]) -> str:
-    return str(data.get("text/plain", "<display>"))
+    text = str(data.get("text/plain", "<display>"))
+    if text.startswith("<") and "text/html" not in data:
+        # A notebook's own objects are nothing but their names as text. What they hold tells more.
+        text = str(data.get("text/markdown", data.get("text/latex", text)))
+        if "application/json" in data:
+            text = json.dumps(data["application/json"], ensure_ascii=False)[:LONGEST_LINE]
+    return text
 
 
 _IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")

@@ -17,6 +17,7 @@ from functools import cache
 from typing import Any
 
 from .page import Page
+from .rendered import Rendered
 
 __all__ = ["here", "shown_here"]
 
@@ -29,17 +30,20 @@ _OFF = {"0", "false", "off", "no"}
 
 
 class Place:
-    """One page and its display."""
+    """One page and its display. `parent` is the request that runs its cell."""
 
-    def __init__(self, cell: object) -> None:
+    def __init__(self, parent: dict[str, Any]) -> None:
         from .widget import OutputView
 
-        self.cell = cell
-        self.page = Page(self._changed)
+        self.cell = _cell(parent)
+        # Front ends that tell which cell it is (JupyterLab, Notebook 7) take displays of one that has ended;
+        # whoever executes a notebook without a person drops them.
+        self.rendered = Rendered(late="cellId" in parent.get("metadata", {}))
+        self.page = Page(self._changed, self.rendered)
         self._drawn = 0
         self._next_at = 0.0
         self._lock = threading.Lock()
-        self._view = OutputView(_bundle(self.page))
+        self._view = OutputView(_bundle(self.page), parent)
 
     def draw(self, *, now: bool = False) -> bool:
         """Show what is new, unless that was done a moment ago. True if there is more to do later."""
@@ -53,6 +57,8 @@ class Place:
             self._next_at = time.monotonic() + sum(map(len, bundle.values())) / BYTES_PER_S
             self._drawn = version
             self._view.update(bundle)
+            for id, data, again in self.rendered.take():
+                self._view.render(id, data, again=again)
         return False
 
     def _changed(self) -> None:
@@ -114,6 +120,8 @@ class _Drawer:
 
     def at_end(self, *_: object) -> None:
         """A cell, or Python, ends."""
+        if self.current is not None:
+            self.current.rendered.end()
         self.draw(now=True)
 
 
@@ -137,6 +145,11 @@ def _shell() -> Any:
     return None if getattr(shell, "kernel", None) is None else shell
 
 
+def _cell(parent: dict[str, Any]) -> object:
+    """Another one each time that a cell is run."""
+    return parent.get("header", {}).get("msg_id")
+
+
 @cache
 def shown_here() -> bool:
     """True in a notebook's kernel, where what tasks print is shown below the cell that called them.
@@ -156,13 +169,13 @@ def here() -> Page | None:
     if place is not None and threading.current_thread() is not threading.main_thread():
         # A display made here would land in whichever cell runs.
         return place.page
-    cell = shell.kernel.get_parent("shell").get("header", {}).get("msg_id")
-    if place is None or place.cell != cell:
+    parent = shell.kernel.get_parent("shell")
+    if place is None or place.cell != _cell(parent):
         if _drawer.hooked is not shell:
             shell.events.register("post_run_cell", _drawer.at_end)
             _drawer.hooked = shell
         try:
-            place = _drawer.current = Place(cell)
+            place = _drawer.current = Place(parent)
         except Exception as error:  # noqa: BLE001 - the work goes on without it, and each future has its output
             print(f"nbqueue: there is no place for what tasks print ({error!r})", file=sys.stderr)
             return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import comms, static
@@ -120,15 +120,29 @@ def show_settled(snapshot: Snapshot) -> None:
 
 
 class OutputView:
-    """One display for all that the tasks of a cell print. Make it while the cell runs, in the main thread."""
+    """One display for all that the tasks of a cell print. Make it while the cell runs, in the main thread.
 
-    def __init__(self, bundle: dict[str, str]) -> None:
+    `parent` is the request that runs the cell: by it, a front end knows where a display belongs.
+    """
+
+    def __init__(self, bundle: dict[str, str], parent: dict[str, Any]) -> None:
         from IPython.display import display
 
+        self._parent = parent
         self._handle = display(bundle, raw=True, display_id=True)
 
     def update(self, bundle: dict[str, str]) -> None:
         self._handle.update(bundle, raw=True)
+
+    def render(self, id: str, data: Mapping[str, Any], *, again: bool) -> None:
+        """A display of its own below the same cell, or, `again`, in the place of the one that had this id."""
+        from IPython import get_ipython
+
+        # Not `display`: in another thread, or when the cell has ended, that lands below whichever cell runs.
+        publisher = get_ipython().display_pub
+        content = {"data": dict(data), "metadata": {}, "transient": {"display_id": id}}
+        kind = "update_display_data" if again else "display_data"
+        publisher.session.send(publisher.pub_socket, kind, content, parent=self._parent, ident=publisher.topic)
 
 
 class _Cancel:

@@ -55,3 +55,49 @@ def test_late_output_and_a_figure_land_in_their_own_cell_and_stay_when_saved(lab
     lab.open("downloaded.ipynb")
     assert "draw │ late 299" in lab.cell().locator(".nbqueue-output").inner_text()
     assert lab.cell().locator(".nbqueue-output img").evaluate("image => image.naturalWidth") > 100
+
+
+MARKDOWN = """
+import os, time
+from nbqueue import TaskQueue
+queue = TaskQueue(workers=2)
+
+@queue.task
+def tell(path):
+    from IPython.display import JSON, Latex, Markdown, display
+    display(Markdown("**bold** at first"))
+    handle = display(Markdown("*one*"), display_id=True)
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    handle.update(Markdown("## two"))
+    display(Markdown("**late** and $x^2$"), Latex("$$\\\\int y$$"), JSON({"answer": [42]}))
+
+future = tell("go")
+"""
+
+
+def test_markdown_that_a_task_displays_is_rendered_in_its_own_cell_also_late_and_saved(lab):
+    lab.open("markdown.ipynb", MARKDOWN, SILENT, GO)
+    lab.run(0)
+    lab.cell(0).locator("strong", has_text="bold").wait_for(timeout=30_000)
+    lab.run(1)
+    lab.run(2)
+    lab.cell(2).locator(".jp-OutputArea-output", has_text="mine").wait_for(timeout=30_000)
+
+    def look() -> None:
+        cell = lab.cell(0)
+        cell.locator("strong", has_text="late").wait_for(timeout=10_000)
+        cell.locator("h2", has_text="two").wait_for(timeout=10_000)
+        assert cell.locator("em").count() == 0
+        assert cell.locator("strong").all_inner_texts() == ["bold", "late"]
+        assert "Markdown object" not in cell.inner_text()
+
+    look()
+    lab.cell(0).locator("mjx-container").nth(1).wait_for(timeout=20_000)
+    assert lab.cell(2).locator(".jp-RenderedMarkdown").count() == 0
+
+    outputs = lab.save("markdown.ipynb")["cells"][0]["outputs"]
+    assert any("application/json" in output["data"] for output in outputs)
+    lab.write("elsewhere.ipynb", "# from elsewhere", outputs=outputs)
+    lab.open("elsewhere.ipynb")
+    look()

@@ -129,6 +129,41 @@ def test_display_imported_in_the_notebook_is_the_worker_s_in_the_worker(cells: C
     assert "<u>under</u>" in cells.html
 
 
+def test_markdown_in_a_task_is_a_display_of_its_cell_and_its_source_where_that_would_be_dropped(cells: Cells) -> None:
+    seen = []
+
+    def see(message: dict[str, Any]) -> None:
+        data = message["content"].get("data", {})
+        if "text/markdown" in data:
+            seen.append((message["msg_type"], data["text/markdown"], message["parent_header"]["msg_id"]))
+
+    messages = cells.kernel.run(
+        """
+        @queue.task
+        def tell(path=None):
+            from IPython.display import Markdown
+            handle = display(Markdown("**one**"), display_id=True)
+            while path and not os.path.exists(path):
+                time.sleep(0.01)
+            handle.update(Markdown("**two**"))
+            if path:
+                display(Markdown("**late**"))
+        tell().result()
+        """
+    )
+    for message in messages:
+        see(message)
+    _, text, parent = seen[-1]
+    assert text == "**two**"
+    assert parent == messages[0]["parent_header"]["msg_id"]
+    assert seen[0][0] == "display_data"
+    # Whoever executes a notebook without a person takes displays while their cell runs, and updates always.
+    cells.run("future = tell('go')")
+    cells.run("open('go', 'w').close(); future.result()")
+    cells.until(lambda: "**late**" in cells.html)
+    cells.run("assert future.displays[-1]['text/markdown'] == '**late**'")
+
+
 def test_clear_output_in_a_task_takes_its_displays_away_and_leaves_no_empty_line(cells: Cells) -> None:
     cells.run(
         """
