@@ -372,8 +372,6 @@ class Pool:
             self.died(member, Exit(signal.SIGKILL, None, None))
 
     def _pass_on_output(self) -> None:
-        for outlet in self._outlets:
-            outlet.flush()
         for member in self.members.values():
             member.recorder.pass_on(member.slot)
 

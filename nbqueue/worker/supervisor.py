@@ -42,6 +42,9 @@ __all__ = ["Supervisor", "main"]
 TICK_S = 0.1
 SLOTS = 1024
 MOST_BY_DEFAULT = 256
+# At the end, what was printed last is read or not: whoever reads nothing for so long is not waited for, nor anybody
+# for longer. The kernel may be gone, and with it all of this soon.
+READ_AGAIN_S, LAST_WORDS_S = 0.5, 2.0
 
 
 class Supervisor:
@@ -90,6 +93,8 @@ class Supervisor:
                     for pool in self._pools.values():
                         pool.woke_late(now - last)
                 last = now
+                for outlet in self._outlets:
+                    outlet.flush()
                 self._hear_spawner()
                 self._check_server(now)
                 for pool in list(self._pools.values()):
@@ -160,12 +165,18 @@ class Supervisor:
         self._flush_outlets()
 
     def _flush_outlets(self) -> None:
-        """What was printed last is still read, if anybody reads."""
-        deadline = time.monotonic() + 0.5
-        while any(outlet.behind for outlet in self._outlets) and time.monotonic() < deadline:
+        """What was printed last is still read, as long as anybody reads."""
+        now = time.monotonic()
+        last, give_up = now + LAST_WORDS_S, now + READ_AGAIN_S
+        behind = -1
+        while any(outlet.behind for outlet in self._outlets) and now < min(last, give_up):
             for outlet in self._outlets:
                 outlet.flush()
+            before, behind = behind, sum(outlet.behind for outlet in self._outlets)
+            if behind != before:
+                give_up = now + READ_AGAIN_S
             time.sleep(0.005)
+            now = time.monotonic()
 
     # Workers
 

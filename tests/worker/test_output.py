@@ -77,6 +77,32 @@ def test_a_reader_that_reads_nothing_holds_nobody_up_and_misses_nothing(tape: Ta
     assert got == lines
 
 
+def test_the_end_of_what_a_worker_printed_was_lost_when_it_ended_before_all_was_read(
+    tape: Tape, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outlet = Outlet(pipe[1])
+    lines = b"".join(b"line %d\n" % i for i in range(100_000))
+    os.write(tape.fd, lines)
+    tape.pass_on(outlet, ended=True)
+    got = bytearray()
+    while outlet.behind:
+        got += arrived(pipe)
+        outlet.flush()
+    assert got + arrived(pipe) == lines
+    # But not without end, and a line says so.
+    monkeypatch.setattr(output, "MOST_BEHIND_BYTES", 1_000_000)
+    for _ in range(2):
+        os.write(tape.fd, b"x" * 800_000)
+        tape.pass_on(outlet, ended=True)
+    got = bytearray()
+    while outlet.behind:
+        got += arrived(pipe)
+        outlet.flush()
+    got += arrived(pipe)
+    assert 1_000_000 < got.count(b"x") < 1_600_000
+    assert b"\nnbqueue: a task prints faster than can be shown; " in got
+
+
 def test_of_far_too_much_the_middle_is_left_out_and_a_line_says_so(
     tape: Tape, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

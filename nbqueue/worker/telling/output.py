@@ -38,6 +38,7 @@ EVENT_BYTES = 32_768
 PART_S = 0.5
 # A pipe that polls as writable takes this much without blocking (pipe(7)).
 _PIPE_BYTES = 4096
+_LEFT_OUT = b"\nnbqueue: a task prints faster than can be shown; %d bytes are left out\n"
 _MOST_LINES = 10
 _LONGEST_LINE = 200
 
@@ -57,14 +58,17 @@ class Tape:
         return os.fstat(self.fd).st_size
 
     def pass_on(self, outlet: Outlet, *, ended: bool = False) -> None:
-        """Give the outlet what is new, if it has room: whole lines, and a part of one that has grown long enough."""
+        """Give the outlet what is new, if it has room: whole lines, and a part of one that has grown long enough.
+
+        Of a tape that has `ended`, all of it, since nobody asks again.
+        """
         size = self.size
         grown = self._passing.grown(size, time.monotonic())
         if size - self.passed > MOST_BEHIND_BYTES:
             left_out = size - KEPT_BYTES - self.passed
             self.passed = size - KEPT_BYTES
-            outlet.write(b"\nnbqueue: a task prints faster than can be shown; %d bytes are left out\n" % left_out)
-        while self.passed < size and outlet.has_room:
+            outlet.write(_LEFT_OUT % left_out)
+        while self.passed < size and (outlet.has_room or (ended and outlet.has_room_for_the_rest)):
             data = os.pread(self.fd, min(PIECE_BYTES, size - self.passed), self.passed)
             complete = data.rfind(b"\n") + 1
             if not complete and len(data) < PIECE_BYTES and not grown and not ended:
@@ -75,6 +79,8 @@ class Tape:
             self._passing.shown()
         if self.passed >= size:
             self._passing.shown()
+        elif ended:
+            outlet.write(_LEFT_OUT % (size - self.passed))
 
     def skip(self, upto: int) -> None:
         """What lies before has been taken care of otherwise."""
@@ -165,8 +171,13 @@ class Outlet:
         return len(self._pending) < PIECE_BYTES
 
     @property
-    def behind(self) -> bool:
-        return bool(self._pending)
+    def has_room_for_the_rest(self) -> bool:
+        return len(self._pending) < MOST_BEHIND_BYTES
+
+    @property
+    def behind(self) -> int:
+        """How many bytes wait."""
+        return len(self._pending)
 
     def write(self, data: bytes) -> None:
         self._pending += data
