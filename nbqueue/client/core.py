@@ -67,6 +67,7 @@ class Core:
         self.fixed = address
         self._executable = executable
         self.link = Link(queue, self.address, self.keys, Seal(secret, self.prefix))
+        self.link.private = self.private
         self.watch = SettingWatch()
         self._captures = Captures()
         self.workers: int | None = None

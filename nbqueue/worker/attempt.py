@@ -40,7 +40,7 @@ def retry_delay(failures: int, retries: int, *, draw: Callable[[], float] = rand
 
 
 def _over(used_bytes: int, limit_bytes: int) -> str:
-    return f"was killed for using {used_bytes / 2**20:.0f} MiB of memory where {limit_bytes / 2**20:.0f} are allowed"
+    return f"was killed for using {used_bytes / 1e6:.0f} MB of memory where {limit_bytes / 1e6:.0f} are allowed"
 
 
 def wanted(error: BaseException, retry_on: Sequence[str]) -> bool:
@@ -92,7 +92,7 @@ def death(
             "was killed.",
             timeout_s=timeout_s,
         )
-    peak = f" Peak memory: {exit.peak_rss_bytes / 2**20:.0f} MiB." if exit.peak_rss_bytes else ""
+    peak = f" Peak memory: {exit.peak_rss_bytes / 1e6:.0f} MB." if exit.peak_rss_bytes else ""
     times = "once" if attempts == 1 else f"{attempts} times"
     said = "\nIts last output:\n" + textwrap.indent(last_output, "  ") if last_output else ""
     return WorkerDied(

@@ -47,7 +47,7 @@ def test_a_task_that_uses_too_much_memory_ends_alone_and_says_so(limited: Callab
     died = results.pop(2)
     assert isinstance(died, WorkerDied)
     assert results == [0, 1, 3, 4]
-    assert "of memory where 143 are allowed" in str(died)
+    assert "of memory where 150 are allowed" in str(died)
     assert died.peak_rss_bytes is not None
     assert died.peak_rss_bytes > 150 * MB
 

@@ -209,7 +209,7 @@ def test_pain_08_a_death_says_why(notebook: Notebook) -> None:
         """
     )
     shown = notebook.run("simulate(seed=42, steps=7).result()")
-    for fact in ("WorkerDied", "simulate", "SIGKILL", "seed=42", "steps=7", "MiB", "step 7"):
+    for fact in ("WorkerDied", "simulate", "SIGKILL", "seed=42", "steps=7", " MB", "step 7"):
         assert fact in shown, shown
     assert "nbqueue/" not in shown, shown
     code = "try:\n    simulate(1, 2).result()\nexcept WorkerDied as error:\n    death = error"

@@ -28,10 +28,10 @@ def test_after_the_last_retry_comes_none():
 
 
 def test_a_death_tells_the_signal_the_memory_and_the_attempts():
-    error = death("simulate", Exit(signal.SIGSEGV, None, 300 * 2**20), attempts=2, timeout_s=None)
+    error = death("simulate", Exit(signal.SIGSEGV, None, 300_000_000), attempts=2, timeout_s=None)
     assert isinstance(error, WorkerDied)
     assert (error.signal, error.exitcode, error.attempts) == (signal.SIGSEGV, None, 2)
-    for words in ("simulate", "SIGSEGV", "300 MiB", "2 times"):
+    for words in ("simulate", "SIGSEGV", "300 MB", "2 times"):
         assert words in str(error)
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.signal, copy.peak_rss_bytes) == (str(error), error.signal, error.peak_rss_bytes)

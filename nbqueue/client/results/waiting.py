@@ -194,10 +194,8 @@ def _reason(link: Link) -> str | None:
     if failure is not None:
         return str(failure)
     if link.workers == 0 and link.open_calls and not (link.starting or link.served_here):
-        return (
-            f"no worker serves the queue {link.queue!r}. Start some with queue.run(), or elsewhere with `nbqueue "
-            "worker URL`."
-        )
+        elsewhere = "" if link.private else ", or elsewhere with `nbqueue worker URL`"
+        return f"no worker serves the queue {link.queue!r}. Start some with queue.run(){elsewhere}."
     return None
 
 

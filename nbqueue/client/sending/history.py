@@ -230,7 +230,7 @@ class _Note:
             return "failed", ""
         gist = gist_of(data)
         outcome = _ENDINGS.get(gist.type_name, "failed") if kind == ERROR else "failed"
-        return outcome, _cut(f"{gist.type_name.rpartition('.')[2]}: {gist.text}", ERROR_LENGTH)
+        return outcome, _cut(_said(gist.type_name.rpartition(".")[2], gist.text), ERROR_LENGTH)
 
     def _arguments(self) -> Sequence[Any]:
         if self.payload is None:
@@ -273,7 +273,7 @@ class History:
         """These items of a call have ended with an error of ours."""
         if items:
             note = self._note_some(sent, items, ERROR)
-            note.errors = _cut(f"{type(error).__name__}: {error}", ERROR_LENGTH)
+            note.errors = _cut(_said(type(error).__name__, str(error)), ERROR_LENGTH)
             self._keep(note)
 
     def note_cancelled(self, sent: Sent, items: Sequence[int]) -> None:
@@ -331,6 +331,10 @@ def _short(item: Any) -> str:
     """``1, steps=10`` of one item's arguments."""
     seen = glimpse_values(item) if isinstance(item, bytes) else item
     return "…" if seen is None else _cut(glimpse_arguments(*seen), ARGUMENTS_LENGTH)
+
+
+def _said(kind: str, text: str) -> str:
+    return f"{kind}: {text}" if text.strip() else kind
 
 
 def _cut(text: str, length: int) -> str:

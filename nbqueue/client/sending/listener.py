@@ -132,6 +132,7 @@ class Link:
         self.workers = 0  # registered on all hosts, as last heard
         self.expected_workers = 2  # to plan with, while none are
         self.starting = False  # workers are on their way
+        self.private = False  # nobody else can reach the server
         self.served_here = False  # this process keeps workers, though the server may not know them yet
         self.failure: NbqueueError | None = None  # why the server cannot be used now
         self.hinted = ""  # the reason for waiting that the user was told last
