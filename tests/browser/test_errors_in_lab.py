@@ -19,6 +19,44 @@ batch.wait()"""
 CELLS = (SETUP, "simulate(39).result()", "batch.results()", "batch.failed", "batch.failed[1].replay()")
 
 
+LONG = """from nbqueue import TaskQueue
+queue = TaskQueue(workers=2, progress=False)
+
+@queue.task
+def bad(k, text):
+    if k % 2:
+        raise ValueError("y" * 300)
+    raise KeyError("/home/someone/a/path/that/is/very/long/" * 8, text)
+
+batch = bad.map(range(4), ["z" * 100] * 4)
+batch.wait()
+batch.failed"""
+
+
+def _width(of):
+    return of.evaluate("each => each.getBoundingClientRect().width")
+
+
+def test_a_message_of_one_long_word_widened_the_table_of_failures_beyond_its_cell(lab):
+    lab.open("long.ipynb", LONG)
+    lab.run_all()
+    table = lab.cell().locator(".nbqueue-failures table")
+    expect(table).to_contain_text("yyyy", timeout=30_000)
+    outputs = lab.save("long.ipynb")["cells"][0]["outputs"]
+
+    def check():
+        expect(table.locator("tbody tr")).to_have_count(2)
+        assert _width(table) <= _width(lab.cell().locator(".nbqueue-failures"))
+        for box in table.locator("td div").all():
+            assert box.evaluate("each => each.clientWidth >= 100 && each.scrollWidth <= each.clientWidth")
+
+    check()
+    # Text that this server has never run, so that it does not trust the outputs.
+    lab.write("long-downloaded.ipynb", "# from elsewhere", outputs=outputs)
+    lab.open("long-downloaded.ipynb")
+    check()
+
+
 def test_errors_are_shown_with_their_line_a_note_and_as_a_table(lab):
     lab.open("errors.ipynb", *CELLS)
     lab.run_all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import gc
+import html
 import os
 import pickle
 import threading
@@ -299,6 +300,15 @@ def test_the_table_survives_a_sanitiser_and_hostile_texts() -> None:
     assert "&lt;script&gt;" in page
     for refused in ("<style", "var(", "<svg", "onclick"):
         assert refused not in page
+
+
+def test_a_long_word_may_be_broken_in_the_page_and_stays_whole_in_the_text() -> None:
+    word = "<path>/" * 10
+    failed = Failures([_failed("f[0]", word, word)], 1)
+    assert word in repr(failed)
+    page = failed._repr_html_()
+    assert html.escape(word) in page.replace("<wbr>", "")
+    assert page.count("<wbr>") > 20
 
 
 def test_ten_thousand_failures_make_a_short_table() -> None:
