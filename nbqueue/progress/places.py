@@ -76,6 +76,8 @@ class _Drawer:
     def __init__(self) -> None:
         self.current: Place | None = None
         self.hooked: object = None
+        self.running = True  # a cell
+        self.making = threading.Lock()  # held while a place is made: one for all threads of a cell
         self._lock = threading.Lock()  # guards what waits, and the thread
         self._turn = threading.Lock()  # held while drawing: a cell must not end before what the thread has begun
         self._waiting: dict[int, Place] = {}
@@ -118,8 +120,13 @@ class _Drawer:
             except Exception as error:  # noqa: BLE001 - a display that fails must not stop the others
                 print(f"nbqueue: what a task printed cannot be shown ({error!r})", file=sys.stderr)
 
+    def at_start(self, *_: object) -> None:
+        """A cell begins."""
+        self.running = True
+
     def at_end(self, *_: object) -> None:
         """A cell, or Python, ends."""
+        self.running = False
         if self.current is not None:
             self.current.rendered.end()
         self.draw(now=True)
@@ -161,17 +168,26 @@ def shown_here() -> bool:
 
 
 def here() -> Page | None:
-    """The page of the cell that is running; None where this is no notebook."""
+    """The page of the cell that is running; None where this is no notebook.
+
+    For a thread too: which cell has started it cannot be told. Between two cells, the page that was made last.
+    """
     if not shown_here():
         return None
-    shell = _shell()
+    with _drawer.making:
+        return _here(_shell())
+
+
+def _here(shell: Any) -> Page | None:
     place = _drawer.current
-    if place is not None and threading.current_thread() is not threading.main_thread():
-        # A display made here would land in whichever cell runs.
-        return place.page
     parent = shell.kernel.get_parent("shell")
+    no_cell = not _drawer.running or parent.get("header", {}).get("msg_type") != "execute_request"
+    if place is not None and no_cell and threading.current_thread() is not threading.main_thread():
+        # A display made now would land nowhere.
+        return place.page
     if place is None or place.cell != _cell(parent):
         if _drawer.hooked is not shell:
+            shell.events.register("pre_run_cell", _drawer.at_start)
             shell.events.register("post_run_cell", _drawer.at_end)
             _drawer.hooked = shell
         try:

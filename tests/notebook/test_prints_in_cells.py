@@ -250,3 +250,37 @@ def test_a_notebook_that_nobody_watches_is_saved_with_what_its_tasks_printed(tmp
     assert place["data"]["text/plain"] == "nbqueue output:\nlate │ came late"
     # In one piece or two: whoever displays flushes what is being printed.
     assert "".join(output["text"] for output in second) == "mine\n"
+
+
+def test_calls_of_threads_are_shown_below_the_cell_that_runs(cells: Cells) -> None:
+    """They appeared below the cell that had made a call before."""
+    cells.run("@queue.task\ndef say(x):\n    print('said', x)\nsay('before').result()")
+    messages = cells.run(
+        """
+        from concurrent.futures import ThreadPoolExecutor
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda x: say(x).result(), range(8)))
+        """
+    )
+    (place,) = [m for m in messages if m["msg_type"] == "display_data"]
+    cells.until(lambda: all(f"said {x}" in cells.last for x in range(8)))
+    first, second = cells.texts().values()
+    assert first.count("said") == 1
+    assert second.count("said") == 8
+    assert list(cells.texts())[1] == place["content"]["transient"]["display_id"]
+
+
+def test_a_thread_that_calls_between_two_cells_writes_on_the_last_page(cells: Cells, tmp_path: Path) -> None:
+    cells.run("@queue.task\ndef say(x):\n    print('said', x)\nsay('before').result()")
+    cells.run(
+        """
+        import threading
+        def later():
+            while not os.path.exists("between"): time.sleep(0.01)
+            say("later").result()
+        threading.Thread(target=later).start()
+        """
+    )
+    (tmp_path / "between").touch()
+    cells.until(lambda: "said later" in cells.last)
+    assert len(cells.texts()) == 1
