@@ -129,7 +129,10 @@ def test_display_imported_in_the_notebook_is_the_worker_s_in_the_worker(cells: C
     assert "<u>under</u>" in cells.html
 
 
-def test_markdown_in_a_task_is_a_display_of_its_cell_and_its_source_where_that_would_be_dropped(cells: Cells) -> None:
+def test_markdown_in_a_task_is_a_display_of_its_cell_and_its_source_where_that_would_be_dropped(
+    start_version: Callable[..., Any],
+) -> None:
+    cells = Cells(start_version())
     seen = []
 
     def see(message: dict[str, Any]) -> None:
