@@ -295,7 +295,7 @@ def test_no_failures_look_like_an_empty_list(queue: Any) -> None:
 
 
 def test_the_table_survives_a_sanitiser_and_hostile_texts() -> None:
-    page = Failures([_failed("f[0]", "<script>alert(1)</script>", "<b>")], 1)._repr_html_()
+    page = Failures([_failed("f[0]", "<script>alert(1)</script>", "<b>")], 1)._repr_html_().replace("<wbr>", "")
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     for refused in ("<style", "var(", "<svg", "onclick"):
