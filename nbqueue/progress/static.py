@@ -8,11 +8,12 @@ styles (GitHub), its text still reads as a sentence with all numbers.
 from __future__ import annotations
 
 import html as _html
+import re
 from typing import NamedTuple
 
 from .tally import Lane, Snapshot
 
-__all__ = ["Part", "css", "html", "lane_words", "plain", "rate_text", "seconds_text", "words"]
+__all__ = ["Part", "breakable", "css", "html", "lane_words", "plain", "rate_text", "seconds_text", "words"]
 
 
 class Part(NamedTuple):
@@ -31,6 +32,9 @@ BLUE = ("#1e88e5", "--jp-brand-color1")
 GREY = ("#8a8a8a", "--jp-ui-font-color3")
 GREY_TEXT = ("#808080", "--jp-ui-font-color2")
 TRACK = ("#8a8a8a40", "--jp-border-color2")
+
+# A path or JSON is one word, and wider than the page. A sanitiser takes away the style by which it would be broken.
+_LONG_WORD, _PIECE = re.compile(r"\S{24,}"), 4
 
 _CUT = "overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
 
@@ -170,11 +174,10 @@ def _sentence(snapshot: Snapshot) -> str:
         if part.kind == "done" and symbol:
             symbol = f'<span style="{css("color", GREEN)}">{symbol}</span>'
         style = css("color", _TEXT_COLOURS[part.kind]) if part.kind in _TEXT_COLOURS else ""
-        pieces.append(f'<span class="nbqueue-{part.kind}" style="{style}">{symbol}{_html.escape(part.text)}</span>')
+        pieces.append(f'<span class="nbqueue-{part.kind}" style="{style}">{symbol}{breakable(part.text)}</span>')
     # Where a narrow cell breaks the line, a part stays whole, and no line begins with a dot.
     # But for an error's message, which may be long.
-    style = "overflow-wrap:anywhere" if snapshot.error else "white-space:nowrap"
-    whole = f'<span style="{style}">'
+    whole = "<span>" if snapshot.error else '<span style="white-space:nowrap">'
     return " ".join([*(f"{whole}{piece} ·</span>" for piece in pieces[:-1]), f"{whole}{pieces[-1]}</span>"])
 
 
@@ -220,6 +223,15 @@ def _segment(kind: str, percent: float, colour: tuple[str, str], style: str = ""
         f'<div class="nbqueue-bar-{kind}" style="width:{percent:.2f}%;min-width:2px;height:100%;{style}'
         f'{css("background-color", colour)}"></div>'
     )
+
+
+def breakable(text: str) -> str:
+    """HTML of a text whose long words may go on in the next line."""
+
+    def pieces(word: re.Match[str]) -> str:
+        return "\0".join(word[0][i : i + _PIECE] for i in range(0, len(word[0]), _PIECE))
+
+    return _html.escape(_LONG_WORD.sub(pieces, text)).replace("\0", "<wbr>")
 
 
 def css(name: str, colour: tuple[str, str]) -> str:

@@ -202,6 +202,14 @@ def test_the_card_of_one_call_tells_its_state_and_since_when(changes, text):
     assert re.sub(r"[✓✗▸↻⊘] ", "", Card(html(snapshot)).text) == f"simulate {text}"
 
 
+def test_an_error_of_one_long_word_ran_out_of_a_card_that_is_not_trusted():
+    word = "<y>/" * 30
+    source = html(replace(ONE, failed=1, finished=True, error=f"ValueError: {word}"))
+    _, _, text = source.partition('class="nbqueue-text"')
+    assert text.count("<wbr>") == 29
+    assert word in Card(source.replace("<wbr>", "")).text
+
+
 def test_the_bar_of_one_running_call_does_not_look_full():
     assert "margin-left" in html(replace(ONE, running=1))
 

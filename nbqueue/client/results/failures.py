@@ -9,7 +9,6 @@ from __future__ import annotations
 import html
 import linecache
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from nbqueue.codec.glimpse import LONGEST
 from nbqueue.codec.tracebacks import Gist
-from nbqueue.progress.static import GREY_TEXT, RED
+from nbqueue.progress.static import GREY_TEXT, RED, breakable
 
 if TYPE_CHECKING:
     from nbqueue.client.results.future import TaskFuture
@@ -212,8 +211,6 @@ _CELL = "padding:3px 10px 3px 6px;vertical-align:top;font-size:13px;line-height:
 _GREY = f"color:{GREY_TEXT[0]}"
 # Cells have a box: a table does not heed how wide they are to be.
 _BOX = "min-width:100px;max-width:420px"
-# A path or JSON is one word, and wider than the page. A sanitiser takes away the style by which it would be broken.
-_LONG_WORD, _PIECE = re.compile(r"\S{24,}"), 4
 _CODE = "font-family:monospace;white-space:pre-wrap;background-color:transparent;padding:0"
 
 
@@ -221,7 +218,7 @@ def _row(group: _Group) -> str:
     def cell(content: str) -> str:
         return f'<td style="{_CELL};{_LEFT}"><div style="{_BOX}">{content}</div></td>'
 
-    escape = _breakable
+    escape = breakable
     where = escape(group.where)
     if group.source:
         where += f'<br><code style="{_CODE}">{escape(group.source)}</code>'
@@ -233,15 +230,6 @@ def _row(group: _Group) -> str:
     error += f"<br>{escape(group.message)}" if group.message else ""
     count = f'<td style="{_CELL};{_RIGHT};white-space:nowrap">{group.count:,} ×</td>'
     return f"<tr>{count}{cell(error)}{cell(where)}{cell(which)}</tr>"
-
-
-def _breakable(text: str) -> str:
-    """HTML of a text whose long words may go on in the next line."""
-
-    def pieces(word: re.Match[str]) -> str:
-        return "\0".join(word[0][i : i + _PIECE] for i in range(0, len(word[0]), _PIECE))
-
-    return html.escape(_LONG_WORD.sub(pieces, text)).replace("\0", "<wbr>")
 
 
 def _item(name: str) -> str:
