@@ -349,7 +349,7 @@ class TaskQueue:
         """The last `n` tasks of this process that have ended, the newest last; a list that shows as a table.
 
         Kept in this process, from what came back: it costs the server nothing, knows nothing of what other
-        processes sent, and outlives the workers, not the kernel. The last 10,000 replies are kept (a reply is a
+        processes sent, and outlives the workers, not the kernel. The last 5,000 replies are kept (a reply is a
         call, or a piece of a map), their arguments as far as they are small.
 
         Parameters

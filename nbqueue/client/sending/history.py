@@ -28,7 +28,7 @@ from nbqueue.stream.records import Call
 __all__ = ["History", "TaskHistory", "TaskRecord"]
 
 # One note is a reply: an item, or a piece of a map.
-NOTES_KEPT = 10_000
+NOTES_KEPT = 5_000
 # What is larger is not kept for the sake of a look back; of all that is kept, the newest.
 LARGEST_BYTES = 200_000
 BYTES_KEPT = 16_000_000
