@@ -159,42 +159,39 @@ def run_lab(home: Path) -> Iterator[tuple[str, str, Path]]:
         server.wait(timeout=30)
 
 
-@pytest.fixture
-def open_lab(_server: tuple[str, str, Path], chromium: str, tmp_path: Path) -> Iterator[Callable[..., Lab]]:
-    """``open_lab(**context_options)``: a JupyterLab whose page is as fresh as its user's first."""
-    with pages(_server, tmp_path) as open_page:
+@pytest.fixture(scope="module")
+def _open_page(
+    _server: tuple[str, str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Lab]]:
+    # Not longer than for a file: while it runs there is a running event loop in this thread.
+    with pages(_server, tmp_path_factory.mktemp("profile")) as open_page:
         yield open_page
 
 
 @contextlib.contextmanager
-def pages(server: tuple[str, str, Path], profiles: Path) -> Iterator[Callable[..., Lab]]:
-    """Pages of a running JupyterLab, each of a browser that has seen nothing; its kernels end with them."""
+def pages(server: tuple[str, str, Path], profile: Path, **options: Any) -> Iterator[Callable[[], Lab]]:
+    """Pages of a running JupyterLab in one browser, which has seen nothing before the first.
+
+    They share what the browser has loaded and compiled, which is most of a page's time.
+    """
     from playwright.sync_api import sync_playwright
 
     url, token, folder = server
     with sync_playwright() as playwright:
-        contexts: list[Any] = []
-
-        def open_page(**options: Any) -> Lab:
-            context = playwright.chromium.launch_persistent_context(
-                str(profiles / f"profile-{len(contexts)}"),
-                executable_path=CHROMIUM,
-                headless=True,
-                args=CHROMIUM_ARGS,
-                **options,
-            )
-            contexts.append(context)
-            return Lab(url, token, folder, context.new_page())
-
-        yield open_page
-        for context in contexts:
-            context.close()
-    _shut_down_kernels(url, token)
+        browser = playwright.chromium.launch_persistent_context(
+            str(profile), executable_path=CHROMIUM, headless=True, args=CHROMIUM_ARGS, **options
+        )
+        yield lambda: Lab(url, token, folder, browser.new_page())
+        browser.close()
 
 
 @pytest.fixture
-def lab(open_lab: Callable[..., Lab]) -> Lab:
-    return open_lab()
+def lab(_open_page: Callable[[], Lab], _server: tuple[str, str, Path]) -> Iterator[Lab]:
+    """A JupyterLab with a page of its own; its kernels end with it."""
+    lab = _open_page()
+    yield lab
+    lab.page.close()
+    _shut_down_kernels(lab.url, lab.token)
 
 
 def _setting(folder: Path, name: str, value: dict[str, Any]) -> None:

@@ -88,8 +88,8 @@ def main(folder: Path) -> None:
         for suffix, theme, size in looks:
             place = Path(home, f"look{suffix}")
             place.mkdir()
-            with run_lab(place) as server, pages(server, place) as open_page:
-                take(open_page(viewport=size), folder, suffix, theme)
+            with run_lab(place) as server, pages(server, place / "profile", viewport=size) as open_page:
+                take(open_page(), folder, suffix, theme)
 
 
 if __name__ == "__main__":
