@@ -1,4 +1,7 @@
-"""Kernels of two versions: the one that is installed, and the last one before kernels had subshells."""
+"""Kernels of two versions: the one that is installed, and the last one before kernels had subshells.
+
+The old one is left out of ordinary runs: ``pytest tests/notebook -m soak`` asks for it, as .ci/run does.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def old_ipykernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=[INSTALLED, OLD])
+@pytest.fixture(params=[INSTALLED, pytest.param(OLD, marks=pytest.mark.soak)])
 def start_version(request: pytest.FixtureRequest, start_kernel: Callable[..., Any]) -> Callable[..., Any]:
     """`start_kernel`, for each of the versions in turn."""
 
