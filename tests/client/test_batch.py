@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,17 +113,34 @@ def test_retries_of_single_items_keep_their_place(queue: Any, tmp_path: Path) ->
     assert [len((tmp_path / str(i)).read_text()) for i in range(10)] == [1, 1, 1, 3, 1, 1, 1, 3, 1, 1]
 
 
-def test_an_input_that_raises_is_the_batchs_error_and_costs_nothing_that_was_sent(queue: Any) -> None:
+WAITING = {
+    "results": lambda batch: batch.results(timeout=20),
+    "results with exceptions": lambda batch: batch.results(return_exceptions=True, timeout=20),
+    "wait": lambda batch: batch.wait(20),
+    "wait without a limit": lambda batch: batch.wait(),
+    "await": lambda batch: asyncio.run(_awaited(batch)),
+    "a loop": lambda batch: list(batch),
+    "as_completed": lambda batch: list(batch.as_completed(timeout=20)),
+    "an index": lambda batch: batch[5],
+}
+
+
+async def _awaited(batch: Any) -> Any:
+    return await batch
+
+
+def test_an_input_that_raises_is_raised_however_it_is_waited_for_and_costs_nothing_that_was_sent(queue: Any) -> None:
+    """A script that waited with `wait()` once took a third of its input for all of it."""
+
     def items() -> Iterator[int]:
         yield from range(5)
         raise LookupError("the input broke")
 
     batch = queue.map(abs, items())
     assert [batch[i] for i in range(5)] == list(range(5))
-    with pytest.raises(LookupError, match="the input broke"):
-        batch.results(timeout=20)
-    with pytest.raises(LookupError, match="the input broke"):
-        batch.results(return_exceptions=True, timeout=20)
+    for how, wait in WAITING.items():
+        with pytest.raises(LookupError, match="the input broke"):
+            print(how, wait(batch))
     assert [future.result() for future in batch.futures] == list(range(5))
 
 

@@ -196,7 +196,7 @@ class Batch(Generic[R]):
             ``return_exceptions=True``.
         """
         with user_frames_only:
-            if not self.wait(timeout):
+            if not self._wait(timeout):
                 raise TimeoutError(f"{self!r} has not ended within {timeout:g} s; it goes on.{because(self._link)}")
             get = self._value_or_error if return_exceptions else self._get
             arrived = enumerate(zip(self._kinds, self._values, strict=True))
@@ -212,10 +212,23 @@ class Batch(Generic[R]):
         return values
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until every item has ended. False if they have not within `timeout` seconds."""
+        """Wait until every item has ended. False if they have not within `timeout` seconds.
+
+        Raises
+        ------
+        Exception
+            What the input itself raised: then there are fewer items than there should be. Those that there are have
+            ended, and what items raise is no matter here.
+        """
         with user_frames_only:
-            self._link.check_process()
-            ended = wait_until(self._changed, lambda: self.done, timeout, self._link, self._interrupted)
+            ended = self._wait(timeout)
+            if ended:
+                self._check_input()
+        return ended
+
+    def _wait(self, timeout: float | None) -> bool:
+        self._link.check_process()
+        ended = wait_until(self._changed, lambda: self.done, timeout, self._link, self._interrupted)
         if ended:
             self._close_view()
         return ended
