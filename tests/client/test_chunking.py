@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from nbqueue.client.sending.chunking import LARGEST, MOST_GROWTH, Chunker
+from nbqueue.client.sending.chunking import LARGEST, MOST_GROWTH, SHORTEST_S, Chunker
 
 
 def _settled(chunker: Chunker, seconds: float, workers: int = 4) -> int:
     """The size after every chunk has been measured at `seconds` an item for a while."""
     size = 1
-    for _ in range(30):
+    for _ in range(200):
         size = chunker.next_size(workers)
         chunker.took(size)
         chunker.observe(size, size * seconds)
@@ -35,20 +35,57 @@ def test_one_wrong_measurement_does_not_make_a_huge_chunk():
     chunker = Chunker(None)
     chunker.took(1)
     chunker.observe(1, 1e-7)
-    assert chunker.next_size(4) == MOST_GROWTH
+    assert chunker.next_size(4) <= MOST_GROWTH
 
 
-def test_chunks_shrink_towards_the_end():
-    chunker, sizes, left = Chunker(10_000), [], 10_000
+def test_no_more_is_in_flight_than_was_measured():
+    chunker = Chunker(600)
+    for _ in range(160):
+        chunker.took(1)
+        chunker.observe(1, 0.0005)
+    assert chunker.next_size(4) == 160 / chunker.in_flight(4)
+
+
+def test_of_many_items_a_part_goes_at_once_as_soon_as_all_workers_have_measured_some():
+    chunker = Chunker(16_000)
+    for _ in range(chunker.in_flight(4) - 1):
+        chunker.took(1)
+        chunker.observe(1, 1e-7)
+    assert chunker.next_size(4) == 1
+    chunker.took(100)
+    chunker.observe(1, 1e-7)
+    assert chunker.next_size(4) > 100
+
+
+def test_one_slow_item_makes_chunks_shorter_for_a_while():
+    chunker = Chunker(1_000_000)
+    usual = _settled(chunker, 1e-4)
+    chunker.observe(1, 0.05)
+    assert chunker.next_size(4) < usual / 10
+    assert _settled(chunker, 1e-4) > usual / 4
+
+
+def _sizes(total: int, seconds: float) -> list[int]:
+    chunker, sizes, left = Chunker(total), [], total
     while left:
         size = min(left, chunker.next_size(4))
         chunker.took(size)
-        chunker.observe(size, size * 1e-5)
+        chunker.observe(size, size * seconds)
         sizes.append(size)
         left -= size
+    return sizes
+
+
+def test_chunks_shrink_towards_the_end():
+    sizes = _sizes(10_000, 1e-3)
     top = sizes.index(max(sizes))
     assert sizes[top:] == sorted(sizes[top:], reverse=True)
-    assert sizes[-1] == 1
+    assert sizes[-1] <= SHORTEST_S / 1e-3
+
+
+def test_chunks_do_not_shrink_below_what_is_worth_it():
+    sizes = _sizes(100_000, 1e-6)
+    assert min(sizes[sizes.index(max(sizes)) : -1]) > SHORTEST_S / 1e-6 / 2
 
 
 def test_a_size_that_was_chosen_stays():

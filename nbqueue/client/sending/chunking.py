@@ -1,23 +1,32 @@
 """How many items travel together, and how many calls are in flight. Pure: no clock, no Redis.
 
-The first items go alone, to be measured. Then a chunk aims at about 50 ms of work: long enough that sending
-it costs little, short enough that workers stay balanced and results keep arriving. Near the end chunks
-shrink (guided self-scheduling, Polychronopoulos and Kuck 1987), so that the last worker is not left alone with
-a long one.
+The first items go alone, to be measured. Then a chunk aims at about 50 ms of work: long enough that sending it costs
+little, short enough that workers stay balanced and results keep arriving. Three things make it shorter, since what
+lies in a chunk can help no idle worker: little work that is left (guided self-scheduling, Polychronopoulos and Kuck
+1987, in time rather than in items), items that have been seen to be slow once, and that few have been measured yet.
+`tests/client/test_balance.py` simulates what comes of it.
 """
 
 from __future__ import annotations
 
-import math
-
 __all__ = ["Chunker"]
 
 TARGET_S = 0.05
+# A worker's share of what is left goes in so many chunks at least, unless they would be shorter than this: sending them
+# would then cost more than a worker that idles at the end.
+SHARES = 4
+SHORTEST_S = 0.006
+# What is in flight is no more than was measured: when that many are, later items may have been found to be slow. Of
+# many items, and of very short ones, it may be this part of what is left.
+OF_MANY, OF_SHORT = 1 / 8, 1 / 4
+SHORT_S = 0.001  # such a chunk
 # A wrong first measurement must not make one huge chunk.
-MOST_GROWTH = 8
+MOST_GROWTH = 16
 LARGEST = 50_000
 # Calls in flight for each worker: what is queued must last while this process is busy with something else.
 IN_FLIGHT = 4
+# What an input of unknown length is taken to give.
+UNKNOWN = 10_000
 
 
 class Chunker:
@@ -35,8 +44,10 @@ class Chunker:
         self.total = total
         self._fixed = fixed
         self._mean_s: float | None = None
+        self._high_s = 0.0  # an item may well take so long
         self._last = 1
         self._sent = 0
+        self._measured = 0
 
     def observe(self, items: int, seconds: float) -> None:
         """`items` took `seconds` of a worker's time together."""
@@ -44,6 +55,10 @@ class Chunker:
         # Recent items count most, a large chunk more than a single.
         weight = min(0.8, 0.3 + items / 100)
         self._mean_s = mean if self._mean_s is None else (1 - weight) * self._mean_s + weight * mean
+        # What is slow is believed at once, and forgotten over some replies.
+        weight = min(0.8, 0.1 + items / 100)
+        self._high_s = max(mean, (1 - weight) * self._high_s + weight * mean)
+        self._measured += items
 
     def next_size(self, workers: int) -> int:
         """Items for the next chunk; `took` tells how many were really put in."""
@@ -51,10 +66,22 @@ class Chunker:
             return self._fixed
         if self._mean_s is None:
             return 1
-        size = min(int(TARGET_S / self._mean_s), self._last * MOST_GROWTH, LARGEST)
-        if self.total is not None:
-            size = min(size, math.ceil((self.total - self._sent) / (2 * max(1, workers))))
-        return max(1, size)
+        if self.total is None:
+            # Each may be among the last.
+            size = TARGET_S / self._high_s
+        else:
+            share_s = (self.total - self._sent) * self._mean_s / (max(1, workers) * SHARES)
+            size = min(TARGET_S / self._mean_s, max(SHORTEST_S, share_s) / self._high_s)
+        return max(1, int(min(size, self._known(self.in_flight(workers)), self._last * MOST_GROWTH, LARGEST)))
+
+    def _known(self, flights: int) -> float:
+        """Items a chunk for which those that were measured can vouch."""
+        if self._measured < flights:
+            return 1
+        left = UNKNOWN if self.total is None else self.total - self._sent
+        short = min(SHORT_S / self._high_s, left * OF_SHORT / flights)
+        many = 0 if self.total is None else left * OF_MANY / flights
+        return max(self._measured / flights, many, short)
 
     def took(self, items: int) -> None:
         self._sent += items
