@@ -25,6 +25,7 @@ from nbqueue.errors import NotSendable
 
 __all__ = [
     "LARGEST_BYTES",
+    "PLAIN",
     "digest",
     "dump_arguments",
     "dump_function",
@@ -38,7 +39,8 @@ PROTOCOL = 5
 # A Redis string holds 512 MB (proto-max-bulk-len); what is left is for the frame around the value.
 LARGEST_BYTES = 500_000_000
 
-_PLAIN = frozenset({int, float, str, bytes, bool, type(None), complex})
+# Exactly these, no subclass: nothing can change them, and they cannot refer to a user's code.
+PLAIN = frozenset({int, float, str, bytes, bool, type(None), complex})
 
 # What the fast path looks through. Beyond it, cloudpickle's fixed cost (about 10 µs) no longer shows.
 _LEVELS = 3
@@ -50,7 +52,7 @@ _BLAME_LEVELS = 4
 
 def is_plain(value: object) -> bool:
     """Whether a value is exactly a primitive, no subclass: many of them may share one plain pickle."""
-    return type(value) in _PLAIN
+    return type(value) in PLAIN
 
 
 def dumps(
@@ -205,7 +207,7 @@ def dump_put(value: object) -> bytes:
 def _all_plain(values: Iterable[object], levels: int) -> bool:
     for value in values:
         kind = type(value)
-        if kind in _PLAIN:
+        if kind in PLAIN:
             continue
         if levels == 0 or not _shallow_plain(kind, value, levels - 1):
             return False

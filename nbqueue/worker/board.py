@@ -14,7 +14,9 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 __all__ = ["BUSY", "CANCEL", "IDLE", "OFF", "STARTING", "TIMEOUT", "WAITING", "Board", "Line", "Slot", "place_of"]
 
@@ -219,6 +221,11 @@ class Slot:
         w[_STARTED] = started_ns
         w[_STATE] = BUSY
         w[_SEQ] += 1
+
+    @property
+    def names(self) -> Callable[[int], None]:
+        """Names the next item of the call, at a twentieth of what `item` costs: it says nothing else."""
+        return partial(self._words.__setitem__, _ITEM)
 
     def aimed_at_me(self) -> int:
         """Why the signal was sent, if it is for what is running now, else 0."""

@@ -20,7 +20,7 @@ import threading
 import time
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -42,6 +42,8 @@ from nbqueue.stream.records import Fetched, Report, Setting
 from nbqueue.worker import attempt, board
 from nbqueue.worker.modules import LocalModules
 from nbqueue.worker.outbox import Outbox
+from nbqueue.worker.sprint import NOTHING as NO_VALUE
+from nbqueue.worker.sprint import SHORT_S, Sprint, next_length
 from nbqueue.worker.surroundings import NoKeyboard, Surroundings
 from nbqueue.worker.telling import displays, lanes, notices, tables
 from nbqueue.worker.telling.news import News
@@ -105,6 +107,22 @@ def _is_long(value: object) -> bool:
     return type(value) is int and value.bit_length() > 8 * LONG_BYTES
 
 
+def _some_long(values: Sequence[object]) -> bool:
+    """Whether `_is_long` for some of these plain values."""
+    kinds = set(map(type, values))
+    if kinds <= {int, bool}:
+        return max(map(int.bit_length, values)) > 8 * LONG_BYTES  # type: ignore[arg-type]
+    return not kinds <= {float, bool, complex, type(None)} and any(map(_is_long, values))
+
+
+def _pickled(value: object, name: str) -> tuple[int, Any, bool]:
+    """What the task `name` returned, as an outbox takes it."""
+    try:
+        return VALUE, dump_value(value, name), False
+    except ResultNotSendable as refusal:
+        return ERROR, pickle.dumps(refusal), False
+
+
 class Worker:
     """One process that runs one item at a time.
 
@@ -143,6 +161,8 @@ class Worker:
         self._suspect = 0  # bytes of the largest reply that was on its way when the connection was lost
         self._seconds = 0.0  # a call's run time, smoothed; 0 before the first
         self._paces: dict[str, float] = {}  # and of each function's last call
+        self._lengths: dict[str, int] = {}  # of the next sprint of functions whose items are short
+        self._sprint: Sprint | None = None
         self._armed = False
         self._looked: object = None  # at what this item printed, as `_running_call` names it
         self._why = 0
@@ -160,6 +180,8 @@ class Worker:
         os.environ["MPLBACKEND"] = f"module://{FIGURES}"
         self._surroundings = Surroundings()
         self._surroundings.own_output(self._prints)
+        self._prints.attend = self._attend
+        os.register_at_fork(after_in_child=self._stop_in_fork)
         displays.install(self._shower, self._prints)
         notices.install(self._prints)
         tables.install(lambda: self._surroundings.shows)
@@ -330,6 +352,9 @@ class Worker:
         now = time.monotonic()
         if not self._armed or now - self._item_since < COURIER_S:
             return
+        sprint = self._sprint
+        if sprint is not None:
+            self._harvest(sprint, now)
         if self._prints.touched:
             # A part of a line, as of a row of dots, is seen while it grows.
             self._surroundings.flush_own()
@@ -361,14 +386,43 @@ class Worker:
         message = self._seal.close("event", call_id(call.client, call.n), messages.dump_event(**event))
         self._broker.announce(call.client, call.n, call.entry, message)
 
+    def _attend(self) -> None:
+        """The item that runs is about to say something, so it must be known which it is. Any thread of the task."""
+        sprint = self._sprint
+        if sprint is not None and self._running_call is not None:
+            with sprint.lock:
+                if self._sprint is sprint:
+                    self._running_call = self._running_call[0], sprint.leave()
+
+    def _stop_in_fork(self) -> None:
+        # Without the lock, whose holder may not be in this process.
+        if self._sprint is not None:
+            self._sprint.leave()
+
+    def _harvest(self, sprint: Sprint, now: float) -> None:
+        """An item of a sprint runs for long: those before it have ended, and it is one like any other from now on."""
+        with sprint.lock:
+            if self._sprint is not sprint or self._running_call is None:
+                return
+            call, item = self._running_call[0], sprint.leave()
+            self._running_call = call, item
+            self._slot.item(item, time.monotonic_ns())
+            finished = sprint.results[sprint.noted : item - sprint.first]
+            if finished and not _some_long(finished):
+                self._outbox.note_plain(call, sprint.first + sprint.noted, finished, now - self._item_since)
+                sprint.noted += len(finished)
+            self._item_since = now
+
     def _shower(self) -> Callable[[str, dict[str, Any]], None] | None:
         """What takes displays of the running item; None where its caller cannot show them."""
+        self._attend()
         running = self._running_call
         if running is None or not self._surroundings.shows:
             return None
         return partial(self._prints.show, running[1])
 
     def _post(self, kind: str, key: object, details: context.Details | Callable[[], context.Details]) -> None:
+        self._attend()
         running = self._running_call
         if running is not None:
             which = {"kind": kind, "item": running[1], "attempt": running[0].attempt}
@@ -421,12 +475,21 @@ class Worker:
         task = self._context(body, call)
         context.set_current(task)
         try:
-            for item in range(call.first, call.items):
-                if not self._run_item(call, body, function, plain, item):
+            kwargs = self._kwargs_of_sprints(call, body, plain)
+            item = call.first
+            while item < call.items:
+                # The last item looks at what all have printed.
+                length = min(self._lengths.get(body.function, 0), call.items - 1 - item) if kwargs is not None else 0
+                if length > 1 and plain is not None and kwargs is not None and not self._prints.touched:
+                    ended = self._run_short(call, body, function, plain, item, length, kwargs)
+                else:
+                    ended = int(self._run_item(call, body, function, plain, item))
+                if not ended:
                     break
+                item += ended
                 if task.lanes:
                     task.end_lanes()
-                self._left -= 1
+                self._left -= ended
                 if not self._left or self._slot.leave_asked():
                     self._left = 0
                     break
@@ -495,7 +558,9 @@ class Worker:
         if body.function not in self._functions:
             self._functions[body.function] = _Packed(body_of(self._blob(body.function)))
             if len(self._functions) > FUNCTIONS_KEPT:
-                self._paces.pop(self._functions.popitem(last=False)[0], None)
+                oldest, _ = self._functions.popitem(last=False)
+                self._paces.pop(oldest, None)
+                self._lengths.pop(oldest, None)
 
     def _prepare(self, body: CallBody) -> Any:
         if body.setting:
@@ -553,18 +618,114 @@ class Worker:
                 args, kwargs = messages.item_arguments(body, plain, item)
                 value = function(*args, **kwargs)
                 if not is_plain(value) or _is_long(value):
-                    value, is_one_pickle = dump_value(value, body.name), False
+                    kind, value, is_one_pickle = _pickled(value, body.name)
             finally:
                 self._armed = False
-        except ResultNotSendable as refusal:
-            kind, value, is_one_pickle = ERROR, pickle.dumps(refusal), False
         except BaseException as raised:  # noqa: BLE001 - whatever a task raises is its outcome
             error = raised
         ended = time.monotonic()
+        self._still_the_worker()
+        seconds = ended - began
+        if is_one_pickle and error is None and seconds < SHORT_S and not self._prints.touched:
+            self._lengths.setdefault(body.function, 8)
+        return self._conclude(call, body, plain, item, kind, value, is_one_pickle, error, seconds, ended)
+
+    def _still_the_worker(self) -> None:
         if os.getpid() != self._pid:
             # The task forked, and this is the child, which came back from it: it must not act as the worker.
             os._exit(0)
-        seconds = ended - began
+
+    def _kwargs_of_sprints(self, call: Fetched, body: CallBody, plain: list[Any] | None) -> dict[str, Any] | None:
+        """The keywords of all items, if these may run in sprints; else None."""
+        if plain is None or call.crashes or body.timeout_s or self._left > 0:
+            return None
+        if not body.common:
+            return {}
+        try:
+            kwargs: dict[str, Any] = self._guarded(lambda: pickle.loads(body.common))
+        except BaseException:  # noqa: BLE001 - each item will find out, and end with it
+            return None
+        return kwargs if all(map(is_plain, kwargs.values())) else None
+
+    def _run_short(
+        self,
+        call: Fetched,
+        body: CallBody,
+        function: Any,
+        plain: list[Any],
+        first: int,
+        length: int,
+        kwargs: dict[str, Any],
+    ) -> int:
+        """Run up to `length` items that are expected to be short. How many have ended; 0 when no more are wanted."""
+        sprint = Sprint(first, plain[first : first + length], self._slot.names)
+        self._running_call = call, first
+        self._why = 0
+        self._slot.item(first, time.monotonic_ns())
+        self._item_since = began = time.monotonic()
+        self._sprint = sprint
+        error: BaseException | None = None
+        try:
+            try:
+                self._armed = True
+                sprint.run(function, kwargs)
+            finally:
+                self._armed = False
+        except BaseException as raised:  # noqa: BLE001 - whatever a task raises is its outcome
+            error = raised
+        ended = time.monotonic()
+        self._still_the_worker()
+        with sprint.lock:
+            self._sprint = None
+            results, noted, seconds = sprint.results, sprint.noted, ended - self._item_since
+        if len(results) == length:
+            self._lengths[body.function] = next_length(length, ended - began)
+        else:
+            self._lengths.pop(body.function, None)
+        kind, value, is_one_pickle = VALUE, sprint.odd, False
+        if error is None and value is NO_VALUE and self._prints.touched:
+            # The last of them has drawn attention.
+            value, is_one_pickle = results.pop(), True
+        finished = results[noted:] if noted else results
+        if finished:
+            self._note_plain(call, body.name, first + noted, finished, seconds)
+            seconds = 0.0
+        item = first + len(results)
+        if error is None and value is NO_VALUE:
+            if self._outbox.is_due(ended, FLUSH_S):
+                self._try_flush()
+            return len(results) if call.entry not in self._outbox.stale else 0
+        self._running_call = call, item
+        if error is None and (not is_one_pickle or _is_long(value)):
+            try:
+                kind, value, is_one_pickle = self._guarded(lambda: _pickled(value, body.name))
+            except BaseException as raised:  # noqa: BLE001 - an interrupt, which is for the item
+                error = raised
+        wanted = self._conclude(call, body, plain, item, kind, value, is_one_pickle, error, seconds, ended)
+        return len(results) + 1 if wanted else 0
+
+    def _note_plain(self, call: Fetched, name: str, first: int, values: list[Any], seconds: float) -> None:
+        if not _some_long(values):
+            self._outbox.note_plain(call, first, values, seconds)
+            return
+        for item, value in enumerate(values, first):
+            kind, data, is_one_pickle = _pickled(value, name) if _is_long(value) else (VALUE, value, True)
+            self._outbox.note(call, item, kind, data, is_one_pickle, seconds / len(values))
+
+    def _conclude(
+        self,
+        call: Fetched,
+        body: CallBody,
+        plain: list[Any] | None,
+        item: int,
+        kind: int,
+        value: Any,
+        is_one_pickle: bool,
+        error: BaseException | None,
+        seconds: float,
+        ended: float,
+    ) -> bool:
+        """Note how an item ended. False when the rest of the call is not wanted."""
         look = self._prints.touched or seconds > LOOK_S or item + 1 == call.items
         said = self._look() if look else NOTHING
         if error is not None:
@@ -651,6 +812,7 @@ class Worker:
         )
 
     def _begin_wait(self) -> None:
+        self._attend()
         with self._lock:
             self._waits += 1
         # The very call that is waited for may be among them.

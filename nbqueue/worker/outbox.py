@@ -72,6 +72,14 @@ class _Piece:
         self.failed += kind in (EXCEPTION, ERROR)
 
 
+    def extend(self, values: Sequence[Any]) -> None:
+        """Add plain values to plain ones."""
+        if {str, bytes}.intersection(map(type, values)):
+            self.size += sum(len(value) for value in values if isinstance(value, bytes | str))
+        self.kinds += bytes([VALUE]) * len(values)
+        self.values += values
+
+
 class Outbox:
     """Reports that the server has not answered yet, and the open piece, which grows item by item.
 
@@ -105,6 +113,16 @@ class Outbox:
         """An item has ended with a `value` that is `plain` as it is, or else pickled."""
         with self._lock:
             self._note(call, item, kind, value, plain, seconds, said)
+
+    def note_plain(self, call: Fetched, first: int, values: Sequence[Any], seconds: float) -> None:
+        """Items from `first` on have ended with plain values, after `seconds` together, and said nothing."""
+        with self._lock:
+            piece = self._piece
+            if piece is None or piece.call is not call or not piece.plain:
+                self._close()
+                piece = self._piece = _Piece(call, first, seconds)
+            piece.extend(values)
+            piece.seconds += seconds
 
     def note_retry(
         self,

@@ -64,7 +64,7 @@ def seen() -> bool:
 
 def touch() -> None:
     """Something was made that is to be looked at when the item has ended."""
-    _prints.touched = True
+    _prints.touch()
 
 
 class Display:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from nbqueue.codec.messages import Printed
@@ -62,6 +63,7 @@ class Prints:
 
     def __init__(self) -> None:
         self.touched = False
+        self.attend: Callable[[], None] = lambda: None  # told the first time after a look
         self.warned = False
         self.start = (0, 0)
         self._lock = threading.Lock()  # guards what is shown: the courier takes it, too
@@ -93,7 +95,13 @@ class Prints:
             self._shown[id] = {"kind": "display", "item": item, **what}
             while len(self._shown) > MOST_SHOWN or sum(e["bytes"] for e in self._shown.values()) > MOST_SHOWN_BYTES:
                 del self._shown[next(iter(self._shown))]
-        self.touched = True
+        self.touch()
+
+    def touch(self) -> None:
+        """Something was written or shown, or will have been when the item has ended."""
+        if not self.touched:
+            self.touched = True
+            self.attend()
 
     def ids(self) -> list[str]:
         """Of what the running item shows, as far as it is kept by whoever looks."""
@@ -146,6 +154,6 @@ class Stream(io.TextIOWrapper):
         self._prints = prints
 
     def write(self, text: str, /) -> int:
-        self._prints.touched = True
+        self._prints.touch()
         written: int = super().write(text)
         return written
