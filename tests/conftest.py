@@ -65,7 +65,7 @@ def session_home() -> Iterator[Path]:
 
     def left() -> list[str]:
         found = [str(path) for path in (home / "run").iterdir() if path.name.startswith("nbqueue-")]
-        found += [str(path) for path in Path("/dev/shm").glob("nbqueue*")]
+        found += _shared_memory_left()
         return found + [f"{child.pid} {child.name()}" for child in psutil.Process().children() if _lives(child)]
 
     # A kernel that has just been killed takes its supervisor with it a moment later.
@@ -373,6 +373,16 @@ def start_kernel(tmp_path: Path) -> Iterator[Callable[..., Kernel]]:
 
 
 # Nothing left
+
+
+def _shared_memory_left() -> list[str]:
+    """Directories of this process, and of those that have died."""
+    found = []
+    for path in Path("/dev/shm").glob("nbqueue-*"):
+        pid = int(path.name.split("-")[2])
+        if pid == os.getpid() or not psutil.pid_exists(pid):
+            found.append(str(path))
+    return found
 
 
 def _lives(process: psutil.Process) -> bool:

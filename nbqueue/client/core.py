@@ -24,12 +24,15 @@ from nbqueue.client.sending.listener import Link
 from nbqueue.client.sending.options import Options
 from nbqueue.client.sending.recipe import Made, Recipe
 from nbqueue.client.sending.setting import SettingWatch
+from nbqueue.codec import segments
 from nbqueue.codec.blobs import Put, find
 from nbqueue.codec.captured import LARGE_BYTES, Captures
+from nbqueue.codec.frames import held_by
 from nbqueue.codec.functions import digest, dump_arguments, dump_function, dump_put
 from nbqueue.codec.messages import CallBody, dump_call
 from nbqueue.codec.parts import type_name
 from nbqueue.codec.seal import Seal, fingerprint, new_secret
+from nbqueue.codec.segments import Shelf
 from nbqueue.errors import NbqueueError, PoolError
 from nbqueue.stream.connect import Address
 from nbqueue.stream.keys import Keys
@@ -68,7 +71,9 @@ class Core:
         self._executable = executable
         self.link = Link(queue, self.address, self.keys, Seal(secret, self.prefix))
         self.link.private = self.private
-        self.watch = SettingWatch()
+        # On a server of others, workers may be elsewhere.
+        self._shares = self.private and bool(segments.base())
+        self.watch = SettingWatch(self._shelf_path)
         self._captures = Captures()
         self.workers: int | None = None
         self.limits = WorkerLimits()
@@ -96,6 +101,15 @@ class Core:
     def starts_by_itself(self) -> bool:
         """True where the next call starts workers."""
         return self.private and not self._started
+
+    @property
+    def shelf(self) -> Shelf | None:
+        """Where large data may be put; None where they travel in messages."""
+        return segments.ours() if self._shares else None
+
+    def _shelf_path(self) -> str:
+        shelf = self.shelf
+        return "" if shelf is None else shelf.path
 
     def check_process(self) -> None:
         self.link.check_process()
@@ -231,19 +245,20 @@ class Core:
         name = options.name
         function, setting, blobs, puts = self.make(fn, name)
         handles: list[Put[Any]] = []
-        arguments = dump_arguments(args, kwargs, name, fn, handles)
+        arguments = dump_arguments(args, kwargs, name, fn, handles, self.shelf)
         for handle in handles:
             puts[handle.digest] = handle
         body = CallBody(
             *(name, function, setting, options.timeout, options.retries),
-            frames=(arguments,),
+            frames=(bytes(arguments),),
             retry_on=options.retry_on_names,
             puts=tuple(puts),
         )
         future = make(name, self.link)
         future._print_on(page())
         future._detached = options.detached
-        future._sent(self.link.submit(dump_call(body), (function, setting), blobs, future, puts=puts), fn)
+        held = held_by(arguments)
+        future._sent(self.link.submit(dump_call(body), (function, setting), blobs, future, puts=puts, held=held), fn)
         self.start_workers()
         return future
 
@@ -257,7 +272,7 @@ class Core:
     ) -> Batch[Any]:
         self._check()
         self.start_workers()
-        recipe = Recipe(fn, options, kwargs, lambda fn: self.make(fn, options.name))
+        recipe = Recipe(fn, options, kwargs, lambda fn: self.make(fn, options.name), self.shelf)
         show = options.progress is not False and not context.in_task()
         return Batch(self.link, recipe, items, total, show, page)
 

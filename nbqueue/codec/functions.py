@@ -19,8 +19,10 @@ import cloudpickle
 from cloudpickle import cloudpickle as _internals
 
 from nbqueue.codec.blobs import Put, arrived, got, handle_of, pack
+from nbqueue.codec.frames import SHARED_BYTES, refer
 from nbqueue.codec.parts import Part, arguments, contents, has_code, parts, type_name
 from nbqueue.codec.remembered import Remembered
+from nbqueue.codec.segments import Shelf
 from nbqueue.errors import NotSendable
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "PLAIN",
     "digest",
     "dump_arguments",
+    "dump_frame",
     "dump_function",
     "dump_put",
     "dumps",
@@ -69,6 +72,52 @@ def dumps(
         pickler.handles = handles
         pickler.dump(obj)
         return file.getvalue()
+
+
+def dump_frame(obj: object, handles: list[Put[Any]] | None = None, shelf: Shelf | None = None) -> bytes:
+    """As `dumps`, for a message; what is large lies on the shelf, as far as there is one with room for it."""
+    if shelf is not None:
+        stream, buffers = _dump_apart(obj, handles, SHARED_BYTES)
+        if not buffers and sum(map(len, stream)) < SHARED_BYTES:
+            return b"".join(stream)
+        frame = refer(shelf, stream, buffers)
+        if frame is not None:
+            return frame
+    return dumps(obj, None, handles)
+
+
+def _dump_apart(
+    obj: object, handles: list[Put[Any]] | None, least_bytes: int
+) -> tuple[list[Any], list[memoryview]]:
+    """A pickle in pieces, of which large bytes objects are ones of their own, and the buffers that were left out."""
+    buffers: list[memoryview] = []
+
+    def stays(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            raw = buffer.raw()
+        except BufferError:
+            # Not contiguous.
+            return True
+        if raw.nbytes < least_bytes:
+            return True
+        buffers.append(raw)
+        return False
+
+    file = _Pieces()
+    pickler = _Pickler(file, PROTOCOL, stays)
+    pickler.handles = handles
+    pickler.dump(obj)
+    return [piece.raw() if type(piece) is pickle.PickleBuffer else piece for piece in file.pieces], buffers
+
+
+class _Pieces:
+    """Takes what a pickler writes: small things in frames of 64 kB, large bytes objects as they are, uncopied."""
+
+    __slots__ = ("pieces", "write")
+
+    def __init__(self) -> None:
+        self.pieces: list[Any] = []
+        self.write = self.pieces.append
 
 
 def loads_at_home(data: bytes, namespace: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -153,10 +202,11 @@ def dump_arguments(
     name: str,
     fn: Callable[..., Any] | None = None,
     handles: list[Put[Any]] | None = None,
+    shelf: Shelf | None = None,
 ) -> bytes:
     """Pickle ``(args, kwargs)`` of one call; `fn` only lends its parameter names to a message.
 
-    The handles among the arguments are added to `handles`.
+    The handles among the arguments are added to `handles`. Large ones are put on the `shelf`, if there is one.
 
     Raises
     ------
@@ -164,11 +214,17 @@ def dump_arguments(
         An argument cannot be pickled, or they are too large together. The message names the one at fault.
     """
     call = (args, kwargs)
-    if _all_plain(args, _LEVELS) and (not kwargs or _all_plain_mapping(kwargs, _LEVELS)):
+    if (
+        _all_plain(args, _LEVELS)
+        and (not kwargs or _all_plain_mapping(kwargs, _LEVELS))
+        and (shelf is None or not (_any_long(args) or (kwargs and _any_long(kwargs.values()))))
+    ):
         data = pickle.dumps(call, PROTOCOL)
+        if shelf is not None and len(data) >= SHARED_BYTES:
+            data = refer(shelf, [data], []) or data
     else:
         try:
-            data = dumps(call, None, handles)
+            data = dump_frame(call, handles, shelf)
         except Exception as error:
             blame = _blame_arguments(args, kwargs, fn, error)
             raise NotSendable(f"`{name}` could not be sent: {blame}") from error
@@ -202,6 +258,10 @@ def dump_put(value: object) -> bytes:
             f"{LARGEST_BYTES:,}. Put it in parts, or write it to a file and have the tasks open that."
         )
     return pack(pickled, buffers)
+
+
+def _any_long(values: Iterable[object]) -> bool:
+    return any(len(value) > SHARED_BYTES for value in values if isinstance(value, bytes | str))
 
 
 def _all_plain(values: Iterable[object], levels: int) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from nbqueue.codec.blobs import Put, _handles
+from nbqueue.codec.frames import is_reference, parts_of, stand_ins
 
 __all__ = ["LONGEST", "glimpse_arguments", "glimpse_value", "glimpse_values"]
 
@@ -41,7 +42,15 @@ def glimpse_values(data: bytes) -> Any:
     if len(data) > _MOST_BYTES:
         return None
     try:
-        return _Reader(io.BytesIO(data)).load()
+        buffers: list[Any] = []
+        if is_reference(data):
+            stream, buffers = stand_ins(data)
+            if stream is None:
+                stream = parts_of(data)[0]
+                if len(stream) > _MOST_BYTES:
+                    return None
+            data = bytes(stream)
+        return _Reader(io.BytesIO(data), buffers=buffers).load()
     except Exception:  # noqa: BLE001 - it was not made to be read this way
         return None
 

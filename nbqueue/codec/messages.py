@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nbqueue.codec.frames import load_frame
 from nbqueue.errors import BadMessage
 
 __all__ = [
@@ -82,7 +83,8 @@ class ReplyBody:
 
     `printed` tells what items printed: ``(offset, stream, size, pieces)``, where `offset` counts from `first`,
     `stream` is 1 or 2, `size` is how many bytes it was, and `pieces` are those kept, as ``(at, bytes)`` from the
-    item's start on. `shown` has displays that may not have left by themselves, as ``(offset, event)``.
+    item's start on. `shown` has displays that may not have left by themselves, as ``(offset, event)``. `large` are the
+    offsets of values that lie in the client's shared memory.
     """
 
     first: int
@@ -96,6 +98,7 @@ class ReplyBody:
     seconds: float
     printed: tuple[Printed, ...] = ()
     shown: tuple[tuple[int, dict[str, Any]], ...] = ()
+    large: tuple[int, ...] = ()
 
 
 def type_name(kind: type) -> str:
@@ -125,7 +128,7 @@ def dump_reply(body: ReplyBody) -> bytes:
         (
             *(body.first, body.items, body.kinds, body.packed, body.frames),
             *(body.worker, body.attempt, body.started, body.seconds),
-            *(body.printed, body.shown),
+            *(body.printed, body.shown, body.large),
         ),
         protocol=5,
     )
@@ -170,5 +173,5 @@ def item_arguments(body: CallBody, plain: Sequence[Any] | None, item: int) -> tu
     """Arguments of one item; `plain` is ``pickle.loads(body.packed)``. Runs users' unpickling code."""
     if plain is not None:
         return plain[item], (pickle.loads(body.common) if body.common else {})
-    args, kwargs = pickle.loads(body.frames[item])
+    args, kwargs = load_frame(body.frames[item])
     return args, kwargs

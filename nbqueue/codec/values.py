@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from nbqueue.codec.functions import LARGEST_BYTES, dumps
+from nbqueue.codec.functions import LARGEST_BYTES, dump_frame
+from nbqueue.codec.segments import Shelf
 from nbqueue.errors import ResultNotSendable
 
 __all__ = ["LARGEST_BYTES", "dump_value"]
 
 
-def dump_value(value: object, name: str) -> bytes:
-    """Pickle what the task `name` returned.
+def dump_value(value: object, name: str, shelf: Shelf | None = None) -> bytes:
+    """Pickle what the task `name` returned; what is large is put on the `shelf`, if there is one.
 
     Raises
     ------
@@ -17,7 +18,7 @@ def dump_value(value: object, name: str) -> bytes:
         If it cannot be pickled, or is larger than 500 MB when it is.
     """
     try:
-        data = dumps(value)
+        data = dump_frame(value, None, shelf)
     except Exception as error:
         raise ResultNotSendable(
             f"`{name}` ran to its end, but its result ({_type_name(value)}) cannot be pickled: {error}. Return plain "

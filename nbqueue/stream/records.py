@@ -184,12 +184,13 @@ class WorkerLimits:
 class Setting:
     """What of a kernel's surroundings its tasks run in: working directory, import path, and the environment
     variables that were changed since the queue's first process was started (None: removed). `shows` says that it
-    can show displays and figures."""
+    can show displays and figures; `shelf` is its directory in shared memory, where large results may be put."""
 
     cwd: str
     path: tuple[str, ...]
     environ: tuple[tuple[str, str | None], ...]
     shows: bool = False
+    shelf: str = ""
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode("utf-8", "surrogateescape")
@@ -198,4 +199,4 @@ class Setting:
     def from_bytes(cls, data: bytes) -> Setting:
         d = json.loads(data.decode("utf-8", "surrogateescape"))
         environ = tuple((name, value) for name, value in d["environ"])
-        return cls(d["cwd"], tuple(d["path"]), environ, bool(d.get("shows")))
+        return cls(d["cwd"], tuple(d["path"]), environ, bool(d.get("shows")), d.get("shelf", ""))

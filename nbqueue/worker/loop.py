@@ -32,9 +32,10 @@ from nbqueue.codec.functions import digest as digest_of
 from nbqueue.codec.functions import is_plain
 from nbqueue.codec.messages import ERROR, EXCEPTION, SKIPPED, VALUE, CallBody, call_id
 from nbqueue.codec.seal import Seal, body_of
+from nbqueue.codec.segments import Guest, Shelf, visit
 from nbqueue.codec.tracebacks import dump_exception
 from nbqueue.codec.values import dump_value
-from nbqueue.errors import BadMessage, ResultNotSendable, ServerError, TaskTimeout
+from nbqueue.errors import BadMessage, NbqueueError, ResultNotSendable, ServerError, TaskTimeout
 from nbqueue.stream.broker import BLOCK_MS, Broker
 from nbqueue.stream.connect import LOWEST_LIMIT_BYTES, Address, CommandError, ForgotScripts, Wire, may_be_too_large
 from nbqueue.stream.keys import Keys
@@ -115,10 +116,10 @@ def _some_long(values: Sequence[object]) -> bool:
     return not kinds <= {float, bool, complex, type(None)} and any(map(_is_long, values))
 
 
-def _pickled(value: object, name: str) -> tuple[int, Any, bool]:
+def _pickled(value: object, name: str, shelf: Shelf | None) -> tuple[int, Any, bool]:
     """What the task `name` returned, as an outbox takes it."""
     try:
-        return VALUE, dump_value(value, name), False
+        return VALUE, dump_value(value, name, shelf), False
     except ResultNotSendable as refusal:
         return ERROR, pickle.dumps(refusal), False
 
@@ -618,7 +619,9 @@ class Worker:
                 args, kwargs = messages.item_arguments(body, plain, item)
                 value = function(*args, **kwargs)
                 if not is_plain(value) or _is_long(value):
-                    kind, value, is_one_pickle = _pickled(value, body.name)
+                    kind, value, is_one_pickle = _pickled(value, body.name, self._shelf(call))
+                # So that their memory is free when the client hears of it.
+                del args, kwargs
             finally:
                 self._armed = False
         except BaseException as raised:  # noqa: BLE001 - whatever a task raises is its outcome
@@ -698,7 +701,7 @@ class Worker:
         self._running_call = call, item
         if error is None and (not is_one_pickle or _is_long(value)):
             try:
-                kind, value, is_one_pickle = self._guarded(lambda: _pickled(value, body.name))
+                kind, value, is_one_pickle = self._guarded(lambda: _pickled(value, body.name, self._shelf(call)))
             except BaseException as raised:  # noqa: BLE001 - an interrupt, which is for the item
                 error = raised
         wanted = self._conclude(call, body, plain, item, kind, value, is_one_pickle, error, seconds, ended)
@@ -708,8 +711,9 @@ class Worker:
         if not _some_long(values):
             self._outbox.note_plain(call, first, values, seconds)
             return
+        shelf = self._shelf(call)
         for item, value in enumerate(values, first):
-            kind, data, is_one_pickle = _pickled(value, name) if _is_long(value) else (VALUE, value, True)
+            kind, data, is_one_pickle = _pickled(value, name, shelf) if _is_long(value) else (VALUE, value, True)
             self._outbox.note(call, item, kind, data, is_one_pickle, seconds / len(values))
 
     def _conclude(
@@ -751,6 +755,17 @@ class Worker:
         if self._outbox.is_due(ended, FLUSH_S):
             self._try_flush()
         return call.entry not in self._outbox.stale
+
+    def _shelf(self, call: Fetched) -> Guest | None:
+        """Where the caller wants its large results."""
+        path = self._surroundings.shelf
+        if not path:
+            return None
+        try:
+            return Guest(visit(path), call.client, call.n)
+        except NbqueueError:
+            # It cannot be seen from here: they travel in the reply.
+            return None
 
     def _retry(
         self,

@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from nbqueue.codec import messages
+from nbqueue.codec.frames import Frame
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, VALUE, ReplyBody, call_id
 from nbqueue.codec.seal import Seal, body_of
 from nbqueue.errors import ResultNotSendable
@@ -32,8 +33,8 @@ class _Piece:
     """Outcomes of consecutive items of one call that are not reported yet."""
 
     __slots__ = (
-        *("call", "failed", "first", "kinds", "plain", "printed", "seconds", "shown", "since", "size", "started"),
-        "values",
+        *("call", "failed", "first", "kinds", "large", "plain", "printed", "seconds", "shown", "since", "size"),
+        *("started", "values"),
     )
 
     def __init__(self, call: Fetched, first: int, seconds: float) -> None:
@@ -41,6 +42,7 @@ class _Piece:
         self.first = first
         self.kinds = bytearray()
         self.values: list[Any] = []
+        self.large: list[int] = []
         self.plain = True
         self.failed = 0
         self.started = time.time() - seconds  # it is made when its first item ends
@@ -65,6 +67,9 @@ class _Piece:
                 self.plain = False
             else:
                 value = pickle.dumps(value, protocol=5)
+        if type(value) is Frame:
+            self.large.append(len(self.values))
+            value = bytes(value)
         if isinstance(value, bytes | str):
             self.size += len(value)
         self.kinds.append(kind)
@@ -223,6 +228,7 @@ class Outbox:
                 kinds=kinds[start:end],
                 packed=b"",
                 frames=tuple(frames[start:end]),
+                large=tuple(o - start for o in body.large if start <= o < end),
                 seconds=body.seconds * (end - start) / body.items,
                 printed=tuple((entry[0] - start, *entry[1:]) for entry in body.printed if start <= entry[0] < end),
                 shown=tuple((o - start, event) for o, event in body.shown if start <= o < end),
@@ -251,6 +257,7 @@ class Outbox:
             seconds=piece.seconds,
             printed=tuple(piece.printed),
             shown=tuple(piece.shown),
+            large=tuple(piece.large),
         )
         reply = self._seal.close("reply", call_id(call.client, call.n), messages.dump_reply(body))
         self._reports.append(

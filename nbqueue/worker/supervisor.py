@@ -27,6 +27,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
+from nbqueue.codec import segments
 from nbqueue.errors import NbqueueError
 from nbqueue.stream import server as private
 from nbqueue.stream.records import WorkerLimits
@@ -45,6 +46,8 @@ MOST_BY_DEFAULT = 256
 # At the end, what was printed last is read or not: whoever reads nothing for so long is not waited for, nor anybody
 # for longer. The kernel may be gone, and with it all of this soon.
 READ_AGAIN_S, LAST_WORDS_S = 0.5, 2.0
+# How long the lock of a kernel that has died may still seem to be held: much memory takes its time to be freed.
+SWEEP_S = 2.0
 
 
 class Supervisor:
@@ -108,6 +111,7 @@ class Supervisor:
                 if not swept and (self._server is not None or self._pools):
                     swept = True
                     private.sweep()
+                    segments.sweep()
         finally:
             self._clean_up()
         return 0
@@ -162,7 +166,17 @@ class Supervisor:
             pool.close()
         if self._server is not None:
             self._server.remove()
+        self._sweep_after_kernel()
         self._flush_outlets()
+
+    def _sweep_after_kernel(self) -> None:
+        """Remove what a kernel that was killed has left in shared memory; one that lives does so itself."""
+        if self._kernel is None:
+            return
+        give_up = time.monotonic() + SWEEP_S
+        # Its death reaches us a moment before its lock is free.
+        while not segments.sweep(self._parent) and os.getppid() != self._parent and time.monotonic() < give_up:
+            time.sleep(0.005)
 
     def _flush_outlets(self) -> None:
         """What was printed last is still read, as long as anybody reads."""
@@ -201,6 +215,9 @@ class Supervisor:
                     for member in list(pool.members.values()):
                         if member.pid == event.pid:
                             pool.died(member, event.exit)
+        if any(isinstance(event, Dead) for event in events):
+            # A worker whose tasks sent large data to others had shared memory of its own.
+            segments.sweep()
 
     def _take_slot(self) -> tuple[int, Slot]:
         if not self._free:

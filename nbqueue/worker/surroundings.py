@@ -109,6 +109,11 @@ class Surroundings:
         return self._setting is not None and self._setting.shows
 
     @property
+    def shelf(self) -> str:
+        """The kernel's directory in shared memory; empty where it has none."""
+        return self._setting.shelf if self._setting is not None else ""
+
+    @property
     def tapes(self) -> tuple[int, int]:
         """Descriptors to read what was printed from."""
         return self._descriptors[1][0], self._descriptors[2][0]

@@ -526,6 +526,7 @@ class Batch(Generic[R]):
                 self._recipe.blobs,
                 self,
                 puts=packed.puts,
+                held=packed.held,
                 items=len(places),
                 base=places[0],
                 splits=self._recipe.options.retries > 0,

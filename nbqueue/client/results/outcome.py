@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nbqueue.client.results.failures import annotate
+from nbqueue.codec.frames import load_frame
 from nbqueue.codec.messages import ERROR, SKIPPED, VALUE, ReplyBody
 from nbqueue.codec.tracebacks import Gist, gist_of, load_exception
 from nbqueue.errors import BadMessage, RemoteError
@@ -77,7 +78,7 @@ class Outcome:
                 annotate(self._data, note())
 
     def _decode(self) -> Any:
-        return pickle.loads(self._data) if self.kind == VALUE else load_exception(self._data)
+        return load_frame(self._data) if self.kind == VALUE else load_exception(self._data)
 
     def _find_gist(self) -> Gist:
         try:

@@ -15,6 +15,7 @@ from nbqueue import context
 from nbqueue.client.results.frames import user_frames_only
 from nbqueue.client.sending.listener import OpenCall
 from nbqueue.client.sending.recipe import Holding, Prepared, items_of, latest
+from nbqueue.codec.frames import load_frame
 from nbqueue.codec.glimpse import glimpse_arguments, glimpse_values
 from nbqueue.codec.messages import load_call
 from nbqueue.codec.seal import body_of
@@ -50,7 +51,7 @@ class Kept:
         """Fresh arguments. Runs users' unpickling code."""
         if isinstance(self.arguments, tuple):
             return self.arguments, pickle.loads(self.keywords) if self.keywords else {}
-        args, kwargs = pickle.loads(self._pickled or b"")
+        args, kwargs = load_frame(self._pickled or b"")
         return args, kwargs
 
     def glimpse(self) -> str:

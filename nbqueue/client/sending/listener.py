@@ -26,11 +26,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, finalize
 
+from nbqueue.client.sending import claims
 from nbqueue.client.sending.history import History
 from nbqueue.codec import messages
 from nbqueue.codec.blobs import Put
 from nbqueue.codec.messages import ReplyBody, call_id
 from nbqueue.codec.seal import Seal, body_of
+from nbqueue.codec.segments import Segment
 from nbqueue.errors import (
     BadMessage,
     ForkedQueue,
@@ -113,6 +115,7 @@ class OpenCall:
     splits: bool = False  # items may be retried on their own
     sent_at: float = 0.0
     puts: Mapping[str, Put[Any]] = field(default_factory=dict)  # what its function and items hold, by digest
+    held: tuple[Segment, ...] = ()  # where its large arguments lie
 
 
 class Link:
@@ -232,6 +235,7 @@ class Link:
         base: int = 0,
         splits: bool = False,
         puts: Mapping[str, Put[Any]] = _NO_PUTS,
+        held: tuple[Segment, ...] = (),
     ) -> OpenCall:
         """Put a call on its way; returns at once.
 
@@ -246,7 +250,7 @@ class Link:
         with self._lock:
             self._last = n = self._last + 1
             payload = self._seal.close("call", call_id(self.client, n), body)
-            opened = OpenCall(Call(n, digests, items, payload), blobs, sink, base, splits, time.time(), puts)
+            opened = OpenCall(Call(n, digests, items, payload), blobs, sink, base, splits, time.time(), puts, held)
             self._open[n] = opened
             self._outbox.append(n)
             self._wake()
@@ -481,7 +485,9 @@ class Link:
             self._try_to_send(steps)
             if self._unneeded:
                 self._let_go(steps)
+            claims.let_go()
             if time.monotonic() - self._said_hello > HELLO_S:
+                claims.sweep(self.client, self._open.__contains__)
                 self._say_hello(steps)
 
     def _look_after(self) -> None:
@@ -645,6 +651,8 @@ class Link:
                     ended = self._end_broken(opened, shift, refusal)
                 else:
                     body = messages.load_reply(data)
+                    if body.large:
+                        body = claims.claimed(body)
                     # Before anybody can hear of it, and look.
                     self.history.note(opened, body.first + shift, body)
                     ended = opened.sink.on_reply(opened, body.first + shift, body)

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple, cast
 from nbqueue.client.sending.listener import OpenCall
 from nbqueue.client.sending.options import Options
 from nbqueue.codec.blobs import Put
+from nbqueue.codec.frames import held_by, size_of
 from nbqueue.codec.functions import dump_arguments, dumps, is_plain
 from nbqueue.codec.messages import CallBody, dump_call, load_call
 from nbqueue.codec.seal import body_of
+from nbqueue.codec.segments import Segment, Shelf
 from nbqueue.errors import NotSendable
 
 __all__ = ["Holding", "Made", "Packed", "Prepared", "Recipe", "items_of", "latest"]
@@ -36,10 +38,11 @@ class Made(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A pickled item with handles in it."""
+    """A pickled item with handles in it, or whose large parts lie elsewhere."""
 
     frame: bytes
     puts: Mapping[str, Put[Any]]
+    held: tuple[Segment, ...] = ()
 
 
 _NONE: Mapping[str, Put[Any]] = {}
@@ -50,12 +53,14 @@ Prepared = tuple[Any, ...] | bytes | Holding | NotSendable | None
 
 
 class Packed(NamedTuple):
-    """A call's body: `items` items from `offset` on, and all handles that they and the function hold."""
+    """A call's body: `items` items from `offset` on, all handles that they and the function hold, and where their large
+    arguments lie."""
 
     offset: int
     items: int
     body: bytes
     puts: Mapping[str, Put[Any]]
+    held: tuple[Segment, ...] = ()
 
 
 class Recipe:
@@ -67,7 +72,9 @@ class Recipe:
         options: Options,
         kwargs: dict[str, Any],
         make: Callable[[Callable[..., Any]], Made],
+        shelf: Shelf | None = None,
     ) -> None:
+        self._shelf = shelf
         self.fn = fn
         self.options = options
         self.kwargs = kwargs
@@ -117,10 +124,12 @@ class Recipe:
         """An item pickled with the keywords, or why that cannot be sent."""
         handles: list[Put[Any]] = []
         try:
-            frame = dump_arguments(args, self.kwargs, self.options.name, self.fn, handles)
+            frame = dump_arguments(args, self.kwargs, self.options.name, self.fn, handles, self._shelf)
         except NotSendable as error:
             return error
-        return Holding(frame, {handle.digest: handle for handle in handles}) if handles else frame
+        if not handles and type(frame) is bytes:
+            return frame
+        return Holding(frame, {handle.digest: handle for handle in handles} if handles else _NONE, held_by(frame))
 
     def pack(self, items: Sequence[Prepared]) -> tuple[list[Packed], list[tuple[int, NotSendable | None]]]:
         """Bodies for prepared items, and the offsets of those that are not sent, with the reason."""
@@ -130,33 +139,36 @@ class Recipe:
         refused: list[tuple[int, NotSendable | None]] = []
         frames: list[bytes] = []
         puts = self._puts
+        held: tuple[Segment, ...] = ()
         size = 0
 
         def close(end: int) -> None:
-            nonlocal frames, puts, size
+            nonlocal frames, puts, held, size
             if frames:
                 body = self.body(puts, frames=tuple(frames))
-                calls.append(Packed(end - len(frames), len(frames), body, puts))
-            frames, puts, size = [], self._puts, 0
+                calls.append(Packed(end - len(frames), len(frames), body, puts, held))
+            frames, puts, held, size = [], self._puts, (), 0
 
         for offset, item in enumerate(items):
             prepared = self.frame(item) if isinstance(item, tuple) else item
             if isinstance(prepared, bytes):
-                frame, more = prepared, _NONE
+                frame, more, bytes_all = prepared, _NONE, len(prepared)
             elif isinstance(prepared, Holding):
-                frame, more = prepared.frame, prepared.puts
+                frame, more, bytes_all = bytes(prepared.frame), prepared.puts, size_of(prepared.frame)
             else:
                 close(offset)
                 refused.append((offset, prepared))
                 continue
             # What was put for one chunk is in a worker all at once.
             large = more and sum(handle.size_bytes for handle in {**puts, **more}.values()) > CHUNK_BYTES
-            if size + len(frame) > CHUNK_BYTES or (large and not more.keys() <= puts.keys()):
+            if size + bytes_all > CHUNK_BYTES or (large and not more.keys() <= puts.keys()):
                 close(offset)
             frames.append(frame)
             if more:
                 puts = {**puts, **more}
-            size += len(frame)
+            if isinstance(prepared, Holding):
+                held += prepared.held
+            size += bytes_all
         close(len(items))
         return calls, refused
 
@@ -174,7 +186,9 @@ def items_of(call: OpenCall) -> Sequence[tuple[Any, ...] | bytes | Holding]:
     body = load_call(body_of(call.call.payload))
     if not body.frames:
         return cast("list[tuple[Any, ...]]", pickle.loads(body.packed))
-    return [Holding(frame, call.puts) for frame in body.frames] if call.puts else body.frames
+    if not call.puts and not call.held:
+        return body.frames
+    return [Holding(frame, call.puts, call.held) for frame in body.frames]
 
 
 def latest(fn: Callable[..., Any]) -> Callable[..., Any]:

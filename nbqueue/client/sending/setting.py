@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 
 from nbqueue.codec.functions import digest
 from nbqueue.progress.places import shown_here
@@ -22,10 +23,11 @@ _OURS = ("NBQUEUE_SECRET", "NBQUEUE_URL")
 class SettingWatch:
     """Notices changes since `baseline`, the environment that the workers were born with."""
 
-    def __init__(self) -> None:
+    def __init__(self, shelf: Callable[[], str] = lambda: "") -> None:
+        self._shelf = shelf
         self._lock = threading.Lock()
         self._baseline = dict(os.environ)
-        self._seen: tuple[str, list[str], object] | None = None
+        self._seen: tuple[str, list[str], object, str] | None = None
         self._blob = ("", b"")
 
     def current(self) -> tuple[str, bytes]:
@@ -36,18 +38,19 @@ class SettingWatch:
             cwd = os.getcwd()
         except FileNotFoundError:
             cwd = ""
+        shelf = self._shelf()
         with self._lock:
-            if self._seen is None or self._seen != (cwd, sys.path, environ):
-                self._seen = (cwd, list(sys.path), dict(environ))
-                data = self._make(cwd).to_bytes()
+            if self._seen is None or self._seen != (cwd, sys.path, environ, shelf):
+                self._seen = (cwd, list(sys.path), dict(environ), shelf)
+                data = self._make(cwd, shelf).to_bytes()
                 self._blob = (digest(data), data)
             return self._blob
 
-    def _make(self, cwd: str) -> Setting:
+    def _make(self, cwd: str, shelf: str) -> Setting:
         now = {name: value for name, value in os.environ.items() if name not in _OURS}
         changed: list[tuple[str, str | None]] = [
             (name, value) for name, value in sorted(now.items()) if self._baseline.get(name) != value
         ]
         changed += [(name, None) for name in sorted(self._baseline) if name not in now and name not in _OURS]
         path = [os.path.join(cwd, entry) if entry else cwd for entry in sys.path if isinstance(entry, str)]
-        return Setting(cwd, tuple(path), tuple(changed), shown_here())
+        return Setting(cwd, tuple(path), tuple(changed), shown_here(), shelf)

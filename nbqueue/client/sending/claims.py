@@ -1,0 +1,44 @@
+"""Large results that wait in this process's shared memory: claimed when their reply arrives, removed when none will.
+
+The listener visits, in one thread. Always true here: a result is claimed before its call is closed, so that of a call
+that is closed nothing is removed which anybody may still ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from nbqueue.codec import segments
+from nbqueue.codec.frames import Frame
+from nbqueue.codec.messages import ReplyBody
+
+__all__ = ["claimed", "let_go", "sweep"]
+
+
+def claimed(body: ReplyBody) -> ReplyBody:
+    """The reply, whose large values are ours now: each goes when the last that needs it does."""
+    own = segments.existing()
+    if own is None:
+        return body
+    frames = list(body.frames)
+    for offset in body.large:
+        frame = Frame(frames[offset])
+        if frame.path == own.path:
+            frame.segment = own.claim(frame.name)
+            frames[offset] = frame
+    return replace(body, frames=tuple(frames))
+
+
+def let_go() -> None:
+    """Take back what nobody needs any more. Costs next to nothing when there is nothing."""
+    own = segments.existing()
+    if own is not None:
+        own.let_go()
+
+
+def sweep(client: str, is_open: Callable[[int], bool]) -> None:
+    """Remove results of calls that are over, whose replies will not arrive or do not count."""
+    own = segments.existing()
+    if own is not None:
+        own.sweep_results(client, is_open)
