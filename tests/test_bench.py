@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.bench import cpu, goals, measures, report, runner, works
+from tests.bench import chart, cpu, goals, measures, report, runner, works
 from tests.bench.peers import PEERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,3 +177,29 @@ def test_every_work_has_its_measure_and_every_peer_a_way() -> None:
 def test_a_wrong_name_of_a_work_is_refused() -> None:
     with pytest.raises(KeyError):
         works.chosen(["cold", "warm*"])
+
+
+def test_the_chart_compares_what_both_have_done_and_is_drawn_for_light_and_dark_pages(tmp_path: Path) -> None:
+    runs = [
+        _run("cold", "nbqueue", metrics={"seconds": 0.5}),
+        _run("cold", "loky", metrics={"seconds": 1.0}),
+        _run("uneven", "nbqueue", metrics={"efficiency": 98.0}),
+        _run("uneven", "ray", metrics={"efficiency": 49.0}),
+        _run("result", "ray", metrics={"seconds": 0.1}),
+        _run("idle", "nbqueue", metrics={"all": 0.1}),
+    ]
+    rows = chart.relative(_document(runs))
+    assert [others for _, others in rows] == [{"loky": 2.0}, {"ray": 2.0}]
+    paths = chart.draw(_document(runs), tmp_path)
+    assert [path.name for path in paths] == ["speed.png", "speed-dark.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    assert chart.draw(_document(runs[4:]), tmp_path) == []
+
+
+def test_growth_is_told_as_one_row_for_each_number_of_tasks() -> None:
+    metrics = {"per_task": 5e-5, "kernel": 900.0, "kernel_peak": 1_000.0, "redis": 300.0}
+    runs = [_run("growth-calls-1k", "nbqueue", metrics=metrics), _run("growth-calls-1M", "nbqueue", metrics=metrics)]
+    told = report.markdown(_document(runs))
+    assert "| 1,000 separate calls " in told
+    assert "| 1,000,000 separate calls " in told
+    assert "| 1.00 × | ok " in told

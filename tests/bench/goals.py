@@ -156,7 +156,7 @@ GOALS: tuple[Goal, ...] = (
     bounded(
         "growth-map-1M",
         "kernel_peak",
-        "items of a map: kernel memory for each of 1M at most 1 kB",
+        "items of a map: kernel memory for each of 1M: ≤ 1 kB",
         1_000.0,
         lambda value: f"{value:.0f} B",
     ),

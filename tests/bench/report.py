@@ -40,7 +40,7 @@ def markdown(document: dict[str, Any]) -> str:
     runs = [Run(**run) for run in document["runs"]]
     table = medians(runs)
     notes: list[str] = []
-    parts = [_side_by_side(runs, table, notes), _ratios(table), _goals(table), _alone(table)]
+    parts = [_side_by_side(runs, table, notes), _ratios(table), _goals(table), _growth(table), _alone(table)]
     parts.append("\n".join(notes + _left(runs)))
     return "\n\n".join([machine_line(document), *filter(None, parts)]) + "\n"
 
@@ -124,15 +124,25 @@ def _goals(table: Medians) -> str:
     return _table(["goal", "found", ""], rows) if rows else ""
 
 
+def _growth(table: Medians) -> str:
+    """What waits, more and more of it: a row for each number of tasks, a column for each cost."""
+    works = [work for work in WORKS if work.name.startswith("growth") and any(name == work.name for name, _ in table)]
+    rows = [
+        [work.title, *(number(table[work.name, metric.key][OURS], metric.unit) for metric in work.metrics)]
+        for work in works
+    ]
+    return _table(["for each of", *(metric.title for metric in works[0].metrics)], rows) if rows else ""
+
+
 def _alone(table: Medians) -> str:
     rows = []
     for work, metric, row in _rows(table):
-        if not work.alone or OURS not in row:
+        if not work.alone or work.name.startswith("growth") or OURS not in row:
             continue
-        rows.append([work.title, metric.title, number(row[OURS], metric.unit)])
+        rows.append([metric.title, number(row[OURS], metric.unit)])
         if work.name == "redis" and row[OURS] > 0:
-            rows.append([work.title, f"ceiling of one server, from {metric.title}", f"{1 / row[OURS]:,.0f} a second"])
-    return _table(["nbqueue alone", "", ""], rows) if rows else ""
+            rows.append(["… so one server can do at most", f"{1 / row[OURS]:,.0f} a second"])
+    return _table(["nbqueue alone", ""], rows) if rows else ""
 
 
 def _left(runs: Iterable[Run]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -11,13 +11,12 @@ __all__ = ["WORKS", "Metric", "Work", "chosen"]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number of a work. `unit` is "s", "B" or "%"; `show` says whether peers are compared by it."""
+    """One number of a work. `unit` is "s", "B" or "%"."""
 
     key: str
     title: str
     unit: str = "s"
     more_is_better: bool = False
-    compare: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,6 @@ class Work:
     quick: dict[str, Any]
     alone: bool = False  # nbqueue only
     limit_s: float = 120.0
-    tags: tuple[str, ...] = field(default=())
 
 
 MB = 125_000  # float64 in 10^6 bytes
@@ -51,14 +49,14 @@ def _large(name: str, title: str, measure: str, verb: str) -> Work:
 def _growth(kind: str, title: str, label: str, count: int) -> Work:
     return Work(
         f"growth-{kind}-{label}",
-        f"{label} {title} queued, then run",
+        f"{count:,} {title}",
         f"growth_{kind}",
         "calls" if kind == "calls" else "map",
         (
-            Metric("per_task", "time for each"),
-            Metric("kernel", "kernel memory for each while queued", "B"),
-            Metric("kernel_peak", "kernel memory for each at most", "B"),
-            Metric("redis", "Redis memory for each while queued", "B"),
+            Metric("per_task", "time"),
+            Metric("kernel", "kernel memory while queued", "B"),
+            Metric("kernel_peak", "kernel memory at most", "B"),
+            Metric("redis", "Redis memory while queued", "B"),
         ),
         {"count": count},
         {"count": max(100, count // 100)},
@@ -152,11 +150,11 @@ WORKS: tuple[Work, ...] = (
         "idle",
         "start",
         (
-            Metric("all", "all processes, of one core", "%"),
-            Metric("kernel", "kernel", "%"),
-            Metric("supervisor", "supervisor", "%"),
-            Metric("workers", "workers", "%"),
-            Metric("server", "Redis server", "%"),
+            Metric("all", "nothing to do: all processes, of one core", "%"),
+            Metric("kernel", "nothing to do: kernel", "%"),
+            Metric("supervisor", "nothing to do: supervisor", "%"),
+            Metric("workers", "nothing to do: workers", "%"),
+            Metric("server", "nothing to do: Redis server", "%"),
         ),
         {"seconds": 10.0},
         {"seconds": 1.0},
