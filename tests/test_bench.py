@@ -26,7 +26,7 @@ def _run(work: str, peer: str, repetition: int = 0, **said: Any) -> runner.Run:
 def _document(runs: list[runner.Run]) -> dict[str, Any]:
     return {
         "date": "2030-01-02",
-        "machine": {"cores": 2, "system": "Linux", "python": "3.12"},
+        "machine": {"cores": 2, "system": "Linux", "python": "3.12", "load": 0.1},
         "versions": {"nbqueue": "1.0", "loky": None},
         "workers": 2,
         "quick": False,
@@ -70,6 +70,28 @@ def test_a_daemon_that_a_library_leaves_is_ended_and_counted(tmp_path: Path, wai
     assert [process.pid for process in cpu.marked("test-of-a-daemon")] == [pid]
     assert runner.end_all("test-of-a-daemon", patience_s=0.0) == 1
     wait_until(lambda: not psutil.pid_exists(pid) or not cpu.lives(psutil.Process(pid)))
+
+
+def test_a_process_that_takes_too_long_is_ended_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "START_S", 0.0)
+    (cold,) = works.chosen(["cold"])
+    run = runner.run_one(cold, "Pool", 0, quick=True, workers=1, limit_s=0.01)
+    assert (run.failed, run.metrics) == ("not done within 0.01 s", {})
+
+
+def test_a_process_that_dies_leaves_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "NOTEBOOK", tmp_path / "notebook.py")
+    runner.NOTEBOOK.write_text("import os; print('about to go', flush=True); os.kill(os.getpid(), 9)", "utf-8")
+    (cold,) = works.chosen(["cold"])
+    run = runner.run_one(cold, "Pool", 0, quick=True, workers=1, limit_s=30.0)
+    assert run.failed == "ended with signal SIGKILL: about to go"
+
+
+def test_a_machine_that_was_busy_before_is_told() -> None:
+    busy = _document([_run("cold", "Pool", metrics={"seconds": 1.0})])
+    assert "not quiet" not in report.markdown(busy)
+    busy["machine"]["load"] = 3.0
+    assert "not quiet when this began (load 3)" in report.markdown(busy)
 
 
 def test_a_median_is_of_the_repetitions_that_succeeded() -> None:

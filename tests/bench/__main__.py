@@ -12,6 +12,8 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,6 +96,7 @@ def measure(works: Sequence[Work], peers: Sequence[str], asked: argparse.Namespa
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
+    load = os.getloadavg()[0]
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     total = len(list(order(works, peers, asked.repeat)))
     with Progress(*columns, console=console) as progress:
@@ -123,8 +126,9 @@ def measure(works: Sequence[Work], peers: Sequence[str], asked: argparse.Namespa
             "cores": _cores(),
             "system": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(),
+            "load": round(load, 1),
         },
-        "versions": {name: _version(name) for name in LIBRARIES},
+        "versions": {**{name: _version(name) for name in LIBRARIES}, "redis-server": _server_version()},
         "workers": asked.workers,
         "quick": asked.quick,
         "runs": [run.to_dict() for run in runs],
@@ -136,6 +140,18 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _server_version() -> str | None:
+    from nbqueue.errors import NbqueueError
+    from nbqueue.stream.server import find_executable
+
+    try:
+        done = subprocess.run([find_executable(), "--version"], capture_output=True, text=True, timeout=10, check=True)
+    except (NbqueueError, OSError, subprocess.SubprocessError):
+        return None
+    found = re.search(r"v=(\S+)", done.stdout)
+    return found[1] if found else None
 
 
 if __name__ == "__main__":

@@ -50,9 +50,12 @@ def machine_line(document: dict[str, Any]) -> str:
     repeats = 1 + max((run["repetition"] for run in document["runs"]), default=0)
     quick = " **Quick: small sizes, numbers mean little.**" if document["quick"] else ""
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    # The first minute's load is of what ran before us.
+    busy = machine["load"] > 0.5
+    noise = f" **The machine was not quiet when this began (load {machine['load']:g}).**" if busy else ""
     return (
         f"{document['date']}, {machine['cores']} cores ({machine['system']}), Python {machine['python']}, "
-        f"{document['workers']} workers, median of {repeats}; {libraries}.{quick}"
+        f"{document['workers']} workers, median of {repeats}; {libraries}.{quick}{noise}"
     )
 
 

@@ -160,7 +160,6 @@ def _environment(home: Path, mark: str) -> dict[str, str]:
         "DASK_CONFIG": str(home / "dask"),
         "DASK_TEMPORARY_DIRECTORY": str(home / "dask-space"),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "NBQUEUE_PROGRESS": "0",
     }
 
 
@@ -181,12 +180,15 @@ def end_all(mark: str, patience_s: float) -> int:
     deadline = time.monotonic() + patience_s
     while (left := _family(mark)) and time.monotonic() < deadline:
         time.sleep(0.02)
+    if not left:
+        return 0
     for process in left:
         _signal(process, signal.SIGTERM)
     count = len(left)
     psutil.wait_procs(left, GRACE_S)
     # What they started meanwhile belongs to it, too.
-    while left := _family(mark):
+    for _ in range(5):
+        left = _family(mark)
         for process in left:
             _signal(process, signal.SIGKILL)
         psutil.wait_procs(left, GRACE_S)
