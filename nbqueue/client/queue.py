@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from nbqueue import context
 from nbqueue.client.core import Core, core_of, find_core, private_core
+from nbqueue.client.results.arriving import Arriving
 from nbqueue.client.results.batch import Batch
 from nbqueue.client.results.frames import user_frames_only, users_level
 from nbqueue.client.results.future import TaskFuture
@@ -313,7 +314,7 @@ class TaskQueue:
         """Cancel every call that this process has open on the queue, queued and running alike."""
         # The last first: cancelling what runs makes room, in which what is still queued must not start.
         for sink in reversed(self._here().link.sinks()):
-            if isinstance(sink, TaskFuture | Batch):
+            if isinstance(sink, TaskFuture | Arriving):
                 sink.cancel()
 
     @user_frames_only
@@ -400,8 +401,8 @@ class TaskQueue:
     def _interrupt_all(self) -> str:
         link = self._here().link
         # The last first: cancelling what runs makes room, in which what is still queued must not start.
-        sinks = [sink for sink in reversed(link.sinks()) if isinstance(sink, TaskFuture | Batch)]
-        said = [sink._interrupted() for sink in sinks]
+        sinks = [sink for sink in reversed(link.sinks()) if isinstance(sink, TaskFuture | Arriving)]
+        said = [sink._interrupted() if isinstance(sink, TaskFuture) else sink.interrupted() for sink in sinks]
         if len(said) == 1:
             return said[0]
         ended = sum(sink.done() if isinstance(sink, TaskFuture) else sink.done for sink in sinks)

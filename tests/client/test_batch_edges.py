@@ -129,7 +129,7 @@ def test_many_strings_of_middle_length_travel_in_parts(queue: Any) -> None:
     texts = ["x" * 9_000 + str(i) for i in range(500)]
     batch = queue.map(len, texts, chunksize=500)
     assert batch.results(timeout=20) == [len(text) for text in texts]
-    assert len(batch._details._lines) >= 4
+    assert len(batch._items._details._lines) >= 4
 
 
 def test_a_callback_that_ends_the_program_does_not_end_the_listener(

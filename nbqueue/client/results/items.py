@@ -29,16 +29,26 @@ class Details:
         self._sorted = self._sorted and (not self._lines or self._lines[-1][0] <= start)
         self._lines.append((start, body.items, body.worker, body.attempt, body.seconds / body.items))
 
+    def forget(self, before: int) -> None:
+        """Items before that place are no longer kept."""
+        self._sort()
+        end = bisect.bisect_left(self._lines, before, key=itemgetter(0))
+        # The last of them may reach further.
+        del self._lines[: max(0, end - 1)]
+
     def of(self, place: int) -> tuple[str | None, int, float | None]:
         """Worker, attempt and seconds of an item; nothing known is ``(None, 0, None)``."""
-        if not self._sorted:
-            self._lines.sort(key=itemgetter(0))
-            self._sorted = True
+        self._sort()
         # The last reply that begins at the item or before: a later attempt is a later line.
         at = bisect.bisect_right(self._lines, place, key=itemgetter(0)) - 1
         if at >= 0 and place < self._lines[at][0] + self._lines[at][1]:
             return self._lines[at][2:]
         return None, 0, None
+
+    def _sort(self) -> None:
+        if not self._sorted:
+            self._lines.sort(key=itemgetter(0))
+            self._sorted = True
 
 
 class Futures(Sequence[TaskFuture[R]], Generic[R]):

@@ -7,8 +7,8 @@
                           └────── room: a bounded number in flight ◀───┘
 
 Always true here: one thread draws at a time, the caller's first and then the feeder's; no more of the input is drawn
-than may be in flight; what was drawn does not wait for long while the input is slow; an error of the input, which is
-the user's code, is kept for the batch.
+than may be in flight, and of a generator no more than somebody may want; what was drawn does not wait for long while
+the input is slow; an error of the input, which is the user's code, is kept for the batch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STALLED_S = 0.05
 
 
 class Intake(Protocol):
-    """What takes the items: a batch."""
+    """What takes the items: those of a batch that are `Arriving`."""
 
     @property
     def _changed(self) -> threading.Condition:
@@ -48,6 +48,12 @@ class Intake(Protocol):
     @property
     def _exhausted(self) -> bool:
         """No more items will be taken."""
+
+    def _wanted(self) -> int:
+        """How many items may be drawn now."""
+
+    def _look_after(self) -> None:
+        """Called from time to time, as long as there may be more input."""
 
     def _take(self, items: list[Prepared]) -> None:
         """Note and send items; they follow those of the time before."""
@@ -127,11 +133,11 @@ class Feeder:
                 return
 
     def _room(self, intake: Intake) -> bool:
-        return len(intake._calls) < self.chunker.in_flight(self._link.planned_workers)
+        return len(intake._calls) < self.chunker.in_flight(self._link.planned_workers) and intake._wanted() > 0
 
     def _give_chunk(self, intake: Intake) -> bool:
         """Take items from the input and hand them over together. False when there are no more."""
-        size = self.chunker.next_size(self._link.planned_workers)
+        size = max(1, min(self.chunker.next_size(self._link.planned_workers), intake._wanted()))
         drawn = len(self._drawn)  # the first item, at the first time
         try:
             while drawn < size and not intake._cancelled:
@@ -167,6 +173,7 @@ class Feeder:
         """Hand over what was drawn while the input keeps the thread waiting. False when the input has ended."""
         if self._drawn and time.monotonic() - self._drawn_since > STALLED_S:
             self._give_drawn(intake)
+        intake._look_after()
         return not intake._exhausted
 
     def _at_end(self) -> bool:
