@@ -140,7 +140,8 @@ class Surroundings:
 
     def remember_signals(self) -> None:
         """From now on, `restore` puts back the signal handlers that are set now."""
-        self._signals = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+        # As `_restore_signals` sees them: the plain function tells SIG_DFL as an int, the other as an enum.
+        self._signals = {signum: _getsignal(signum) for signum in _SIGNALS}
 
     def _restore_signals(self) -> None:
         for signum, handler in self._signals.items():
