@@ -107,8 +107,10 @@ def measure(works: Sequence[Work], peers: Sequence[str], asked: argparse.Namespa
 
         def ended(run: Run) -> None:
             progress.advance(line)
-            if run.failed and not run.repetition:
-                progress.console.print(f"{run.work}, {run.peer}: {run.failed}", markup=False, highlight=False)
+            # A file or a log has no line that changes: it gets one for each process.
+            if not console.is_terminal or (run.failed and not run.repetition):
+                told = run.failed or f"{run.took_s:.1f} s"
+                progress.console.print(f"{run.work}, {run.peer}: {told}", markup=False, highlight=False)
 
         runs = run_all(
             works,
