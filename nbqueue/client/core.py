@@ -183,9 +183,9 @@ class Core:
         return number
 
     def drain(self, interrupted: Interrupted) -> None:
-        """Wait until no call of this process is open."""
+        """Wait until no call of this process is open, and no input has more."""
         link = self.link
-        wait_until(link._changed, lambda: not link.open_calls, None, link, interrupted)
+        wait_until(link._changed, lambda: link.drained, None, link, interrupted)
 
     def shutdown(self, interrupted: Interrupted = lambda: "the workers end when their calls do.") -> None:
         self.check_process()

@@ -155,6 +155,33 @@ def test_a_with_block_ends_although_the_input_of_a_loop_that_was_left_does_not(n
     batch.cancel()
 
 
+def test_a_with_block_waits_for_an_input_that_is_slower_than_the_workers(new_key: str) -> None:
+    """It once ended in a moment in which nothing was in flight, and the rest was never done."""
+    step = threading.Event()
+
+    def items() -> Iterator[int]:
+        for i in range(4):
+            step.wait(0.1)
+            yield i
+
+    with TaskQueue(stream_key=new_key, workers=2) as queue:
+        batch = queue.map(abs, items())
+    assert batch.done
+    assert list(batch) == [0, 1, 2, 3]
+
+
+def test_cancelling_the_queue_ends_a_batch_that_has_nothing_in_flight(
+    queue: Any, source: Source, wait_until: Callable[..., Any]
+) -> None:
+    batch = queue.map(abs, source())
+    next(iter(batch))
+    wait_until(_rests(batch))
+    wait_until(lambda: not queue._core.link.open_calls)
+    queue.cancel()
+    assert batch.done
+    assert source.closed.wait(20)
+
+
 def test_an_endless_batch_that_was_read_and_is_held_by_nobody_is_over(
     queue: Any, source: Source, wait_until: Callable[..., Any]
 ) -> None:

@@ -364,6 +364,9 @@ class Arriving:
             )
             self._input_ended()
 
+    def _more(self) -> bool:
+        return not self._exhausted and self._wanted() > 0
+
     def _wanted(self) -> int:
         """How many items may be drawn now."""
         return self._demand.room(len(self._ledger))

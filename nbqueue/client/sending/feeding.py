@@ -52,6 +52,9 @@ class Intake(Protocol):
     def _wanted(self) -> int:
         """How many items may be drawn now."""
 
+    def _more(self) -> bool:
+        """Whether more will be sent, as far as is known. Takes no lock."""
+
     def _look_after(self) -> None:
         """Called from time to time, as long as there may be more input."""
 
@@ -120,17 +123,21 @@ class Feeder:
             if self._total is None:
                 # A generator may take its time; it must not take the caller's.
                 break
+        self._link.begin_input(intake)
         self._link.watch(lambda: self._give_stalled(intake))
         threading.Thread(target=self._keep_feeding, args=(intake,), name="nbqueue-feeder", daemon=True).start()
 
     def _keep_feeding(self, intake: Intake) -> None:
-        while True:
-            with intake._changed:
-                intake._changed.wait_for(lambda: intake._exhausted or self._room(intake))
-                if intake._exhausted:
-                    return
-            if not self._give_chunk(intake):
-                return
+        more = True
+        try:
+            while more:
+                with intake._changed:
+                    intake._changed.wait_for(lambda: intake._exhausted or self._room(intake))
+                more = not intake._exhausted and self._give_chunk(intake)
+        finally:
+            # A generator that was not drawn to its end closes what it has open.
+            self._source = iter(())
+            self._link.end_input(intake)
 
     def _room(self, intake: Intake) -> bool:
         return len(intake._calls) < self.chunker.in_flight(self._link.planned_workers) and intake._wanted() > 0

@@ -82,6 +82,13 @@ SMALL_BLOB_BYTES = 1_000_000
 _NO_PUTS: Mapping[str, Put[Any]] = {}
 
 
+class Input(Protocol):
+    """What has more to send by and by: a batch that is being fed."""
+
+    def _more(self) -> bool:
+        """Whether more will be sent, as far as is known. Called with the lock held; takes none."""
+
+
 class Sink(Protocol):
     """Takes what comes back for a call. Called by the listener; must not block. `many`: it has numbered items."""
 
@@ -145,13 +152,14 @@ class Link:
         self._keys = keys
         self._seal = seal
         self._pid = os.getpid()
-        self._lock = threading.Lock()  # guards _last, _outbox, _open, _cancels, _awake, _blobs
+        self._lock = threading.Lock()  # guards _last, _outbox, _open, _inputs, _cancels, _awake, _blobs
         self._changed = threading.Condition(self._lock)
         self._last = 0
         self._outbox: deque[int] = deque()
         self._open: dict[int, OpenCall] = {}
         self._cancels: list[str] = []
         self._watched: list[Callable[[], bool]] = []
+        self._inputs: dict[int, Input] = {}
         self._blobs: OrderedDict[str, bytes] = OrderedDict()
         self._unneeded: deque[str] = deque()
         self._foreign: WeakKeyDictionary[Put[Any], bytes] = WeakKeyDictionary()
@@ -301,6 +309,21 @@ class Link:
             self._watched.append(check)
             self._wake()
 
+    def begin_input(self, source: Input) -> None:
+        """It will submit calls, until `end_input`."""
+        with self._lock:
+            self._inputs[id(source)] = source
+
+    def end_input(self, source: Input) -> None:
+        with self._changed:
+            self._inputs.pop(id(source), None)
+            self._changed.notify_all()
+
+    @property
+    def drained(self) -> bool:
+        """Whether no call is open and none is to come. The lock is held."""
+        return not self._open and not any(source._more() for source in self._inputs.values())
+
     @property
     def planned_workers(self) -> int:
         """How many workers to plan with."""
@@ -320,10 +343,10 @@ class Link:
     def open_calls(self) -> int:
         return len(self._open)
 
-    def sinks(self) -> list[Sink]:
-        """Whoever still waits for something, each once."""
+    def sinks(self) -> list[object]:
+        """Whoever still waits for something or has more to send, each once."""
         with self._lock:
-            return list({id(opened.sink): opened.sink for opened in self._open.values()}.values())
+            return list({**{id(opened.sink): opened.sink for opened in self._open.values()}, **self._inputs}.values())
 
     def counts(self) -> QueueCounts:
         """Ask the server, on a connection of its own."""
