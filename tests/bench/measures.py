@@ -139,14 +139,17 @@ def ideal_s(lengths: Sequence[float], workers: int) -> float:
     return max(sum(lengths) / workers, max(lengths))
 
 
-def _rounds(bench: Bench, count: int, rounds: int, action: Callable[[Any], Any], wanted: Any) -> Metrics:
-    """Each round with an array of its own, made outside the measurement; the first is not counted."""
+def _rounds(
+    bench: Bench, count: int, rounds: int, action: Callable[[Any], Any], wanted: Callable[[int], Any]
+) -> Metrics:
+    """Each round with an array of its own, made outside the measurement and full of another number, so that nobody
+    can know it already; the first is not counted."""
     bench.warm()
     times = []
     for number in range(rounds + 1):
-        array = bench.fn.make_array(count)
+        array = bench.fn.make_array(count, number)
         took, found = bench.timed(lambda array=array: action(array))
-        check(found, wanted)
+        check(found, wanted(number))
         del array
         if number:
             times.append(took)
@@ -155,23 +158,38 @@ def _rounds(bench: Bench, count: int, rounds: int, action: Callable[[Any], Any],
     return {"seconds": statistics.median(times)}
 
 
+def _pages(count: int) -> int:
+    return len(range(0, count, 512))
+
+
 def shared(bench: Bench, count: int, items: int, rounds: int) -> Metrics:
-    pages = len(range(0, count, 512))
-    wanted = [item + pages for item in range(items)]
     return _rounds(
-        bench, count, rounds, lambda a: bench.peer.shared(bench.fn.touch_shared, a, list(range(items))), wanted
+        bench,
+        count,
+        rounds,
+        lambda array: bench.peer.shared(bench.fn.touch_shared, array, list(range(items))),
+        lambda number: [item + number * _pages(count) for item in range(items)],
     )
 
 
 def argument(bench: Bench, count: int, rounds: int) -> Metrics:
-    return _rounds(bench, count, rounds, lambda a: bench.peer.argument(bench.fn.touch, a), len(range(0, count, 512)))
+    return _rounds(
+        bench,
+        count,
+        rounds,
+        lambda array: bench.peer.argument(bench.fn.touch, array),
+        lambda number: number * _pages(count),
+    )
 
 
 def result(bench: Bench, count: int, rounds: int) -> Metrics:
     """Counts making the array in the worker and reading a byte of each page here."""
-    wanted = len(range(0, count, 512))
     return _rounds(
-        bench, count, rounds, lambda _: bench.fn.touch(bench.peer.result(bench.fn.make_array, count)), wanted
+        bench,
+        count,
+        rounds,
+        lambda _: bench.fn.touch(bench.peer.result(bench.fn.make_array, count)),
+        lambda _: _pages(count),
     )
 
 

@@ -33,10 +33,10 @@ def touch_shared(item, array):
     return item + int(array[::512].sum())
 
 
-def make_array(count):
+def make_array(count, value=1.0):
     import numpy
 
-    return numpy.ones(count)
+    return numpy.full(count, value)
 
 
 def make_bytes(size):

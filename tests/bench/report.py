@@ -13,6 +13,12 @@ from tests.bench.works import WORKS, Metric, Work
 
 __all__ = ["machine_line", "markdown", "number", "table_of_works"]
 
+RULES = (
+    "Warm-up, the same for all: but for the cold start, a pool first answers some calls; then the work itself is done",
+    "once unmeasured, at a tenth of its count, or whole and with other data where large data is moved. Each library,",
+    "work and repetition is a fresh process; libraries take turns. Uneven tasks last so many seconds of CPU time, so",
+    "what a library itself takes from the cores costs it. Large data has arrived when a byte of each page was read.",
+)
 MARKS = {True: "ok", False: "**not met**", None: "–"}
 
 
@@ -171,4 +177,4 @@ def table_of_works() -> str:
     for verb in VERBS:
         lines += ["", f"{verb} ({', '.join(users[verb]) or 'warm-up'}):"]
         lines += [f"  {peer:<20} {way(peer_class(peer), verb)}" for peer in PEERS]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *RULES])
