@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import secrets
 import sys
 import threading
 import warnings
@@ -25,7 +26,7 @@ from nbqueue.client.sending.options import Options
 from nbqueue.client.sending.recipe import Made, Recipe
 from nbqueue.client.sending.setting import SettingWatch
 from nbqueue.codec import segments
-from nbqueue.codec.blobs import Put, find
+from nbqueue.codec.blobs import Put, find, pack
 from nbqueue.codec.captured import LARGE_BYTES, Captures
 from nbqueue.codec.frames import held_by
 from nbqueue.codec.functions import digest, dump_arguments, dump_function, dump_put
@@ -225,11 +226,18 @@ class Core:
         self._check()
         if isinstance(value, Put):
             return value
-        body = dump_put(value)
-        name = digest(body)
-        handle = find(name, self.prefix)
+        return self._put(dump_put(value, self.shelf), type_name(value))
+
+    def _keep(self, keywords: bytes) -> Put[Any]:
+        """A handle for a batch's large keywords."""
+        return self._put(keywords if held_by(keywords) else pack(keywords, []), "dict")
+
+    def _put(self, body: bytes, what: str) -> Put[Any]:
+        held = held_by(body)
+        name = secrets.token_hex(12) if held else digest(body)
+        handle = None if held else find(name, self.prefix)
         if handle is None:
-            handle = Put(name, self.link.seal_put(name, body), self.prefix, type_name(value))
+            handle = Put(name, self.link.seal_put(name, body), self.prefix, what, *held)
             self.link.follow(handle)
         return handle
 
@@ -272,7 +280,7 @@ class Core:
     ) -> Batch[Any]:
         self._check()
         self.start_workers()
-        recipe = Recipe(fn, options, kwargs, lambda fn: self.make(fn, options.name), self.shelf)
+        recipe = Recipe(fn, options, kwargs, lambda fn: self.make(fn, options.name), self.shelf, self._keep)
         show = options.progress is not False and not context.in_task()
         return Batch(self.link, recipe, items, total, show, page)
 

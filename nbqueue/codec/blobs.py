@@ -5,7 +5,8 @@
 those before it begins the call, and unpickling finds the object in the worker's `Store`.
 
 Always true here: bytes are never copied to be unpickled, so the arrays in them are views, and read-only; what a
-call needs stays in the store until the next call. That the bytes lie in Redis is known elsewhere.
+call needs stays in the store until the next call. The message of a large object may say where in shared memory its
+bytes lie; that other messages lie in Redis is known elsewhere.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
+from nbqueue.codec.frames import is_reference, is_there, parts_of, size_of, stand_ins
 from nbqueue.codec.parts import type_name
 from nbqueue.codec.seal import HEAD_BYTES
+from nbqueue.codec.segments import Segment
 from nbqueue.errors import NbqueueError
 
-__all__ = ["Put", "Store", "arrived", "find", "got", "handle_of", "pack", "size_text", "unpack"]
+__all__ = [
+    *("Put", "Store", "are_put", "arrived", "as_keywords", "find", "got", "handle_of", "keywords_handle"),
+    *("load_keywords", "pack", "size_text", "unpack"),
+]
 
 T = TypeVar("T")
 
@@ -43,16 +49,20 @@ class Put(Generic[T]):
     size_bytes : int
         What travels.
     digest : str
-        Names the content: equal content travels once.
+        Names the content: equal content travels once. What lies in shared memory has a name by chance, since to digest
+        it takes longer than to copy it.
     """
 
-    __slots__ = ("__weakref__", "_form", "_type_name", "_value", "digest", "message", "scope", "size_bytes")
+    __slots__ = ("__weakref__", "_form", "_segment", "_type_name", "_value", "digest", "message", "scope", "size_bytes")
 
-    def __init__(self, digest: str, message: bytes, scope: str, type_name: str = "object") -> None:
+    def __init__(
+        self, digest: str, message: bytes, scope: str, type_name: str = "object", segment: Segment | None = None
+    ) -> None:
         self.digest = digest
         self.message = message  # signed for the queue `scope`
         self.scope = scope
-        self.size_bytes = len(message) - HEAD_BYTES
+        self.size_bytes = size_of(self.body)
+        self._segment = segment
         self._type_name = type_name
         self._value: list[T] = []
         self._form: tuple[Any, ...] | None = None
@@ -68,11 +78,11 @@ class Put(Generic[T]):
     def get(self) -> T:
         """The object, as it was when it was put. Arrays in it are read-only; all who ask get the same one."""
         if not self._value:
-            value: T = unpack(self.body)
+            value: T = unpack(self.body, self._segment)
             self._value.append(value)
             self._type_name = type_name(value)
             # An array in our bytes stays as it is: sent on, it travels as its handle. Of other objects nobody knows.
-            if len(_parts(self.body)) == 2 and (form := _form(value)) is not None:
+            if _buffers_of(self.body) == 1 and (form := _form(value)) is not None:
                 key, self._form = id(value), form
                 got[key] = weakref.ref(self, lambda _: got.pop(key, None))
         return self._value[0]
@@ -83,8 +93,35 @@ class Put(Generic[T]):
     def __deepcopy__(self, memo: object) -> Put[T]:
         return self
 
+    def fresh(self) -> T:
+        """The object once more, as an argument arrives: nobody else has it, and its arrays can be written to."""
+        if is_reference(self.body):
+            pickled, buffers = parts_of(self.body, segment=self._segment)
+        else:
+            pickled, *views = _parts(self.body)
+            buffers = [bytearray(view) for view in views]
+        value: T = pickle.loads(pickled, buffers=buffers)
+        return value
+
+    @property
+    def pickled(self) -> bytes | memoryview:
+        """Its pickle alone, of what lies in shared memory a reference."""
+        return self.body if is_reference(self.body) else _parts(self.body)[0]
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its bytes lay in shared memory, and are gone: whoever put it has forgotten it."""
+        return is_reference(self.body) and not is_there(self.body)
+
+    def packed(self) -> bytes:
+        """The body with all its bytes, for where shared memory does not reach."""
+        if not is_reference(self.body):
+            return bytes(self.body)
+        pickled, buffers = parts_of(self.body, writable=False)
+        return pack(pickled, buffers)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _from_message, (self.message,)
+        return (_as_it_is, (self.get(),)) if is_reference(self.body) else (_from_message, (self.message,))
 
 
 # Of the handles of this process: by digest, and by the id of their object, which they keep alive.
@@ -142,9 +179,9 @@ def size_text(size_bytes: int) -> str:
     return f"{size_bytes} bytes"
 
 
-def pack(pickled: bytes, buffers: Sequence[pickle.PickleBuffer]) -> bytes:
+def pack(pickled: bytes, buffers: Sequence[memoryview]) -> bytes:
     """One body of a pickle and the buffers that were left out of it."""
-    parts: list[Any] = [pickled, *(buffer.raw() for buffer in buffers)]
+    parts: list[Any] = [pickled, *buffers]
     head = struct.pack(f"<{1 + len(parts)}Q", len(parts), *(len(part) for part in parts))
     pieces: list[Any] = [head]
     at = len(head)
@@ -172,9 +209,17 @@ def _start(at: int) -> int:
     return at + -(at + HEAD_BYTES) % _ALIGN
 
 
-def unpack(body: memoryview) -> Any:
-    """The object, whose arrays lie in `body`. Runs users' unpickling code."""
-    pickled, *buffers = _parts(body)
+def _buffers_of(body: memoryview) -> int:
+    """How many buffers were left out of its pickle."""
+    return len(stand_ins(body)[1]) if is_reference(body) else len(_parts(body)) - 1
+
+
+def unpack(body: memoryview, segment: Segment | None = None) -> Any:
+    """The object, whose arrays lie in `body`, or where it says. Runs users' unpickling code."""
+    if is_reference(body):
+        pickled, buffers = parts_of(body, writable=False, segment=segment)
+    else:
+        pickled, *buffers = _parts(body)
     value = pickle.loads(pickled, buffers=buffers)
     if type(value).__module__ == "numpy" and hasattr(value, "setflags"):
         # One that is not contiguous has no buffer outside of the pickle.
@@ -184,6 +229,47 @@ def unpack(body: memoryview) -> Any:
 
 def _from_message(message: bytes) -> Any:
     return unpack(memoryview(message)[HEAD_BYTES:])
+
+
+# Keywords of a batch that travel as what is put begin so; no pickle does.
+_MARK = b"\0nbqput\0"
+
+
+def as_keywords(handle: Put[Any]) -> bytes:
+    """Stands for the large keywords that all items of a batch have in common, and that are sent once."""
+    return _MARK + handle.digest.encode()
+
+
+def are_put(keywords: bytes) -> bool:
+    """Whether these are sent apart from the items: then none of them has keywords of its own."""
+    return keywords.startswith(_MARK)
+
+
+def keywords_handle(keywords: bytes) -> Put[Any] | None:
+    return _handles.get(keywords[len(_MARK) :].decode())
+
+
+def load_keywords(keywords: bytes) -> dict[str, Any]:
+    """A batch's keywords, fresh for each item, however they were sent. Runs users' unpickling code.
+
+    Raises
+    ------
+    NbqueueError
+        If they are not in this process, or gone.
+    """
+    found: dict[str, Any]
+    if are_put(keywords):
+        handle = keywords_handle(keywords)
+        if handle is None:
+            raise NbqueueError("The keywords that this batch has in common are not in this process. Send it again.")
+        found = handle.fresh()
+    else:
+        found = pickle.loads(keywords)
+    return found
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 class Store:
@@ -206,3 +292,10 @@ class Store:
             size -= handle.size_bytes
             dropped = True
         return dropped
+
+    def let_go(self) -> bool:
+        """Drop what was put in shared memory and is forgotten there. True if there was some."""
+        lost = [digest for digest, handle in self._handles.items() if handle.is_lost]
+        for digest in lost:
+            del self._handles[digest]
+        return bool(lost)

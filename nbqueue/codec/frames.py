@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from nbqueue.codec.segments import Segment, Shelf, visit
+from nbqueue.errors import NbqueueError
 
 __all__ = [
-    *("SHARED_BYTES", "Frame", "held_by", "is_reference", "load_frame", "parts_of", "refer", "size_of", "stand_ins"),
+    *("SHARED_BYTES", "Frame", "held_by", "is_reference", "is_there", "load_frame", "parts_of", "refer", "size_of"),
+    "stand_ins",
 ]
 
 # What is smaller travels in the message.
@@ -93,7 +95,16 @@ def parts_of(data: bytes | memoryview, *, writable: bool = True, segment: Segmen
     return (parts[0], parts[1:]) if inline is None else (inline, parts)
 
 
-def stand_ins(data: bytes) -> tuple[bytes | memoryview | None, list[Any]]:
+def is_there(data: bytes | memoryview) -> bool:
+    """Whether what a reference names still has that name."""
+    path, name, _, _ = _read(data)
+    try:
+        return visit(path).has(name)
+    except NbqueueError:
+        return False
+
+
+def stand_ins(data: bytes | memoryview) -> tuple[bytes | memoryview | None, list[Any]]:
     """The pickle of a reference, None where it is not within it, and buffers of the right sizes that hold nothing."""
     _, _, sizes, inline = _read(data)
     return inline, [mmap.mmap(-1, size) if size else b"" for size in (sizes if inline is not None else sizes[1:])]

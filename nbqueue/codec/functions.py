@@ -237,27 +237,30 @@ def dump_arguments(
     return data
 
 
-def dump_put(value: object) -> bytes:
+def dump_put(value: object, shelf: Shelf | None = None) -> bytes:
     """The body of an object that is put: its pickle, and the buffers of its arrays beside it.
+
+    A large one is put on the `shelf`, if there is one with room for it, and the body is a reference.
 
     Raises
     ------
     NotSendable
         It cannot be pickled, or is too large for one string of the server.
     """
-    buffers: list[pickle.PickleBuffer] = []
     try:
-        pickled = dumps(value, buffers.append)
-        size = len(pickled) + sum(buffer.raw().nbytes for buffer in buffers)
+        stream, buffers = _dump_apart(value, None, 0)
     except Exception as error:
         blame = " ".join(_blame(Part("object", "x", value)))
         raise NotSendable(f"`put` could not take it: the {blame}") from error
+    size = sum(map(len, [*stream, *buffers]))
+    if shelf is not None and size >= SHARED_BYTES and (frame := refer(shelf, stream, buffers)) is not None:
+        return frame
     if size > LARGEST_BYTES:
         raise NotSendable(
             f"`put` could not take it: the object ({type_name(value)}) is {size:,} bytes when pickled; the limit is "
             f"{LARGEST_BYTES:,}. Put it in parts, or write it to a file and have the tasks open that."
         )
-    return pack(pickled, buffers)
+    return pack(b"".join(stream), buffers)
 
 
 def _any_long(values: Iterable[object]) -> bool:

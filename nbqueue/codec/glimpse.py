@@ -12,10 +12,10 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from nbqueue.codec.blobs import Put, _handles
+from nbqueue.codec.blobs import Put, _handles, are_put, keywords_handle
 from nbqueue.codec.frames import is_reference, parts_of, stand_ins
 
-__all__ = ["LONGEST", "glimpse_arguments", "glimpse_value", "glimpse_values"]
+__all__ = ["LONGEST", "glimpse_arguments", "glimpse_keywords", "glimpse_value", "glimpse_values"]
 
 # Characters of a whole call, of one argument, of a string in it.
 LONGEST, _ARGUMENT, _STRING = 200, 70, 40
@@ -53,6 +53,15 @@ def glimpse_values(data: bytes) -> Any:
         return _Reader(io.BytesIO(data), buffers=buffers).load()
     except Exception:  # noqa: BLE001 - it was not made to be read this way
         return None
+
+
+def glimpse_keywords(data: bytes) -> dict[str, Any]:
+    """The same of the keywords that a batch has in common; what is gone by now is left out."""
+    if are_put(data):
+        handle = keywords_handle(data)
+        data = b"" if handle is None else bytes(handle.pickled)
+    seen = glimpse_values(data) if data else None
+    return seen if isinstance(seen, dict) else {}
 
 
 def glimpse_arguments(args: Iterable[Any], kwargs: Mapping[str, Any], names: Iterable[str] = ()) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nbqueue.codec.blobs import load_keywords
 from nbqueue.codec.frames import load_frame
 from nbqueue.errors import BadMessage
 
@@ -57,7 +58,7 @@ class CallBody:
     """What a worker needs to run a call.
 
     Either `packed` (a pickled list of argument tuples) or `frames` (one pickled ``(args, kwargs)`` an item)
-    is given; `common` is a pickled dict of keyword arguments for every packed item, or empty. `retry_on` has the
+    is given; `common` is a pickled dict of keyword arguments for every item, or empty. `retry_on` has the
     names of the exception types that `retries` is for; empty means all. `puts` are the digests of what was put that
     the function and the items hold.
     """
@@ -172,6 +173,6 @@ def plain_items(body: CallBody, items: int) -> list[Any] | None:
 def item_arguments(body: CallBody, plain: Sequence[Any] | None, item: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of one item; `plain` is ``pickle.loads(body.packed)``. Runs users' unpickling code."""
     if plain is not None:
-        return plain[item], (pickle.loads(body.common) if body.common else {})
+        return plain[item], (load_keywords(body.common) if body.common else {})
     args, kwargs = load_frame(body.frames[item])
-    return args, kwargs
+    return args, load_keywords(body.common) if body.common else kwargs

@@ -146,6 +146,9 @@ class Remembered:
         self._memories.pop(id(fn), None)
         return None
 
+    def forget(self, fn: object) -> None:
+        self._memories.pop(id(fn), None)
+
     def note(self, fn: object, pickle: Callable[[], bytes]) -> bytes:
         """Pickle `fn`. What is pickled for the second time is remembered, if it can be."""
         key = id(fn)

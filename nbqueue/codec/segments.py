@@ -46,6 +46,7 @@ POOL_BYTES, POOL_FILES = 256_000_000, 64
 # One of the pool is taken for what fills at least a half of it.
 _WASTE = 2
 _ALIGN = 64
+_NOTHING = memoryview(bytes(_ALIGN))
 _MOST_PIECES = 512
 _BASE = "/dev/shm"
 _PREFIX = "nbqueue-"
@@ -150,10 +151,14 @@ class Directory:
 
     def _write(self, name: str, sizes: tuple[int, ...], views: list[list[memoryview]]) -> None:
         *starts, total = places(sizes)
+        at = 0
+        pieces: list[memoryview] = []
+        for start, size, part in zip(starts, sizes, views, strict=True):
+            pieces += (_NOTHING[: start - at], *part)
+            at = start + size
         fd = self._claim(name, total)
         try:
-            for start, pieces in zip(starts, views, strict=True):
-                _write_at(fd, start, pieces)
+            _write_all(fd, pieces)
         except BaseException:
             os.unlink(name, dir_fd=self._fd)
             raise
@@ -193,6 +198,13 @@ class Directory:
         return True
 
     # Reading
+
+    def has(self, name: str) -> bool:
+        try:
+            os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
 
     def read(self, name: str, sizes: Sequence[int], *, writable: bool, segment: Segment | None) -> list[memoryview]:
         """The parts of a segment. They can be written to if `writable`, and nobody else sees what was.
@@ -245,8 +257,8 @@ def _bytes_of(piece: Any) -> memoryview:
     return piece.raw() if hasattr(piece, "raw") else memoryview(piece).cast("B")
 
 
-def _write_at(fd: int, at: int, pieces: list[memoryview]) -> None:
-    waiting = deque(piece for piece in pieces if piece.nbytes)
+def _write_all(fd: int, pieces: list[memoryview]) -> None:
+    waiting, at = deque(piece for piece in pieces if piece.nbytes), 0
     while waiting:
         now = [waiting.popleft() for _ in range(min(_MOST_PIECES, len(waiting)))]
         written = os.pwritev(fd, now, at)

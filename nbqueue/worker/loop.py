@@ -27,7 +27,8 @@ from typing import Any
 
 from nbqueue import context
 from nbqueue.codec import messages
-from nbqueue.codec.blobs import Put, Store
+from nbqueue.codec.blobs import Put, Store, load_keywords
+from nbqueue.codec.frames import is_reference
 from nbqueue.codec.functions import digest as digest_of
 from nbqueue.codec.functions import is_plain
 from nbqueue.codec.messages import ERROR, EXCEPTION, SKIPPED, VALUE, CallBody, call_id
@@ -271,6 +272,9 @@ class Worker:
                 return not last
             calls = broker.sift(answer)
             self._last_fetch_empty = not calls
+            if not calls and self._store.let_go():
+                # They may hold what is forgotten.
+                self._functions.clear()
             with self._lock:
                 self._ahead.extend(calls)
         return bool(calls) or not last
@@ -581,8 +585,9 @@ class Worker:
         if message is None:
             # The server lost its data, then the client submits the call again and this answer counts no more.
             raise BadMessage("The function of this call, or what was put for it, is no longer on the server.")
-        # A view: what was put is large.
-        if digest_of(self._seal.open("blob", digest, memoryview(message))) != digest:
+        # A view: what was put is large. What lies in shared memory is protected there, and only its place is signed.
+        body = self._seal.open("blob", digest, memoryview(message))
+        if not is_reference(body) and digest_of(body) != digest:
             raise BadMessage(f"The blob {digest} holds other bytes than its name says.")
         return message
 
@@ -645,7 +650,7 @@ class Worker:
         if not body.common:
             return {}
         try:
-            kwargs: dict[str, Any] = self._guarded(lambda: pickle.loads(body.common))
+            kwargs: dict[str, Any] = self._guarded(lambda: load_keywords(body.common))
         except BaseException:  # noqa: BLE001 - each item will find out, and end with it
             return None
         return kwargs if all(map(is_plain, kwargs.values())) else None

@@ -14,6 +14,12 @@ from nbqueue.errors import RemoteError, ResultNotSendable
 LIMIT = 300_000
 
 
+@pytest.fixture(autouse=True)
+def through_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In shared memory there is no such limit."""
+    monkeypatch.setenv("NBQUEUE_SHARED_MEMORY", "0")
+
+
 @pytest.fixture
 def low_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """The notebook's limit; a task that wants a low one for its result calls `lower` in its worker."""
@@ -116,7 +122,7 @@ def test_keyword_arguments_that_a_map_has_in_common(over: int, queue: Any, low_l
     """Symptom: plain items were packed without a look at what they share, which could be of any size."""
 
     def measure(data: bytes) -> int:
-        return len(functions.dumps(((1,), {"data": data})))
+        return len(functions.dumps(((), {"data": data})))
 
     data = filled(measure, LIMIT + over)
     task = queue.task(_two)

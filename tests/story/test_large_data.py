@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbqueue import TaskQueue
+from nbqueue import NotSendable, TaskQueue
 from nbqueue.codec import segments
+from nbqueue.stream.broker import Broker
 
 N = 250_000  # floats: 2 MB
 WAYS = ["shared", "redis"] if sys.platform.startswith("linux") else ["redis"]
@@ -138,6 +140,35 @@ def test_failed_items_are_run_again_with_theirs(way: Any, tmp_path: Path) -> Non
     assert len(batch.failed) == 3
     mended.touch()
     assert batch.retry_failed().results(timeout=30) == [1.0, 2.0, 3.0]
+
+
+def test_fixed_keywords_of_a_map_travel_once_and_are_each_item_s_own(way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    submit = Broker.submit
+
+    def noting(broker: Broker, client: str, epoch: str, calls: Any, blobs: Any) -> Any:
+        sent.append(sum(len(call.payload) for call in calls) + sum(map(len, blobs.values())))
+        return submit(broker, client, epoch, calls, blobs)
+
+    monkeypatch.setattr(Broker, "submit", noting)
+
+    def work(i: Any, table: Any = None, power: int = 1) -> float:
+        found = float(table[int(i[0]) if isinstance(i, list) else i])
+        table[:] = -1
+        return found**power
+
+    task = way.task(retries=1, chunksize=3)(work)
+    assert task.map(range(12), table=np.arange(N), power=2).results(timeout=30) == [float(i * i) for i in range(12)]
+    assert task.map([[i] for i in range(12)], table=np.arange(N)).results(timeout=30) == [float(i) for i in range(12)]
+    assert sum(sent) < 5_000_000
+    batch = task.map([[5], ["no number"]], table=np.arange(N))
+    batch.wait(30)
+    (failed,) = batch.failed
+    assert "table=array(250000 of int64)" in "".join(failed.exception().__notes__)
+    with pytest.raises(ValueError, match="no number"):
+        failed.replay()
+    with pytest.raises(NotSendable, match=r"argument `table` \(_thread.lock\)"):
+        task.map(range(3), table=threading.Lock())
 
 
 # Shared memory itself

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,15 @@ from nbqueue.codec import functions
 from nbqueue.stream.broker import Broker
 
 Cell = Callable[..., dict[str, Any]]
+WAYS = ["shared", "redis"] if sys.platform.startswith("linux") else ["redis"]
+
+
+@pytest.fixture(autouse=True, params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """How what is large travels."""
+    if request.param == "redis":
+        monkeypatch.setenv("NBQUEUE_SHARED_MEMORY", "0")
+    return request.param
 
 
 @pytest.fixture
@@ -157,14 +167,15 @@ def test_arrays_in_it_are_read_only_and_what_was_put_is_a_copy(queue: Any, data:
     assert handle.get()[0] == 0.0
 
 
-def test_get_copies_and_pickles_of_a_handle(queue: Any, data: Any) -> None:
+def test_get_copies_and_pickles_of_a_handle(queue: Any, data: Any, way: str) -> None:
     handle = queue.put(data)
     assert repr(handle) == "<Put numpy.ndarray, 400 kB>"
     assert isinstance(handle, Put)
     assert handle.get() is handle.get()
     assert copy.deepcopy([handle])[0] is copy.copy(handle) is handle
     assert queue.put(handle) is handle
-    assert queue.put(data.copy()) is handle
+    # In shared memory, what is equal is not found: to digest it takes longer than to copy it.
+    assert (queue.put(data.copy()) is handle) == (way == "redis")
     assert (pickle.loads(pickle.dumps(handle)) == data).all()
     nested = queue.put({"inside": handle})
     assert queue.submit(lambda d: float(d["inside"][3]), nested).result(timeout=20) == 3.0
@@ -197,8 +208,10 @@ def test_it_travels_once(queue: Any, data: Any, monkeypatch: pytest.MonkeyPatch)
     assert sent.count(handle.digest) == 1
 
 
-def test_large_ones_leave_one_by_one(queue: Any, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_ones_leave_one_by_one(queue: Any, data: Any, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """Several of 400 MB in one command are more than a server takes: it cut the connection, again and again."""
+    if way == "shared":
+        pytest.skip("they do not leave")
     together: list[int] = []
     submit = Broker.submit
 

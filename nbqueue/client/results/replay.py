@@ -6,7 +6,6 @@ Always true here: arguments are kept only until their call has succeeded, and ea
 from __future__ import annotations
 
 import inspect
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,9 @@ from nbqueue import context
 from nbqueue.client.results.frames import user_frames_only
 from nbqueue.client.sending.listener import OpenCall
 from nbqueue.client.sending.recipe import Holding, Prepared, items_of, latest
+from nbqueue.codec.blobs import are_put, load_keywords
 from nbqueue.codec.frames import load_frame
-from nbqueue.codec.glimpse import glimpse_arguments, glimpse_values
+from nbqueue.codec.glimpse import glimpse_arguments, glimpse_keywords, glimpse_values
 from nbqueue.codec.messages import load_call
 from nbqueue.codec.seal import body_of
 from nbqueue.errors import NbqueueError, NotSendable
@@ -26,8 +26,8 @@ __all__ = ["Kept", "replay"]
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a call is made of. `keywords` are pickled, for `arguments` that are plain; `attempts` is how often an
-    exception of its own may end it."""
+    """What a call is made of. `keywords` are pickled, for `arguments` that are plain or where they are sent apart;
+    `attempts` is how often an exception of its own may end it."""
 
     fn: Callable[..., Any]
     arguments: Prepared
@@ -50,19 +50,21 @@ class Kept:
     def load(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Fresh arguments. Runs users' unpickling code."""
         if isinstance(self.arguments, tuple):
-            return self.arguments, pickle.loads(self.keywords) if self.keywords else {}
+            return self.arguments, load_keywords(self.keywords) if self.keywords else {}
         args, kwargs = load_frame(self._pickled or b"")
-        return args, kwargs
+        return args, load_keywords(self.keywords) if are_put(self.keywords) else kwargs
 
     def glimpse(self) -> str:
         """The arguments in a few words, by the parameters' names; runs no user's code. Empty where nothing is known."""
         if isinstance(self.arguments, tuple):
-            seen: Any = self.arguments, (glimpse_values(self.keywords) if self.keywords else {})
+            seen: Any = self.arguments, glimpse_keywords(self.keywords)
         else:
             seen = glimpse_values(self._pickled or b"")
         if seen is None:
             return ""
         args, kwargs = seen
+        if are_put(self.keywords):
+            kwargs = glimpse_keywords(self.keywords)
         return glimpse_arguments(args, kwargs or {}, _parameters(self.fn))
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, overload
 
-from nbqueue.codec.glimpse import glimpse_arguments, glimpse_values
+from nbqueue.codec.glimpse import glimpse_arguments, glimpse_keywords, glimpse_values
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, ReplyBody, load_call
 from nbqueue.codec.seal import body_of
 from nbqueue.codec.tracebacks import gist_of
@@ -238,7 +238,7 @@ class _Note:
         body = load_call(body_of(self.payload))
         if body.packed:
             plain: list[Any] = pickle.loads(body.packed)
-            common = (glimpse_values(body.common) or {}) if body.common else {}
+            common = glimpse_keywords(body.common)
             return [(args, common) for args in plain]
         return body.frames
 

@@ -223,7 +223,9 @@ class Link:
         # It was put for another queue.
         message = self._foreign.get(handle)
         if message is None:
-            message = self._foreign[handle] = self.seal_put(handle.digest, bytes(handle.body))
+            # Where others can reach the server, workers may be elsewhere.
+            body = bytes(handle.body) if self.private else handle.packed()
+            message = self._foreign[handle] = self.seal_put(handle.digest, body)
             self.follow(handle)
         return message
 

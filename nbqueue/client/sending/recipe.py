@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, cast
 
 from nbqueue.client.sending.listener import OpenCall
 from nbqueue.client.sending.options import Options
-from nbqueue.codec.blobs import Put
-from nbqueue.codec.frames import held_by, size_of
-from nbqueue.codec.functions import dump_arguments, dumps, is_plain
+from nbqueue.codec.blobs import Put, as_keywords
+from nbqueue.codec.frames import SHARED_BYTES, held_by, size_of
+from nbqueue.codec.functions import dump_arguments, dump_frame, is_plain
 from nbqueue.codec.messages import CallBody, dump_call, load_call
 from nbqueue.codec.seal import body_of
 from nbqueue.codec.segments import Segment, Shelf
@@ -64,7 +64,8 @@ class Packed(NamedTuple):
 
 
 class Recipe:
-    """What all calls of a batch have in common. `make` pickles the function as it is now."""
+    """What all calls of a batch have in common. `make` pickles the function as it is now, `keep` makes a handle for
+    keywords that are large, and what else is goes on the `shelf`."""
 
     def __init__(
         self,
@@ -72,9 +73,11 @@ class Recipe:
         options: Options,
         kwargs: dict[str, Any],
         make: Callable[[Callable[..., Any]], Made],
-        shelf: Shelf | None = None,
+        shelf: Shelf | None,
+        keep: Callable[[bytes], Put[Any]],
     ) -> None:
         self._shelf = shelf
+        self._keep = keep
         self.fn = fn
         self.options = options
         self.kwargs = kwargs
@@ -85,10 +88,27 @@ class Recipe:
         """Pickle the function, as its notebook defines it now, and take note of the surroundings again."""
         self.fn = latest(self.fn)
         self.function, self.setting, self.blobs, self._puts = self._make(self.fn)
-        # Refused here with the name of the argument, then made as a packed call wants it.
-        dump_arguments((), self.kwargs, self.options.name, self.fn, [])
+        self.keywords, self._apart = b"", False
+        self._puts_of_packed = self._puts
+        if not self.kwargs:
+            return
         handles: list[Put[Any]] = []
-        self.keywords = dumps(self.kwargs, None, handles) if self.kwargs else b""
+        try:
+            keywords = dump_frame(self.kwargs, handles, self._shelf)
+        except Exception:
+            # Refused with the name of the argument.
+            dump_arguments((), self.kwargs, self.options.name, self.fn, [])
+            raise
+        if not held_by(keywords):
+            # It may be too large.
+            dump_arguments((), self.kwargs, self.options.name, self.fn, [])
+        if size_of(keywords) >= SHARED_BYTES:
+            # Sent once: what stands for them is small, and the same for all items.
+            self._apart = True
+            handle = self._keep(keywords)
+            keywords = as_keywords(handle)
+            self._puts = {**self._puts, handle.digest: handle, **{each.digest: each for each in handles}}
+        self.keywords = keywords
         self._puts_of_packed = {**self._puts, **{handle.digest: handle for handle in handles}}
 
     @property
@@ -102,7 +122,7 @@ class Recipe:
             *(o.name, self.function, self.setting, o.timeout, o.retries),
             packed=packed,
             frames=frames,
-            common=self.keywords if packed else b"",
+            common=self.keywords if packed or self._apart else b"",
             retry_on=o.retry_on_names,
             puts=tuple(puts),
         )
@@ -124,7 +144,8 @@ class Recipe:
         """An item pickled with the keywords, or why that cannot be sent."""
         handles: list[Put[Any]] = []
         try:
-            frame = dump_arguments(args, self.kwargs, self.options.name, self.fn, handles, self._shelf)
+            kwargs = {} if self._apart else self.kwargs
+            frame = dump_arguments(args, kwargs, self.options.name, self.fn, handles, self._shelf)
         except NotSendable as error:
             return error
         if not handles and type(frame) is bytes:
