@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from nbqueue import context
 from nbqueue.client.launch import LocalLauncher, local_launcher
@@ -28,8 +29,8 @@ from nbqueue.client.sending.setting import SettingWatch
 from nbqueue.codec import segments
 from nbqueue.codec.blobs import Put, find, pack
 from nbqueue.codec.captured import LARGE_BYTES, Captures
-from nbqueue.codec.frames import held_by
-from nbqueue.codec.functions import digest, dump_arguments, dump_function, dump_put
+from nbqueue.codec.frames import held_by, refer
+from nbqueue.codec.functions import Large, digest, dump_arguments, dump_function, dump_function_apart, dump_put
 from nbqueue.codec.messages import CallBody, dump_call
 from nbqueue.codec.parts import type_name
 from nbqueue.codec.seal import Seal, fingerprint, new_secret
@@ -76,6 +77,8 @@ class Core:
         self._shares = self.private and bool(segments.base())
         self.watch = SettingWatch(self._shelf_path)
         self._captures = Captures()
+        # Those with large captures, as they were sent last: their content's digest, and where they lie.
+        self._functions: WeakKeyDictionary[Callable[..., Any], tuple[str, Put[Any]]] = WeakKeyDictionary()
         self.workers: int | None = None
         self.limits = WorkerLimits()
         self._lock = threading.Lock()
@@ -212,14 +215,44 @@ class Core:
     def make(self, fn: Callable[..., Any], name: str) -> Made:
         """The function and the setting, from what they are now."""
         handles: list[Put[Any]] = []
-        code = dump_function(fn, name, handles)
-        if len(code) > LARGE_BYTES and (heavy := self._captures.look(fn, name, len(code))):
+        shelf = self.shelf
+        code = dump_function(fn, name, handles) if shelf is None else dump_function_apart(fn, name, handles)
+        size = code.size_bytes if isinstance(code, Large) else len(code)
+        if size > LARGE_BYTES and (heavy := self._captures.look(fn, name, size)):
             warnings.warn(heavy, RuntimeWarning, stacklevel=users_level())
-        function = digest(code)
         setting, text = self.watch.current()
         link = self.link
+        if isinstance(code, Large):
+            handle = self._shared_function(fn, code, shelf)
+            if handle is not None:
+                blobs = {handle.digest: handle.message, setting: link.seal_blob(setting, text)}
+                return Made(handle.digest, setting, blobs, {each.digest: each for each in (handle, *handles)})
+            # There is no room for it.
+            code = dump_function(fn, name, handles)
+        function = digest(code)
         blobs = {function: link.seal_blob(function, code), setting: link.seal_blob(setting, text)}
         return Made(function, setting, blobs, {handle.digest: handle for handle in handles} if handles else {})
+
+    def _shared_function(self, fn: Callable[..., Any], code: Large, shelf: Shelf | None) -> Put[Any] | None:
+        """A function with large captures, as if it were put; written again only when what it captures has changed."""
+        content = code.digest()
+        try:
+            before = self._functions.get(fn)
+        except TypeError:
+            # It cannot be a key.
+            before = None
+        if before is not None and before[0] == content:
+            return before[1]
+        frame = None if shelf is None else refer(shelf, code.stream, code.buffers)
+        if frame is None:
+            return None
+        handle = self._put(frame, "function")
+        try:
+            self._functions[fn] = content, handle
+        except TypeError:
+            # It cannot be a key, and travels anew with each call.
+            pass
+        return handle
 
     def put(self, value: Any) -> Put[Any]:
         """A handle for `value` as it is now; it is sent with the first call that needs it."""

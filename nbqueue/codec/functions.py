@@ -13,6 +13,7 @@ import pickle
 import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
@@ -28,10 +29,12 @@ from nbqueue.errors import NotSendable
 __all__ = [
     "LARGEST_BYTES",
     "PLAIN",
+    "Large",
     "digest",
     "dump_arguments",
     "dump_frame",
     "dump_function",
+    "dump_function_apart",
     "dump_put",
     "dumps",
     "is_plain",
@@ -183,10 +186,7 @@ def dump_function(fn: Callable[..., Any], name: str, handles: list[Put[Any]] | N
     code = _remembered.get(fn)
     if code is not None:
         return code
-    try:
-        code = _remembered.note(fn, lambda: dumps(fn, None, handles))
-    except Exception as error:
-        raise NotSendable(f"`{name}` could not be sent: {_blame_function(fn, error)}") from error
+    code = _noted(fn, name, lambda: dumps(fn, None, handles))
     if len(code) > LARGEST_BYTES:
         raise NotSendable(
             f"`{name}` could not be sent: with what it captures it is {len(code):,} bytes when pickled"
@@ -194,6 +194,55 @@ def dump_function(fn: Callable[..., Any], name: str, handles: list[Put[Any]] | N
             "the task."
         )
     return code
+
+
+def dump_function_apart(fn: Callable[..., Any], name: str, handles: list[Put[Any]]) -> bytes | Large:
+    """The same, for where there is shared memory: what is large is not copied yet, and may have any size."""
+    code = _remembered.get(fn)
+    if code is not None:
+        return code
+    large: list[Large] = []
+
+    def dump() -> bytes:
+        found = Large(*_dump_apart(fn, handles, SHARED_BYTES))
+        if found.size_bytes < SHARED_BYTES:
+            return b"".join(found.stream)
+        large.append(found)
+        return b""
+
+    code = _noted(fn, name, dump)
+    if large:
+        _remembered.forget(fn)
+        return large[0]
+    return code
+
+
+@dataclass(frozen=True, slots=True)
+class Large:
+    """A large pickle in pieces, and the buffers that were left out of it: views of what may change soon."""
+
+    stream: list[Any]
+    buffers: list[memoryview]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(len, [*self.stream, *self.buffers]))
+
+    def digest(self) -> str:
+        """Names the content."""
+        state = hashlib.blake2b(digest_size=12)
+        for part in (self.stream, *([buffer] for buffer in self.buffers)):
+            state.update(sum(map(len, part)).to_bytes(8, "little"))
+            for piece in part:
+                state.update(piece)
+        return state.hexdigest()
+
+
+def _noted(fn: Callable[..., Any], name: str, dump: Callable[[], bytes]) -> bytes:
+    try:
+        return _remembered.note(fn, dump)
+    except Exception as error:
+        raise NotSendable(f"`{name}` could not be sent: {_blame_function(fn, error)}") from error
 
 
 def dump_arguments(

@@ -28,7 +28,7 @@ from typing import Any
 from nbqueue import context
 from nbqueue.codec import messages
 from nbqueue.codec.blobs import Put, Store, load_keywords
-from nbqueue.codec.frames import is_reference
+from nbqueue.codec.frames import is_reference, load_frame
 from nbqueue.codec.functions import digest as digest_of
 from nbqueue.codec.functions import is_plain
 from nbqueue.codec.messages import ERROR, EXCEPTION, SKIPPED, VALUE, CallBody, call_id
@@ -573,7 +573,7 @@ class Worker:
         function = self._functions[body.function]
         if isinstance(function, _Packed):
             data = function.data
-            function = self._guarded(lambda: pickle.loads(data))
+            function = self._guarded(lambda: load_frame(data))
             self._functions[body.function] = function
         self._functions.move_to_end(body.function)
         return function

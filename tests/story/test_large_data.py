@@ -171,6 +171,33 @@ def test_fixed_keywords_of_a_map_travel_once_and_are_each_item_s_own(way: Any, m
         task.map(range(3), table=threading.Lock())
 
 
+def test_what_a_function_captures_travels_once(way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+    submit = Broker.submit
+
+    def noting(broker: Broker, client: str, epoch: str, calls: Any, blobs: Any) -> Any:
+        sent.extend(blobs)
+        return submit(broker, client, epoch, calls, blobs)
+
+    monkeypatch.setattr(Broker, "submit", noting)
+    table, text = np.arange(N), os.urandom(300_000)
+
+    @way.task
+    def look(i: int) -> tuple[float, int]:
+        table[i] += 1
+        return float(table[i]), len(text)
+
+    # A worker unpickles it once; what it changes there, it finds again.
+    first = [look(i).result(timeout=30) for i in (1, 2)]
+    assert first == [(2.0, 300_000), (3.0, 300_000)]
+    assert {value for value, _ in look.map([7] * 6).results(timeout=30)} <= {8.0 + i for i in range(6)}
+    assert len(set(sent)) == 2
+    # What the notebook says now.
+    table[1] = 100
+    assert look(1).result(timeout=30) == (101.0, 300_000)
+    assert len(set(sent)) == 3
+
+
 # Shared memory itself
 
 

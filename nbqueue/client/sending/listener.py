@@ -255,7 +255,7 @@ class Link:
         """
         self.check_process()
         if puts:
-            digests = (*digests, *puts)
+            digests = (*digests, *(digest for digest in puts if digest not in digests))
             blobs = {**blobs, **{digest: self._message(handle) for digest, handle in puts.items()}}
         with self._lock:
             self._last = n = self._last + 1
