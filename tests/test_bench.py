@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ def _document(runs: list[runner.Run]) -> dict[str, Any]:
         "versions": {"nbqueue": "1.0", "loky": None},
         "workers": 2,
         "quick": False,
+        "interrupted": False,
         "runs": [run.to_dict() for run in runs],
     }
 
@@ -70,6 +72,18 @@ def test_a_daemon_that_a_library_leaves_is_ended_and_counted(tmp_path: Path, wai
     assert [process.pid for process in cpu.marked("test-of-a-daemon")] == [pid]
     assert runner.end_all("test-of-a-daemon", patience_s=0.0) == 1
     wait_until(lambda: not psutil.pid_exists(pid) or not cpu.lives(psutil.Process(pid)))
+
+
+def test_an_interrupt_tells_what_was_measured_so_far() -> None:
+    command = [sys.executable, "-m", "tests.bench", "--quick", "--repeat", "500", "--work", "cold", "--peer", "Pool"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as bench:
+        assert bench.stderr is not None
+        assert bench.stderr.readline().startswith("cold, Pool: ")
+        bench.send_signal(signal.SIGINT)
+        told, _ = bench.communicate(timeout=60)
+    assert bench.returncode == 130
+    assert "Interrupted: not all was measured" in told
+    assert "| cold start to first result |" in told
 
 
 def test_a_process_that_takes_too_long_is_ended_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path in draw(document, asked.chart):
             print(path, file=sys.stderr)
     print(markdown(document), end="")
-    return 0
+    return 130 if document["interrupted"] and not asked.stored else 0
 
 
 def measure(works: Sequence[Work], peers: Sequence[str], asked: argparse.Namespace) -> dict[str, Any]:
@@ -133,6 +133,7 @@ def measure(works: Sequence[Work], peers: Sequence[str], asked: argparse.Namespa
         "versions": {**{name: _version(name) for name in LIBRARIES}, "redis-server": _server_version()},
         "workers": asked.workers,
         "quick": asked.quick,
+        "interrupted": len(runs) < total,
         "runs": [run.to_dict() for run in runs],
     }
 

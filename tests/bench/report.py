@@ -55,6 +55,7 @@ def machine_line(document: dict[str, Any]) -> str:
     machine, versions = document["machine"], document["versions"]
     repeats = 1 + max((run["repetition"] for run in document["runs"]), default=0)
     quick = " **Quick: small sizes, numbers mean little.**" if document["quick"] else ""
+    quick += " **Interrupted: not all was measured.**" if document["interrupted"] else ""
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     # The first minute's load is of what ran before us.
     busy = machine["load"] > 0.5

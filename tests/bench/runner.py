@@ -77,21 +77,27 @@ def run_all(
     began: Callable[[Work, str, int], None],
     ended: Callable[[Run], None],
 ) -> list[Run]:
+    """All that was measured; after an interrupt, as much as there is."""
     _adopt_orphans()
     runs: list[Run] = []
     hopeless: dict[tuple[str, str], str] = {}
-    for repetition, work, peer in order(works, peers, repeat):
-        began(work, peer, repetition)
-        reason = hopeless.get((work.name, peer)) or missing(peer)
-        if reason:
-            run = Run(work.name, peer, repetition, failed=reason)
-        else:
-            limit = limit_s or work.limit_s
-            run = run_one(work, peer, repetition, quick=quick, workers=workers, limit_s=limit)
-            if run.failed.startswith("not done within"):
-                hopeless[work.name, peer] = run.failed
-        runs.append(run)
-        ended(run)
+    try:
+        for repetition, work, peer in order(works, peers, repeat):
+            began(work, peer, repetition)
+            reason = hopeless.get((work.name, peer)) or missing(peer)
+            if reason:
+                run = Run(work.name, peer, repetition, failed=reason)
+            else:
+                limit = limit_s or work.limit_s
+                run = run_one(work, peer, repetition, quick=quick, workers=workers, limit_s=limit)
+                if run.failed.startswith("not done within"):
+                    # Once is enough of that.
+                    hopeless[work.name, peer] = run.failed
+            runs.append(run)
+            ended(run)
+    except KeyboardInterrupt:
+        # What has been measured in an hour is not thrown away.
+        pass
     return runs
 
 
