@@ -37,6 +37,7 @@ class TaskContext:
     post: Callable[[str, object, Details | Callable[[], Details]], None]
     lanes: list[Lane] = field(default_factory=list)  # of the item that runs; what `report` says comes first
     shows: bool = False  # its caller is a notebook, which shows what it prints
+    shares: bool = False  # and shares memory with the workers of its queue
 
     def end_lanes(self) -> None:
         """The item is over: the next one of the call begins with no bars."""

@@ -26,7 +26,7 @@ from nbqueue.client.sending.listener import Link
 from nbqueue.client.sending.options import Options
 from nbqueue.client.sending.recipe import Made, Recipe
 from nbqueue.client.sending.setting import SettingWatch
-from nbqueue.codec import segments
+from nbqueue.codec import shelves
 from nbqueue.codec.blobs import Put, find, pack
 from nbqueue.codec.captured import LARGE_BYTES, Captures
 from nbqueue.codec.frames import held_by, refer
@@ -74,7 +74,7 @@ class Core:
         self.link = Link(queue, self.address, self.keys, Seal(secret, self.prefix))
         self.link.private = self.private
         # On a server of others, workers may be elsewhere.
-        self._shares = self.private and bool(segments.base())
+        self.shares = self.private and bool(shelves.base())
         self.watch = SettingWatch(self._shelf_path)
         self._captures = Captures()
         # Those with large captures, as they were sent last: their content's digest, and where they lie.
@@ -109,7 +109,7 @@ class Core:
     @property
     def shelf(self) -> Shelf | None:
         """Where large data may be put; None where they travel in messages."""
-        return segments.ours() if self._shares else None
+        return shelves.ours() if self.shares else None
 
     def _shelf_path(self) -> str:
         shelf = self.shelf
@@ -268,6 +268,9 @@ class Core:
     def _put(self, body: bytes, what: str) -> Put[Any]:
         held = held_by(body)
         name = secrets.token_hex(12) if held else digest(body)
+        if held and self.private:
+            # Whoever kills this process now needs somebody to clean up after it: the supervisor.
+            self.address()
         handle = None if held else find(name, self.prefix)
         if handle is None:
             handle = Put(name, self.link.seal_put(name, body), self.prefix, what, *held)
@@ -329,14 +332,18 @@ def private_core(queue: str, executable: str) -> Core:
     return core_of(queue, None, _private_secret, executable)
 
 
-def core_of(queue: str, address: Address | None, secret: bytes, executable: str | None = None) -> Core:
-    """The one core of this process for a queue on a server."""
+def core_of(
+    queue: str, address: Address | None, secret: bytes, executable: str | None = None, shares: bool | None = None
+) -> Core:
+    """The one core of this process for a queue on a server; with `shares`, its workers share this one's memory."""
     # By pid: a forked child starts with none.
     key = (os.getpid(), str(address or "private"), Keys.of(queue, fingerprint(secret)).prefix)
     with _cores_lock:
         core = _cores.get(key)
         if core is None:
             core = _cores[key] = Core(queue, address, secret, executable)
+        if shares is not None:
+            core.shares = shares
         return core
 
 

@@ -26,7 +26,7 @@ from nbqueue import errors
 from nbqueue.client.echo import Echo, way_out
 from nbqueue.client.results.several import wait_for
 from nbqueue.client.results.waiting import Interrupted
-from nbqueue.codec import segments
+from nbqueue.codec import shelves
 from nbqueue.errors import ForkedQueue, NbqueueError, PoolError
 from nbqueue.progress.places import shown_here
 from nbqueue.stream.connect import Address
@@ -160,7 +160,7 @@ class LocalLauncher:
         if self._echo is not None:
             self._echo.end()
         self._remove_left_over()
-        segments.remove_ours()
+        shelves.remove_ours()
 
     def _check(self) -> None:
         if os.getpid() != self._pid:

@@ -239,7 +239,7 @@ class TaskQueue:
         Parameters
         ----------
         value : object
-            Anything that can be pickled, up to 500 MB.
+            Anything that can be pickled, up to 500 MB; on a private server, as much as shared memory has room for.
 
         Returns
         -------
@@ -421,7 +421,7 @@ class TaskQueue:
             address = Address.from_dict(task.address)
             if str(address) != self._server:
                 raise NbqueueError(f"A task can use queues on its own server only, and {self!r} is elsewhere.")
-            return core_of(self.stream_key, address, task.secret)
+            return core_of(self.stream_key, address, task.secret, shares=task.shares)
         core = find_core(self.stream_key, self._server)
         if core is not None:
             return core

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from nbqueue.codec.frames import is_reference, is_there, parts_of, size_of, stand_ins
+from nbqueue.codec.frames import buffers_of, is_reference, is_there, parts_of, size_of
 from nbqueue.codec.parts import type_name
 from nbqueue.codec.seal import HEAD_BYTES
 from nbqueue.codec.segments import Segment
@@ -211,7 +211,7 @@ def _start(at: int) -> int:
 
 def _buffers_of(body: memoryview) -> int:
     """How many buffers were left out of its pickle."""
-    return len(stand_ins(body)[1]) if is_reference(body) else len(_parts(body)) - 1
+    return buffers_of(body) if is_reference(body) else len(_parts(body)) - 1
 
 
 def unpack(body: memoryview, segment: Segment | None = None) -> Any:

@@ -12,12 +12,13 @@ import pickle
 from collections.abc import Sequence
 from typing import Any
 
-from nbqueue.codec.segments import Segment, Shelf, visit
+from nbqueue.codec.segments import Segment, Shelf
+from nbqueue.codec.shelves import visit
 from nbqueue.errors import NbqueueError
 
 __all__ = [
-    *("SHARED_BYTES", "Frame", "held_by", "is_reference", "is_there", "load_frame", "parts_of", "refer", "size_of"),
-    "stand_ins",
+    *("SHARED_BYTES", "Frame", "buffers_of", "held_by", "is_reference", "is_there", "load_frame", "parts_of", "refer"),
+    *("size_of", "stand_ins"),
 ]
 
 # What is smaller travels in the message.
@@ -102,6 +103,12 @@ def is_there(data: bytes | memoryview) -> bool:
         return visit(path).has(name)
     except NbqueueError:
         return False
+
+
+def buffers_of(data: bytes | memoryview) -> int:
+    """How many buffers were left out of the pickle of a reference."""
+    _, _, sizes, inline = _read(data)
+    return len(sizes) - (inline is None)
 
 
 def stand_ins(data: bytes | memoryview) -> tuple[bytes | memoryview | None, list[Any]]:

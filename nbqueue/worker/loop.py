@@ -33,7 +33,8 @@ from nbqueue.codec.functions import digest as digest_of
 from nbqueue.codec.functions import is_plain
 from nbqueue.codec.messages import ERROR, EXCEPTION, SKIPPED, VALUE, CallBody, call_id
 from nbqueue.codec.seal import Seal, body_of
-from nbqueue.codec.segments import Guest, Shelf, visit
+from nbqueue.codec.segments import Guest, Shelf
+from nbqueue.codec.shelves import visit
 from nbqueue.codec.tracebacks import dump_exception
 from nbqueue.codec.values import dump_value
 from nbqueue.errors import BadMessage, NbqueueError, ResultNotSendable, ServerError, TaskTimeout
@@ -829,6 +830,7 @@ class Worker:
             end_wait=self._end_wait,
             post=self._post,
             shows=self._surroundings.shows,
+            shares=bool(self._surroundings.shelf),
         )
 
     def _begin_wait(self) -> None:

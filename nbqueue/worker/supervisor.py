@@ -27,7 +27,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from nbqueue.codec import segments
+from nbqueue.codec import shelves
 from nbqueue.errors import NbqueueError
 from nbqueue.stream import server as private
 from nbqueue.stream.records import WorkerLimits
@@ -111,7 +111,7 @@ class Supervisor:
                 if not swept and (self._server is not None or self._pools):
                     swept = True
                     private.sweep()
-                    segments.sweep()
+                    shelves.sweep()
         finally:
             self._clean_up()
         return 0
@@ -175,7 +175,7 @@ class Supervisor:
             return
         give_up = time.monotonic() + SWEEP_S
         # Its death reaches us a moment before its lock is free.
-        while not segments.sweep(self._parent) and os.getppid() != self._parent and time.monotonic() < give_up:
+        while not shelves.sweep(self._parent) and os.getppid() != self._parent and time.monotonic() < give_up:
             time.sleep(0.005)
 
     def _flush_outlets(self) -> None:
@@ -217,7 +217,7 @@ class Supervisor:
                             pool.died(member, event.exit)
         if any(isinstance(event, Dead) for event in events):
             # A worker whose tasks sent large data to others had shared memory of its own.
-            segments.sweep()
+            shelves.sweep()
 
     def _take_slot(self) -> tuple[int, Slot]:
         if not self._free:

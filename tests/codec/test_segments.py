@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbqueue.codec import frames, segments
+from nbqueue.codec import frames, segments, shelves
 from nbqueue.codec.frames import SHARED_BYTES, Frame, load_frame
 from nbqueue.codec.functions import dump_arguments, dump_frame
 from nbqueue.codec.glimpse import glimpse_values
-from nbqueue.codec.segments import Directory, Guest, Mapping, Own
+from nbqueue.codec.segments import Directory, Guest, Mapping
+from nbqueue.codec.shelves import Own
 from nbqueue.errors import NbqueueError
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no /dev/shm")
@@ -27,7 +28,7 @@ N = 200_000  # floats: 1.6 MB
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Own]:
     own = Own("/dev/shm")
-    monkeypatch.setattr(segments, "_ours", own)
+    monkeypatch.setattr(shelves, "_ours", own)
     yield own
     own.remove()
     assert not os.path.exists(own.path)
@@ -153,7 +154,7 @@ def test_results_of_calls_that_are_over_are_swept(own: Own) -> None:
 
 
 def test_the_pool_is_bounded(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "POOL_BYTES", 4_000_000)
+    monkeypatch.setattr(shelves, "POOL_BYTES", 4_000_000)
     held = [dump_frame(np.arange(N), None, own) for _ in range(5)]
     held.clear()
     own.let_go()
@@ -249,16 +250,16 @@ def test_a_directory_that_others_can_enter_is_refused(own: Own, tmp_path: Path) 
 def test_directories_of_the_dead_are_swept(own: Own) -> None:
     pid = os.fork()
     if pid == 0:
-        segments._ours = None
-        segments.ours()
+        shelves._ours = None
+        shelves.ours()
         os._exit(0)
     os.waitpid(pid, 0)
     left = [name for name in os.listdir("/dev/shm") if name.startswith(f"nbqueue-{os.getuid()}-{pid}-")]
     assert len(left) == 1
-    assert segments.sweep(pid)
+    assert shelves.sweep(pid)
     assert not os.path.exists(f"/dev/shm/{left[0]}")
     assert os.path.exists(own.path)
-    assert not segments.sweep(os.getpid())
+    assert not shelves.sweep(os.getpid())
 
 
 def test_arguments_are_described_without_their_data(own: Own) -> None:

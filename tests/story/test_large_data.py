@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from nbqueue import NotSendable, TaskQueue
-from nbqueue.codec import segments
+from nbqueue.codec import shelves
 from nbqueue.stream.broker import Broker
 
 N = 250_000  # floats: 2 MB
@@ -41,7 +42,7 @@ def shared() -> Shared:
         pytest.skip("there is no /dev/shm")
 
     def files() -> list[str]:
-        own = segments.existing()
+        own = shelves.existing()
         if own is None:
             return []
         own.let_go()
@@ -228,7 +229,7 @@ def test_cancelled_calls_and_lost_replies_leave_nothing(
     wait_until((tmp_path / "here").exists)
     assert len(shared()) == 1
     future.cancel()
-    own = segments.existing()
+    own = shelves.existing()
     assert own is not None
     # As a worker leaves it that is killed before it has told of it.
     Path(own.path, f"r-{queue._core.link.client}-1-00000000").write_bytes(bytes(10))
@@ -252,7 +253,7 @@ def test_a_task_that_keeps_its_argument_never_sees_later_data(queue: Any, shared
 
 
 def test_workers_and_kernel_write_to_the_same_pages_again(queue: Any, shared: Shared, wait_until: Any) -> None:
-    own = segments.ours()
+    own = shelves.ours()
     assert own is not None
 
     def inodes() -> set[int]:
@@ -268,8 +269,83 @@ def test_workers_and_kernel_write_to_the_same_pages_again(queue: Any, shared: Sh
     assert inodes() == before
 
 
+def test_calls_inside_tasks_share_memory_too(queue: Any, shared: Shared, wait_until: Callable[..., Any]) -> None:
+    def inner(x: Any, y: Any) -> Any:
+        return x + y
+
+    @queue.task
+    def outer(x: Any) -> Any:
+        from nbqueue.codec import shelves
+
+        future = queue.submit(inner, x, np.ones(N))
+        own = shelves.existing()
+        assert own is not None
+        sent = [name for name in os.listdir(own.path) if name.startswith("a-")]
+        return future.result(), len(sent), own.path
+
+    handle = queue.put(np.arange(N))
+    for given in (np.arange(N), handle):
+        found, sent, path = outer(given).result(timeout=30)
+        assert (found == np.arange(N) + 1).all()
+        assert sent == 1
+    # It goes with its worker.
+    queue.shutdown()
+    wait_until(lambda: not os.path.exists(path))
+
+
+def test_what_was_put_and_is_forgotten_leaves_the_workers_too(
+    queue: Any, shared: Shared, wait_until: Callable[..., Any]
+) -> None:
+    handle = queue.put(np.arange(N))
+
+    def name(x: Any) -> int:
+        return os.getpid()
+
+    assert len(shared()) == 1
+    pids = {future.result(timeout=20) for future in [queue.submit(name, handle) for _ in range(6)]}
+
+    def mapped() -> bool:
+        return any("/a-" in line for pid in pids for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
+
+    assert mapped()
+    del handle
+    # A future and its call hold each other.
+    wait_until(lambda: gc.collect() >= 0 and not shared())
+    wait_until(lambda: not mapped())
+
+
+def test_small_shared_memory_is_left_to_others(start_script: Callable[..., Any], tmp_path: Path) -> None:
+    """Docker gives 64 MB: what does not fit goes through Redis, arguments, results and what is put."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(small)]
+    if os.getuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        script = start_script(SMALL, env={"NBQUEUE_SHARED_MEMORY": str(small)})
+        assert script.end().split() == ["5000000.0", "1000000.0", "500000.0", "True"]
+        assert not os.listdir(small)
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+SMALL = """
+import os
+import numpy as np
+from nbqueue import TaskQueue
+queue = TaskQueue(workers=2)
+base = os.environ["NBQUEUE_SHARED_MEMORY"]
+print(queue.submit(np.sum, np.ones(5_000_000)).result())
+print(queue.submit(np.ones, 1_000_000).result().sum())
+handles = [queue.put(np.ones(500_000)) for _ in range(3)]
+print(*{future.result() for future in [queue.submit(np.sum, handle) for handle in handles]})
+found = os.statvfs(base)
+print(found.f_bavail > found.f_blocks // 9)
+"""
+
+
 def test_lost_data_cost_their_own_call_only(queue: Any, shared: Shared, tmp_path: Path) -> None:
-    own = segments.ours()
+    own = shelves.ours()
     assert own is not None
     queue.shutdown()
     lost = queue.submit(np.sum, np.ones(N))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from nbqueue.codec import segments
+from nbqueue.codec import shelves
 from nbqueue.codec.frames import Frame
 from nbqueue.codec.messages import ReplyBody
 
@@ -18,7 +18,7 @@ __all__ = ["claimed", "let_go", "sweep"]
 
 def claimed(body: ReplyBody) -> ReplyBody:
     """The reply, whose large values are ours now: each goes when the last that needs it does."""
-    own = segments.existing()
+    own = shelves.existing()
     if own is None:
         return body
     frames = list(body.frames)
@@ -32,13 +32,13 @@ def claimed(body: ReplyBody) -> ReplyBody:
 
 def let_go() -> None:
     """Take back what nobody needs any more. Costs next to nothing when there is nothing."""
-    own = segments.existing()
+    own = shelves.existing()
     if own is not None:
         own.let_go()
 
 
 def sweep(client: str, is_open: Callable[[int], bool]) -> None:
     """Remove results of calls that are over, whose replies will not arrive or do not count."""
-    own = segments.existing()
+    own = shelves.existing()
     if own is not None:
         own.sweep_results(client, is_open)
