@@ -149,6 +149,24 @@ class Broker:
         self, client: str, epoch: str, calls: Sequence[Call], blobs: Mapping[str, bytes]
     ) -> Taken | OtherEpoch | NeedBlobs:
         """Take `calls` (their numbers rising) and the `blobs` that the server may not have yet."""
+        return self.parse_submit(self.step("submit", *self._submit_args(client, epoch, calls, blobs)))
+
+    def submit_command(
+        self, client: str, epoch: str, calls: Sequence[Call], blobs: Mapping[str, bytes]
+    ) -> tuple[Any, ...]:
+        """The same for whoever reads the answer later; a server that was restarted answers `ForgotScripts`."""
+        return self.command("submit", *self._submit_args(client, epoch, calls, blobs))
+
+    @staticmethod
+    def parse_submit(answer: Any) -> Taken | OtherEpoch | NeedBlobs:
+        if answer[0] == b"OK":
+            return Taken(answer[1], answer[2])
+        if answer[0] == b"EPOCH":
+            return OtherEpoch()
+        return NeedBlobs(tuple(digest.decode() for digest in answer[1:]))
+
+    @staticmethod
+    def _submit_args(client: str, epoch: str, calls: Sequence[Call], blobs: Mapping[str, bytes]) -> list[Any]:
         needs = {digest for call in calls for digest in call.digests}
         args: list[Any] = [client, epoch, str(len(blobs))]
         for digest, data in blobs.items():
@@ -158,12 +176,7 @@ class Broker:
         args.append(str(len(calls)))
         for call in calls:
             args += (str(call.n), " ".join(call.digests), str(call.items), str(call.first), call.payload)
-        answer = self.step("submit", *args)
-        if answer[0] == b"OK":
-            return Taken(answer[1], answer[2])
-        if answer[0] == b"EPOCH":
-            return OtherEpoch()
-        return NeedBlobs(tuple(digest.decode() for digest in answer[1:]))
+        return args
 
     def read_replies_command(self, client: str, cursor: bytes, *, block_ms: int | None) -> tuple[Any, ...]:
         block = () if block_ms is None else ("BLOCK", str(block_ms))

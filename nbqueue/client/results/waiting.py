@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from nbqueue import context
 from nbqueue.client.sending.listener import Link
+from nbqueue.client.sending.presses import Presses
 
 __all__ = [
     "Interrupted",
@@ -43,9 +42,6 @@ Interrupted = Callable[[], str]
 TICK_S = 0.05
 # Longer than the listener's hello, which brings the number of workers.
 HINT_S = 3.0
-# Whose handlers of SIGINT tell an event loop, which hears nothing while its thread waits.
-_KERNELS = ("ipykernel.ipkernel", "nbqueue.notebook.interrupt")
-_LOOPS = (*_KERNELS, "asyncio.runners")
 
 
 def wait_until(
@@ -67,7 +63,7 @@ def wait_until(
     """
     if link is not None and not ready():
         link.check_thread()
-    presses = _Presses()
+    presses = Presses()
     try:
         with context.waiting(), presses:
             ended = _wait(condition, ready, timeout, link, presses)
@@ -85,75 +81,31 @@ def _wait(
     ready: Callable[[], bool],
     timeout: float | None,
     link: Link | None,
-    presses: _Presses,
+    presses: Presses,
 ) -> bool:
     began = time.monotonic()
     deadline = None if timeout is None else began + timeout
     hint_at = began + HINT_S
-    with condition:
-        while not ready():
-            now = time.monotonic()
-            if presses.number or (deadline is not None and now >= deadline):
-                return False
-            until = hint_at if deadline is None else min(deadline, hint_at)
+
+    def ended() -> bool:
+        with condition:
+            return ready()
+
+    while not ended():
+        now = time.monotonic()
+        if presses.number or (deadline is not None and now >= deadline):
+            return False
+        until = hint_at if deadline is None else min(deadline, hint_at)
+        if link is None or not presses.masked or not link.steer(ended, until, lambda: bool(presses.number)):
             if presses.noted:
                 until = min(until, now + TICK_S)
-            condition.wait(max(0.0, until - now))
-            if link is not None and time.monotonic() >= hint_at and not ready():
-                hint(link)
-                hint_at = time.monotonic() + HINT_S
+            with condition:
+                if not ready():
+                    condition.wait(max(0.0, until - now))
+        if link is not None and time.monotonic() >= hint_at and not ended():
+            hint(link)
+            hint_at = time.monotonic() + HINT_S
     return True
-
-
-class _Presses:
-    """A ``with`` block in which interrupts are counted instead of being raised anywhere.
-
-    Only in the main thread, which is where Python raises them, and only where nobody has put a handler of his own.
-    """
-
-    __slots__ = ("_before", "noted", "number")
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.noted = False
-        self._before: Any = None
-
-    def __enter__(self) -> _Presses:
-        if threading.current_thread() is threading.main_thread():
-            before = signal.getsignal(signal.SIGINT)
-            if before is signal.default_int_handler or _home_of(before) in _LOOPS:
-                self._before, self.noted = before, True
-                signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.noted:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _note(self, _number: int, _frame: object) -> None:
-        self.number += 1
-
-    def error(self, message: str) -> BaseException:
-        """What is raised for an interrupt. Out of a coroutine that is not the cell's own, no KeyboardInterrupt may
-        come: it would end the kernel's loop, and the kernel with it.
-        """
-        if _home_of(self._before) not in _KERNELS or _in_the_cell():
-            return KeyboardInterrupt(message)
-        self._before(signal.SIGINT, None)
-        return asyncio.CancelledError(message)
-
-
-def _home_of(handler: Any) -> str:
-    return getattr(getattr(handler, "func", handler), "__module__", None) or ""
-
-
-def _in_the_cell() -> bool:
-    """True unless the code that runs is another coroutine's than the cell's."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        return True
-    return task is None or getattr(task.get_coro(), "__name__", "") == "run_cell_async"
 
 
 def _carry_out(interrupted: Callable[[], str]) -> str:
@@ -165,7 +117,7 @@ def _carry_out(interrupted: Callable[[], str]) -> str:
     thread = threading.Thread(
         target=lambda: said.append(ours.run(interrupted)), name="nbqueue-interrupt", daemon=True
     )
-    with _Presses() as presses:
+    with Presses() as presses:
         thread.start()
         while thread.is_alive() and not presses.number:
             thread.join(TICK_S)

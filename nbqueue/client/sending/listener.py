@@ -1,15 +1,19 @@
-"""The one thread that talks to Redis for a queue: sends calls, reads replies.
+"""All that talks to Redis for a queue: sends calls, reads replies.
 
 ::
 
     any thread   submit ─▶ outbox ─┐            ┌─▶ sink: a future or a batch
                                    ▼            │
-    listener           SUBMIT (many at once)   replies (many at once)
+    helm               SUBMIT (many at once)   replies (many at once)
+
+One thread at a time has the helm, and with it the connections: the listener, which is there from the first call on,
+or a thread that waits for a result and has nothing better to do (`Link.steer`), which saves two changes of threads a
+call. A lone call leaves in the thread that makes it; calls made while its answer is on the way leave together after.
 
 Always true here: a call's bytes are kept until its last item has ended, so a server that lost its data can
 be told everything again; calls are numbered and sent in rising order, and the server takes each number once;
-on every (re)connect, and every two seconds while calls are open, epoch and mark are compared. The listener
-never waits for a view, and never runs a user's code except the callbacks of futures.
+on every (re)connect, and every two seconds while calls are open, epoch and mark are compared. Who has the helm
+never waits for a view, and never runs a user's code except the callbacks of futures; no interrupt strikes there.
 """
 
 from __future__ import annotations
@@ -21,13 +25,15 @@ import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, finalize
 
 from nbqueue.client.sending import claims
 from nbqueue.client.sending.history import History
+from nbqueue.client.sending.presses import Presses
 from nbqueue.codec import messages
 from nbqueue.codec.blobs import Put
 from nbqueue.codec.messages import ReplyBody, call_id
@@ -47,6 +53,7 @@ from nbqueue.stream.connect import (
     LOWEST_LIMIT_BYTES,
     Address,
     CommandError,
+    ForgotScripts,
     Wire,
     explaining,
     is_out_of_memory,
@@ -79,6 +86,14 @@ FULL_S, LONGEST_FULL_S = 0.2, 2.0
 # Sealed blobs kept for calls to come, if they are small.
 BLOBS_KEPT = 64
 SMALL_BLOB_BYTES = 1_000_000
+# Who waits for results one after the other takes the helm again so soon that the listener need not be woken between.
+QUIET_S, QUIETLY_S = 0.005, 0.02
+# How long it is waited for who has the helm just now, before the result is waited for.
+HELM_S = 0.0005
+# Between two looks of who steers, at whether he was interrupted.
+STEER_S = 0.05
+# What a thread sends itself when it makes a call; more is the listener's.
+SENT_HERE_BYTES = 64_000
 _NO_PUTS: Mapping[str, Put[Any]] = {}
 
 
@@ -109,6 +124,16 @@ class Sink(Protocol):
 
     def unanswered(self, call: OpenCall) -> Sequence[int]:
         """Items of the call that have no outcome: open, or cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A SUBMIT whose answer has not been read: the first `numbers` calls of the outbox, and these blobs."""
+
+    numbers: int
+    last: int
+    blobs: frozenset[str]
+    largest: int
 
 
 @dataclass(slots=True)
@@ -170,7 +195,19 @@ class Link:
         self._closing = False
         self._closed = False
         self._thread: threading.Thread | None = None
-        # Below: the listener's own.
+        self._resume = threading.Event()  # the listener may take the helm again
+        self._helm = threading.Lock()
+        # Below: guarded by the helm.
+        self._helmsman = 0  # the thread that has it, while it may call others
+        self._steered_since = 0.0  # not by the listener; 0.0 when it is
+        self._steered_at = 0.0
+        self._turns = 0
+        self._trouble: BaseException | None = None  # of who had the helm before: the listener sees to it
+        self._asked: _Asked | None = None
+        self._poller_here: select.poll | None = None  # of who steers
+        self._listening = False  # the server was asked for the next replies
+        self._here = False  # and they have come, with another answer
+        self._heard = 0.0
         self._epoch = ""
         self._mark = 0
         self._cursor = b"0"
@@ -195,12 +232,17 @@ class Link:
             )
 
     def check_thread(self) -> None:
-        """Raises NbqueueError in the thread that hears of the end of calls: it would wait for itself."""
-        if threading.current_thread() is self._thread:
+        """Raises NbqueueError where a thread hears of the end of calls: it would wait for itself."""
+        if self._is_helmsman:
             raise NbqueueError(
                 f"A done-callback must not wait for another call of the queue {self.queue!r}: it runs in the thread "
                 "that receives the results. Start a thread in the callback, or wait where the calls are made."
             )
+
+    @property
+    def _is_helmsman(self) -> bool:
+        """Whether this thread is handing out what has arrived, and would wait for itself."""
+        return self._helmsman == threading.get_ident() or threading.current_thread() is self._thread
 
     def seal_blob(self, digest: str, data: bytes) -> bytes:
         with self._lock:
@@ -263,10 +305,81 @@ class Link:
             opened = OpenCall(Call(n, digests, items, payload), blobs, sink, base, splits, time.time(), puts, held)
             self._open[n] = opened
             self._outbox.append(n)
-            self._wake()
             if self._thread is None:
                 self._start()
+        if not self._send_here(opened):
+            with self._lock:
+                self._wake()
         return opened
+
+    def _send_here(self, opened: OpenCall) -> bool:
+        """Send what was just submitted. False if somebody else is to do it."""
+        if self._asked is not None:
+            # It goes with what has come together when the answer is there, and whoever reads that looks here.
+            return True
+        if len(opened.call.payload) > SENT_HERE_BYTES:
+            return False
+        with Presses() as presses:
+            sent = presses.masked and self._try_here(opened)
+        presses.again()
+        return sent
+
+    def _try_here(self, opened: OpenCall) -> bool:
+        if not self._helm.acquire(blocking=False):
+            return False
+        try:
+            steps = self._steps
+            if steps is None or not (self._epoch and steps.wire.connected) or self._trouble or self._cancels:
+                return False
+            unsent = sum(len(data) for digest, data in opened.blobs.items() if digest not in self._sent_blobs)
+            if unsent > SENT_HERE_BYTES or time.monotonic() < self._send_at:
+                return False
+            self._send_calls(steps)
+        except (NbqueueError, CommandError) as error:
+            self._leave_trouble(error)
+            return False
+        else:
+            return True
+        finally:
+            self._helm.release()
+
+    def steer(self, ended: Callable[[], bool], until: float, interrupted: Callable[[], bool]) -> bool:
+        """Do here what the listener does, until something has ended, the clock says `until`, or an interrupt.
+
+        Only where no interrupt can be raised.
+
+        Returns
+        -------
+        bool
+            False if that cannot be done now: then wait.
+        """
+        if not self._helm.acquire(timeout=HELM_S):
+            return False
+        began = self._steered_since = time.monotonic()
+        try:
+            if self._trouble is not None or self._poller_here is None:
+                return False
+            while not (ended() or interrupted() or self._closing):
+                left = until - time.monotonic()
+                if left <= 0:
+                    break
+                self._turn(self._poller_here, min(left, STEER_S))
+        except BaseException as error:  # noqa: BLE001 - the listener tells of it, and connects again
+            self._leave_trouble(error)
+            return False
+        finally:
+            now = self._steered_at = time.monotonic()
+            self._steered_since = 0.0
+            self._helm.release()
+            if now - began > QUIETLY_S:
+                self._resume.set()
+        return True
+
+    def _leave_trouble(self, error: BaseException) -> None:
+        self._trouble = error
+        with self._lock:
+            self._wake()
+        self._resume.set()
 
     def cancel(self, calls: Iterable[OpenCall]) -> None:
         """Forget calls, and have the server forget them: queued, delayed and running alike."""
@@ -291,7 +404,7 @@ class Link:
 
     def settle_cancels(self, timeout_s: float) -> bool:
         """Wait until the server has heard of everything cancelled so far. False if it has not in time."""
-        if threading.current_thread() is self._thread:
+        if self._is_helmsman:
             # It is the one that tells.
             return False
         with self._changed:
@@ -376,6 +489,7 @@ class Link:
         with self._lock:
             self._closing = True
             self._wake()
+        self._resume.set()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(5.0)
@@ -415,7 +529,8 @@ class Link:
         while not self._closing:
             served: float | None = None
             try:
-                self._connect()
+                with self._helm:
+                    self._connect()
                 served, self.failure = time.monotonic(), None
                 self._serve()
             except (NbqueueError, CommandError) as error:
@@ -450,12 +565,15 @@ class Link:
         self._steps.connect()
         self._replies.wire.connect()
         self._sent_blobs.clear()
+        self._listening = self._here = False
         self._say_hello(self._steps)
 
     def _disconnect(self) -> None:
-        for broker in (self._steps, self._replies):
-            if broker is not None:
-                broker.wire.close()
+        with self._helm:
+            for broker in (self._steps, self._replies):
+                if broker is not None:
+                    broker.wire.close()
+            self._poller_here, self._trouble, self._asked = None, None, None
 
     def _say_hello(self, steps: Broker) -> None:
         """Compare epoch and mark with the server's, and send again what it does not know."""
@@ -479,41 +597,85 @@ class Link:
             self._wake()
 
     def _serve(self) -> None:
+        with self._helm:
+            # What was on its way when the last connection broke: nobody wakes us for it again.
+            self._send_cancels()
+            self._try_to_send()
+            poller, self._poller_here = self._new_poller(), self._new_poller()
+        while not self._closing:
+            if self._trouble is not None:
+                raise self._trouble
+            if self._park():
+                continue
+            with self._helm:
+                self._listen()
+                turns = self._turns
+            ready = self._poll(poller, BLOCK_MS / 1000)
+            with self._helm:
+                if turns == self._turns:
+                    self._act(ready)
+
+    def _new_poller(self) -> select.poll:
+        assert self._steps is not None
+        assert self._replies is not None
+        poller = select.poll()
+        for fd in (self._wake_r, self._steps.wire.fileno(), self._replies.wire.fileno()):
+            poller.register(fd, select.POLLIN)
+        return poller
+
+    def _park(self) -> bool:
+        """Leave the helm to others, and look again in a while. False when nobody needs it."""
+        since, now = self._steered_since, time.monotonic()
+        if not since and now - self._steered_at > QUIET_S:
+            return False
+        # Whoever has had it for longer says when he is done.
+        self._resume.wait(QUIET_S if not since or now - since < QUIETLY_S else HELLO_S)
+        self._resume.clear()
+        return True
+
+    def _turn(self, poller: select.poll, longest_s: float) -> None:
+        """Wait for something to do, and do it. The helm is ours."""
+        self._listen()
+        self._act(self._poll(poller, longest_s))
+
+    def _poll(self, poller: select.poll, longest_s: float) -> set[int]:
+        if self._watched:
+            longest_s = min(longest_s, WATCH_MS / 1000)
+        elif self._full_s:
+            longest_s = min(longest_s, FULL_S)
+        # Rounded up: a wait that ends before its time would be one more turn.
+        return {fd for fd, _ in poller.poll(0 if self._here else int(longest_s * 1000) + 1)}
+
+    def _act(self, ready: set[int]) -> None:
         steps, replies = self._steps, self._replies
         assert steps is not None
         assert replies is not None
-        poller = select.poll()
-        poller.register(self._wake_r, select.POLLIN)
-        poller.register(replies.wire.fileno(), select.POLLIN)
-        # What was on its way when the last connection broke: nobody wakes us for it again.
-        self._send_cancels(steps)
-        self._try_to_send(steps)
-        here = self._listen(replies)
-        heard = time.monotonic()
-        while not self._closing:
-            longest = WATCH_MS if self._watched else FULL_S * 1000 if self._full_s else BLOCK_MS
-            ready = {fd for fd, _ in poller.poll(0 if here else longest)}
-            if self._wake_r in ready:
-                with self._lock:
-                    os.read(self._wake_r, 64)
-                    self._awake = False
-            if here or replies.wire.fileno() in ready:
-                self._dispatch(replies.parse_replies(replies.wire.receive()))
-                here = self._listen(replies)
-                heard = time.monotonic()
-            elif time.monotonic() - heard > REPLY_TIMEOUT_S:
-                # The other connection may live on, so that nothing else would tell.
-                raise ServerUnreachable(f"{replies.wire.address} has fallen silent.")
-            if self._watched:
-                self._look_after()
-            self._send_cancels(steps)
-            self._try_to_send(steps)
-            if self._unneeded:
-                self._let_go(steps)
-            claims.let_go()
-            if time.monotonic() - self._said_hello > HELLO_S:
-                claims.sweep(self.client, self._open.__contains__)
-                self._say_hello(steps)
+        self._turns += 1
+        if self._wake_r in ready:
+            with self._lock:
+                os.read(self._wake_r, 64)
+                self._awake = False
+        if self._asked is not None and steps.wire.fileno() in ready:
+            self._settle()
+        if self._here or replies.wire.fileno() in ready:
+            answer = replies.wire.receive()
+            self._here = self._listening = False
+            self._heard = time.monotonic()
+            self._dispatch(replies.parse_replies(answer))
+        elif self._listening and time.monotonic() - self._heard > REPLY_TIMEOUT_S:
+            # The other connection may live on, so that nothing else would tell.
+            raise ServerUnreachable(f"{replies.wire.address} has fallen silent.")
+        if self._watched:
+            self._look_after()
+        self._send_cancels()
+        self._try_to_send()
+        if self._unneeded:
+            self._let_go()
+        claims.let_go()
+        if time.monotonic() - self._said_hello > HELLO_S:
+            claims.sweep(self.client, self._open.__contains__)
+            self._settle()
+            self._say_hello(steps)
 
     def _look_after(self) -> None:
         with self._lock:
@@ -522,39 +684,34 @@ class Link:
         with self._lock:
             self._watched += kept
 
-    def _listen(self, replies: Broker) -> bool:
-        """Ask for the next replies. True if they came together with another answer, so that no poll tells."""
+    def _listen(self) -> None:
+        """Ask for the next replies, unless that has been done."""
+        if self._listening:
+            return
+        replies = self._replies
+        assert replies is not None
         read = replies.read_replies_command(self.client, self._cursor, block_ms=BLOCK_MS)
         much = self._untrimmed >= TRIM_EVERY or self._untrimmed_bytes >= TRIM_BYTES
-        if not much and (self._open or not self._untrimmed):
+        idle = not self._open and not self._steered_since
+        self._listening, self._heard = True, time.monotonic()
+        if not (much or (idle and self._untrimmed)):
             replies.wire.send(read)
-            return False
+            return
         self._untrimmed = self._untrimmed_bytes = 0
         replies.wire.send(replies.trim_replies_command(self.client, self._cursor), read)
         replies.wire.receive()
-        return replies.wire.ready()
+        # They may have come together with that answer, so that no poll tells.
+        self._here = replies.wire.ready()
 
-    def _try_to_send(self, steps: Broker) -> None:
+    def _try_to_send(self) -> None:
         """Send calls; where the server's memory is full they wait, and what runs there can still end."""
-        if time.monotonic() < self._send_at:
-            return
-        try:
-            self._send_calls(steps)
-        except CommandError as error:
-            if not is_out_of_memory(error):
-                raise
-            self._full_s = min(LONGEST_FULL_S, self._full_s * 2 or FULL_S)
-            self._send_at = time.monotonic() + self._full_s
-            self.failure = ServerError(
-                "The server's memory is full (maxmemory). Calls wait until results have been taken, or until it is "
-                "given more."
-            )
-        else:
-            if self._full_s:
-                self._full_s, self.failure = 0.0, None
+        if self._outbox and self._asked is None and time.monotonic() >= self._send_at:
+            assert self._steps is not None
+            self._send_calls(self._steps)
 
     def _send_calls(self, steps: Broker) -> None:
-        while self._outbox:
+        """Send what has come together; `_settle` reads the answer."""
+        while self._outbox and self._asked is None:
             calls: list[Call] = []
             blobs: dict[str, bytes] = {}
             size = 0
@@ -575,37 +732,72 @@ class Link:
                         if digest not in self._sent_blobs and digest not in blobs:
                             blobs[digest] = data
                             size += len(data)
-                numbers = [self._outbox[i] for i in range(taken)]
-            if calls:
-                # A large one goes alone: a server takes one gigabyte in one command at most.
-                large = next((digest for digest, data in blobs.items() if len(data) > MOST_BYTES), None)
-                if large is not None and len(blobs) > 1:
-                    calls, blobs = [], {large: blobs[large]}
-                try:
-                    answer = steps.submit(self.client, self._epoch, calls, blobs)
-                except (ServerError, CommandError) as error:
-                    if not may_be_too_large(error):
-                        raise
-                    largest = max(map(len, [*blobs.values(), *(call.payload for call in calls)]))
-                    self._suspect = largest if largest > LOWEST_LIMIT_BYTES else 0
-                    raise
-                if isinstance(answer, OtherEpoch):
-                    self._say_hello(steps)
-                    return
-                if isinstance(answer, NeedBlobs):
-                    self._sent_blobs -= set(answer.digests)
-                    continue
-                self._sent_blobs |= blobs.keys()
-                if len(self._sent_blobs) > 10_000:
-                    self._sent_blobs.clear()
-                self.workers = answer.workers
-                if not calls:
-                    continue
-            with self._changed:
-                for _ in numbers:
-                    self._outbox.popleft()
-                self._mark = max(self._mark, numbers[-1])
-                self._changed.notify_all()
+                last = self._outbox[taken - 1]
+            if not calls:
+                self._taken(taken, last)
+                continue
+            # A large one goes alone: a server takes one gigabyte in one command at most.
+            large = next((digest for digest, data in blobs.items() if len(data) > MOST_BYTES), None)
+            if large is not None and len(blobs) > 1:
+                calls, blobs, taken = [], {large: blobs[large]}, 0
+            largest = max(map(len, [*blobs.values(), *(call.payload for call in calls)]))
+            self._asked = _Asked(taken, last, frozenset(blobs), largest)
+            with self._suspecting(largest):
+                steps.wire.send(steps.submit_command(self.client, self._epoch, calls, blobs))
+
+    @contextmanager
+    def _suspecting(self, largest: int) -> Iterator[None]:
+        try:
+            yield
+        except (ServerError, CommandError) as error:
+            if may_be_too_large(error):
+                self._suspect = largest if largest > LOWEST_LIMIT_BYTES else 0
+            raise
+
+    def _settle(self) -> None:
+        """Read the answer to what was sent, if there is one to come."""
+        asked, steps = self._asked, self._steps
+        if asked is None:
+            return
+        assert steps is not None
+        try:
+            with self._suspecting(asked.largest):
+                answer = steps.parse_submit(steps.wire.receive())
+        except ForgotScripts as error:
+            raise ServerError("the server forgot its scripts") from error
+        except CommandError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._asked = None
+            self._full_s = min(LONGEST_FULL_S, self._full_s * 2 or FULL_S)
+            self._send_at = time.monotonic() + self._full_s
+            self.failure = ServerError(
+                "The server's memory is full (maxmemory). Calls wait until results have been taken, or until it is "
+                "given more."
+            )
+            return
+        self._asked = None
+        if self._full_s:
+            self._full_s, self.failure = 0.0, None
+        if isinstance(answer, OtherEpoch):
+            self._say_hello(steps)
+        elif isinstance(answer, NeedBlobs):
+            self._sent_blobs -= set(answer.digests)
+        else:
+            self._sent_blobs |= asked.blobs
+            if len(self._sent_blobs) > 10_000:
+                self._sent_blobs.clear()
+            self.workers = answer.workers
+            if asked.numbers:
+                self._taken(asked.numbers, asked.last)
+
+    def _taken(self, numbers: int, last: int) -> None:
+        """The server has the first calls of the outbox."""
+        with self._changed:
+            for _ in range(numbers):
+                self._outbox.popleft()
+            self._mark = max(self._mark, last)
+            self._changed.notify_all()
 
     def _refuse(self, size: int) -> None:
         """End the calls that this server does not let in, so that those behind them can leave."""
@@ -625,17 +817,22 @@ class Link:
                 self._open.pop(opened.call.n, None)
                 self._changed.notify_all()
 
-    def _let_go(self, steps: Broker) -> None:
+    def _let_go(self) -> None:
+        steps = self._steps
+        assert steps is not None
+        self._settle()
         while self._unneeded:
             digest = self._unneeded.popleft()
             self._sent_blobs.discard(digest)
             steps.let_go(digest)
 
-    def _send_cancels(self, steps: Broker) -> None:
+    def _send_cancels(self) -> None:
         with self._lock:
             names = self._cancels[:5000]
         if names:
-            steps.cancel(self.client, names)
+            assert self._steps is not None
+            self._settle()
+            self._steps.cancel(self.client, names)
             with self._changed:
                 del self._cancels[: len(names)]
                 self._changed.notify_all()
@@ -645,6 +842,13 @@ class Link:
     # Replies
 
     def _dispatch(self, arrived: list[Incoming]) -> None:
+        self._helmsman = threading.get_ident()
+        try:
+            self._hand_out(arrived)
+        finally:
+            self._helmsman = 0
+
+    def _hand_out(self, arrived: list[Incoming]) -> None:
         for incoming in arrived:
             self._cursor = incoming.id
             self._untrimmed += 1

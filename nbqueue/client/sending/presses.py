@@ -1,0 +1,87 @@
+"""Interrupts that are counted instead of being raised: for what must not be left in the middle.
+
+Always true here: only the main thread is concerned, which is where Python raises them, and only where nobody has put
+a handler of his own.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+import asyncio
+import signal
+import threading
+from typing import Any
+
+__all__ = ["Presses"]
+
+# Whose handlers of SIGINT tell an event loop, which hears nothing while its thread waits.
+_KERNELS = ("ipykernel.ipkernel", "nbqueue.notebook.interrupt")
+_LOOPS = (*_KERNELS, "asyncio.runners")
+_SIGINT = int(signal.SIGINT)
+_main = threading.main_thread
+
+
+class Presses:
+    """A ``with`` block in which interrupts are counted.
+
+    Attributes
+    ----------
+    number : int
+    noted : bool
+        They are. Else this is another thread, or somebody's own handler does what it does.
+    """
+
+    __slots__ = ("_before", "noted", "number")
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.noted = False
+        self._before: Any = None
+
+    @property
+    def masked(self) -> bool:
+        """Nothing can be raised in this block."""
+        return self.noted or threading.current_thread() is not _main()
+
+    def __enter__(self) -> Presses:
+        if threading.current_thread() is _main():
+            # Not `signal.getsignal` and `signal.signal`, whose enums cost 10 µs.
+            before = _signal.getsignal(_SIGINT)
+            if before is signal.default_int_handler or _home_of(before) in _LOOPS:
+                self._before, self.noted = before, True
+                _signal.signal(_SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.noted:
+            _signal.signal(_SIGINT, self._before)
+
+    def _note(self, _number: int, _frame: object) -> None:
+        self.number += 1
+
+    def again(self) -> None:
+        """After the block: let what was counted be felt now, as it would have been."""
+        if self.number:
+            self._before(_SIGINT, None)
+
+    def error(self, message: str) -> BaseException:
+        """What is raised for an interrupt. Out of a coroutine that is not the cell's own, no KeyboardInterrupt may
+        come: it would end the kernel's loop, and the kernel with it.
+        """
+        if _home_of(self._before) not in _KERNELS or _in_the_cell():
+            return KeyboardInterrupt(message)
+        self._before(_SIGINT, None)
+        return asyncio.CancelledError(message)
+
+
+def _home_of(handler: Any) -> str:
+    return getattr(getattr(handler, "func", handler), "__module__", None) or ""
+
+
+def _in_the_cell() -> bool:
+    """True unless the code that runs is another coroutine's than the cell's."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return True
+    return task is None or getattr(task.get_coro(), "__name__", "") == "run_cell_async"
