@@ -184,7 +184,7 @@ def test_calls_that_could_not_be_sent_leave_as_soon_as_the_connection_is_there_a
 ) -> None:
     """They lay there until a blocked read ended, two seconds later: what had woken the listener was used up."""
     monkeypatch.setattr(listener, "BLOCK_MS", 60_000)
-    submit = Broker.submit
+    submit = Broker.submit_command
     lost: list[int] = []
 
     def lose_the_first(broker: Broker, *args: Any) -> Any:
@@ -193,7 +193,7 @@ def test_calls_that_could_not_be_sent_leave_as_soon_as_the_connection_is_there_a
             broker.wire.close()
         return submit(broker, *args)
 
-    monkeypatch.setattr(Broker, "submit", lose_the_first)
+    monkeypatch.setattr(Broker, "submit_command", lose_the_first)
     queue = TaskQueue(redis_server.url, new_key)
     queue.run(1)
     assert queue.submit(abs, -1).result(timeout=20) == 1

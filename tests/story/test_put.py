@@ -195,13 +195,13 @@ def test_a_handle_of_another_queue(queue: Any, new_key: str, data: Any) -> None:
 
 def test_it_travels_once(queue: Any, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[str] = []
-    submit = Broker.submit
+    submit = Broker.submit_command
 
     def noting(broker: Broker, client: str, epoch: str, calls: Any, blobs: Any) -> Any:
         sent.extend(blobs)
         return submit(broker, client, epoch, calls, blobs)
 
-    monkeypatch.setattr(Broker, "submit", noting)
+    monkeypatch.setattr(Broker, "submit_command", noting)
     handle = queue.put(data)
     assert queue.map(lambda x, i: float(x[i]), [handle] * 50, range(50), chunksize=2).results(timeout=20)[49] == 49.0
     assert queue.submit(lambda x: float(x[1]), handle).result(timeout=20) == 1.0
@@ -213,13 +213,13 @@ def test_large_ones_leave_one_by_one(queue: Any, data: Any, monkeypatch: pytest.
     if way == "shared":
         pytest.skip("they do not leave")
     together: list[int] = []
-    submit = Broker.submit
+    submit = Broker.submit_command
 
     def noting(broker: Broker, client: str, epoch: str, calls: Any, blobs: Any) -> Any:
         together.append(sum(len(blob) > 300_000 for blob in blobs.values()))
         return submit(broker, client, epoch, calls, blobs)
 
-    monkeypatch.setattr(Broker, "submit", noting)
+    monkeypatch.setattr(Broker, "submit_command", noting)
     monkeypatch.setattr(listener, "MOST_BYTES", 300_000)
     handles = [queue.put(data + i) for i in range(4)]
     assert queue.submit(lambda *x: [float(a[0]) for a in x], *handles).result(timeout=20) == [0.0, 1.0, 2.0, 3.0]

@@ -705,9 +705,11 @@ class Link:
 
     def _try_to_send(self) -> None:
         """Send calls; where the server's memory is full they wait, and what runs there can still end."""
-        if self._outbox and self._asked is None and time.monotonic() >= self._send_at:
+        if (self._outbox or self._full_s) and self._asked is None and time.monotonic() >= self._send_at:
             assert self._steps is not None
             self._send_calls(self._steps)
+            if self._asked is None:
+                self._not_full()
 
     def _send_calls(self, steps: Broker) -> None:
         """Send what has come together; `_settle` reads the answer."""
@@ -777,8 +779,7 @@ class Link:
             )
             return
         self._asked = None
-        if self._full_s:
-            self._full_s, self.failure = 0.0, None
+        self._not_full()
         if isinstance(answer, OtherEpoch):
             self._say_hello(steps)
         elif isinstance(answer, NeedBlobs):
@@ -790,6 +791,10 @@ class Link:
             self.workers = answer.workers
             if asked.numbers:
                 self._taken(asked.numbers, asked.last)
+
+    def _not_full(self) -> None:
+        if self._full_s:
+            self._full_s, self.failure = 0.0, None
 
     def _taken(self, numbers: int, last: int) -> None:
         """The server has the first calls of the outbox."""
