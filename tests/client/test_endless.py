@@ -230,3 +230,12 @@ def test_a_callback_of_a_future_that_nobody_holds_is_called(queue: Any, wait_unt
     called: list[int] = []
     queue.map(abs, [-1, -2]).futures[1].add_done_callback(lambda future: called.append(future.result()))
     wait_until(lambda: called == [2], timeout=20)
+
+
+def test_a_batch_of_more_items_than_could_ever_be_counted_is_cancelled(queue: Any) -> None:
+    """It once took a byte for each of them, and more memory than there is."""
+    batch = queue.map(abs, range(10**12))
+    assert batch[3] == 3
+    batch.cancel()
+    assert batch.done
+    assert len(batch) < 10**9

@@ -6,49 +6,37 @@
     batch[i] ◀─ ledger ◀─ listener (as they arrive)             tally ─▶ progress bar
 
 Always true here: nothing leads back to the `Batch`, which only its user holds, so it is known when nobody does any
-more; `demand` decides how far a generator is drawn. Futures are made for the items that somebody asks for, and kept
-here until they have ended.
+more; `demand` decides how far a generator is drawn; the listener alone tells how items have ended.
 """
 
 from __future__ import annotations
 
 import pickle
 import sys
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures._base import RUNNING
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-from weakref import WeakValueDictionary
 
 from nbqueue import context
-from nbqueue.client.results.demand import Demand, Reader
-from nbqueue.client.results.failures import annotate, note_of, summary_of
-from nbqueue.client.results.frames import hand_out
+from nbqueue.client.results.asking import Asked
 from nbqueue.client.results.future import TaskFuture
-from nbqueue.client.results.items import Details
-from nbqueue.client.results.ledger import CANCELLED, FORGOTTEN, OPEN, Ledger
+from nbqueue.client.results.ledger import CANCELLED, OPEN
 from nbqueue.client.results.outcome import Outcome, skipped
-from nbqueue.client.results.replay import Kept
-from nbqueue.client.results.waiting import Interrupted, begun, wait_until
-from nbqueue.client.sending.feeding import Feeder
 from nbqueue.client.sending.listener import Link, OpenCall
 from nbqueue.client.sending.recipe import Packed, Prepared, Recipe, items_of
 from nbqueue.codec.frames import size_of
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, ReplyBody
-from nbqueue.errors import NbqueueError, TaskCancelled
+from nbqueue.errors import NbqueueError
 from nbqueue.progress.page import Page
 from nbqueue.progress.prints import Prints
-from nbqueue.progress.tally import Lane, Tally
+from nbqueue.progress.tally import Lane
 
 __all__ = ["Arriving"]
 
-# Results that a loop takes together.
-RUN = 1_000
-# And how many futures it takes before the feeder hears of it.
-LOOK_EVERY = 64
+# So many items that were never drawn are counted one by one when a batch is cancelled.
+MOST_CANCELLED = 10_000_000
 
 
-class Arriving:
+class Arriving(Asked):
     """The items of one batch. It is what takes the replies, and the feeder's items."""
 
     many = True
@@ -60,33 +48,10 @@ class Arriving:
         items: Iterable[tuple[Any, ...]],
         total: int | None,
     ) -> None:
-        self._link = link
-        self._recipe = recipe
-        self.name = recipe.options.name
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._ledger = Ledger()
-        self._total = total
-        self._demand = Demand(known=total is not None)
-        self._arguments: dict[int, Prepared] = {}  # of failed items, to run them again
-        self._unfinished: list[OpenCall] = []  # calls with items that were cancelled or broken
-        self._summaries: set[str] = set()  # notes on all failures that were made so far
-        self._settled = 0
-        self._exhausted = False
+        super().__init__(link, recipe, items, total)
         self._cancelled = False
-        self._futures: dict[int, TaskFuture[Any]] = {}  # of open items
-        self._ended: WeakValueDictionary[int, TaskFuture[Any]] = WeakValueDictionary()  # of others
-        self._order: list[int] | None = None  # of completion, once somebody wants to know
-        self._order_first = 0  # so many are in it no longer
         self._running: set[int] = set()
-        self._calls: dict[int, OpenCall] = {}
-        self._callbacks: list[Callable[[], object]] = []
         self._unwanted: set[int] = set()  # places that were cancelled before they were drawn
-        self._details = Details()
-        self._feeder = Feeder(items, total, recipe, link)
-        self.tally = Tally(self.name, total, unserved=lambda: link.unserved)
-        name = self.name  # alone, so that nothing here leads back
-        self._prints = Prints(None, name, lambda place: f"{name}[{place}]")
 
     def check_first(self) -> None:
         """Raises what the first item has against being sent."""
@@ -101,248 +66,6 @@ class Arriving:
         name = self.name
         self._prints = Prints(page, name, lambda place: f"{name}[{place}]")
         self._feeder.start(self)
-
-    # Asking
-
-    @property
-    def total(self) -> int | None:
-        return self._total
-
-    @property
-    def done(self) -> bool:
-        return self._exhausted and self._settled >= len(self._ledger)
-
-    def wait(self, timeout: float | None) -> bool:
-        """Wait until every item has ended."""
-        self._link.check_process()
-        self.want(1)
-        try:
-            return wait_until(self._changed, lambda: self.done, timeout, self._link, self.interrupted)
-        finally:
-            self.want(-1)
-
-    def want(self, more: int) -> None:
-        """So many more (or less) wait for all of it."""
-        with self._changed:
-            self._demand.wait(more)
-            self._changed.notify_all()
-
-    def when_done(self, callback: Callable[[], object]) -> None:
-        """Call it at the end, at once if that has come."""
-        with self._lock:
-            if not self.done:
-                self._callbacks.append(callback)
-                return
-        callback()
-
-    def wait_for(self, place: int) -> bool:
-        """Wait for one item. False where there is none.
-
-        Raises
-        ------
-        IndexError
-            If it was read before, and is no longer kept.
-        """
-        if self._ledger.kind(place) == OPEN:
-            self._link.check_process()
-            if place >= len(self._ledger):
-                self._ask(place)
-
-            def ready() -> bool:
-                return self._ledger.kind(place) != OPEN or (self._exhausted and place >= len(self._ledger))
-
-            wait_until(self._changed, ready, None, self._link, self.interrupted)
-        if place >= len(self._ledger):
-            self.check_input()
-            return False
-        self.check_kept(place)
-        return True
-
-    def check_kept(self, place: int) -> None:
-        """Raises IndexError for an item that is no longer kept."""
-        if self._ledger.kind(place) == FORGOTTEN:
-            raise IndexError(
-                f"`{self.name}[{place}]` was read and is no longer kept: of an input of unknown length, only the last "
-                f"{self._demand.kept:,} results that a loop has read are. Keep what you need, or map a list."
-            )
-
-    def _ask(self, place: int) -> None:
-        with self._changed:
-            self._demand.ask(place)
-            self._changed.notify_all()
-
-    def check_input(self) -> None:
-        """Raises what the input has raised."""
-        if self._feeder.error is not None:
-            error, as_it_came = self._feeder.error
-            hand_out(error.with_traceback(as_it_came))
-
-    def get(self, place: int) -> Any:
-        value, error = self._look(place)
-        if error is not None:
-            try:
-                hand_out(error)
-            finally:
-                del error
-        return value
-
-    def all_values(self, *, or_errors: bool) -> list[Any]:
-        """Of a batch that is done."""
-        self.check_kept(0)
-        get = self._value_or_error if or_errors else self.get
-        return [
-            value if kind == VALUE and type(value) is not Outcome else get(place)
-            for place, kind, value in self._ledger.items()
-        ]
-
-    def _value_or_error(self, place: int) -> Any:
-        value, error = self._look(place)
-        return value if error is None else error
-
-    def _look(self, index: int) -> tuple[Any, BaseException | None]:
-        self.check_kept(index)
-        kind, value = self._ledger.kind(index), self._ledger.value(index)
-        if kind == CANCELLED:
-            return None, TaskCancelled(f"`{self.name}[{index}]` was cancelled.")
-        return value.get(lambda: self._note(index)) if isinstance(value, Outcome) else (value, None)
-
-    def _note(self, index: int) -> str:
-        with self._lock:
-            worker, attempt, _ = self._details.of(index)
-        return note_of(f"{self.name}[{index}]", self._kept(index), worker, attempt)
-
-    def add_summary(self, error: BaseException) -> None:
-        """Tell what else has failed, in place of what was told before."""
-        places = self.failed_places()
-        summary = summary_of(map(self._outcome, places), len(places), self._total)
-        if summary or self._summaries:
-            annotate(error, summary, instead_of=self._summaries)
-            self._summaries.add(summary)
-
-    def _kept(self, index: int) -> Kept | None:
-        """What an item is made of, None once it has succeeded."""
-        with self._lock:
-            if self._ledger.kind(index) in (VALUE, FORGOTTEN):
-                return None
-            arguments = self._arguments.get(index)
-            calls = [*self._calls.values(), *self._unfinished]
-        recipe = self._recipe
-        if arguments is None:
-            for call in calls:
-                if call.base <= index < call.base + call.call.items:
-                    return Kept.of(recipe.fn, call, index - call.base)
-        return Kept(recipe.fn, arguments, recipe.keywords, recipe.options.retries + 1)
-
-    def _outcome(self, place: int) -> Outcome:
-        kind, value = self._ledger.kind(place), self._ledger.value(place)
-        return value if isinstance(value, Outcome) else Outcome(kind, value, True)
-
-    def failed_places(self) -> list[int]:
-        with self._lock:
-            return self._ledger.places((EXCEPTION, ERROR))
-
-    def future(self, index: int) -> TaskFuture[Any]:
-        """The future of one item; the same one as long as somebody holds it."""
-        if index < 0 or (self._total is not None and index >= self._total):
-            raise IndexError(f"This batch has no item {index}.")
-        self.check_kept(index)
-        if index >= len(self._ledger):
-            self._ask(index)
-        with self._lock:
-            kind = self._ledger.kind(index)
-            future = self._futures.get(index) or self._ended.get(index)
-            if future is None:
-                future = TaskFuture(
-                    f"{self.name}[{index}]",
-                    self._link,
-                    lambda: self._cancel_items([index]),
-                    transcript=lambda: self._prints.of(index),
-                    kept=lambda: self._kept(index),
-                )
-                future._detached = self._recipe.options.detached
-                if kind == OPEN:
-                    self._futures[index] = future
-                else:
-                    self._ended[index] = future
-                if index in self._running:
-                    future._state = RUNNING
-                future.worker, future.attempts, future.seconds = self._details.of(index)
-            outcome = self._outcome(index) if kind not in (OPEN, CANCELLED) else None
-        if kind == CANCELLED:
-            future.cancel()
-        elif outcome is not None:
-            future._arrive(outcome, None)
-        return future
-
-    # Reading in a loop
-
-    def reading(self) -> Reading:
-        """A loop over results: it is waited for, and the input is drawn as far as it wants."""
-        return Reading(self._demand, self._changed, self.interrupted)
-
-    def next_run(self, place: int) -> list[Any]:
-        """Values from `place` on that are there and need no look. What lies before has been read."""
-        if not self._limited:
-            return self._ledger.run(place, RUN)
-        with self._changed:
-            self._demand.read(place)
-            kept = self._demand.kept
-            if place - kept - self._ledger.first > max(RUN, kept // 4):
-                self._ledger.drop_before(place - kept)
-                self._forget()
-            self._changed.notify_all()
-            return self._ledger.run(place, RUN)
-
-    def keep_order(self) -> None:
-        """Note from now on in which order items end."""
-        with self._lock:
-            if self._order is None:
-                self._order = [place for place, kind, _ in self._ledger.items() if kind != OPEN]
-                self._order_first = self._ledger.first
-
-    def wait_for_ended(self, number: int, timeout: float | None) -> bool | None:
-        """Wait until so many and one have ended. False at the timeout, None if no more will."""
-
-        def ready() -> bool:
-            return self._ended_number > number or self.done
-
-        if not wait_until(self._changed, ready, timeout, self._link, self.interrupted):
-            return False
-        return True if self._ended_number > number else None
-
-    @property
-    def _ended_number(self) -> int:
-        return self._order_first + len(self._order or ())
-
-    def ended(self, number: int) -> TaskFuture[Any]:
-        """The future of the item that was the `number`-th to end. Those before have been read."""
-        assert self._order is not None
-        if self._limited and number % LOOK_EVERY == 0:
-            with self._changed:
-                self._demand.read(number)
-                past = number - self._demand.kept - self._order_first
-                if past > max(RUN, self._demand.kept // 4):
-                    self._ledger.drop(self._order[:past])
-                    del self._order[:past]
-                    self._order_first += past
-                    self._forget()
-                self._changed.notify_all()
-        at = number - self._order_first
-        if at < 0:
-            self.check_kept(0)
-        return self.future(self._order[max(0, at)])
-
-    @property
-    def _limited(self) -> bool:
-        return not self._demand.known
-
-    def _forget(self) -> None:
-        """The ledger has forgotten its beginning. The lock is held."""
-        first = self._ledger.first
-        self._details.forget(first)
-        for place in [place for place in self._arguments if self._ledger.kind(place) == FORGOTTEN]:
-            del self._arguments[place]
-        self._unfinished = [call for call in self._unfinished if call.base + call.call.items > first]
 
     # Nobody reads
 
@@ -381,6 +104,9 @@ class Arriving:
             open_items = self._ledger.places((OPEN,))
             # What was not sent yet ends as well, as far as it is known how much that is.
             start, unsent = len(self._ledger), max(0, (self._total or 0) - len(self._ledger))
+            if unsent > MOST_CANCELLED:
+                # As of a generator: range(10**12) has no room here.
+                unsent = 0
             self._ledger.extend(unsent, CANCELLED)
             self._settled += unsent
             self._total = len(self._ledger)
@@ -544,6 +270,9 @@ class Arriving:
         self._finish_if_done()
         return ended
 
+    def _is_running(self, place: int) -> bool:
+        return place in self._running
+
     def _to_ended(self, place: int) -> TaskFuture[Any]:
         future = self._ended[place] = self._futures.pop(place)
         return future
@@ -646,27 +375,3 @@ class Arriving:
         self.tally.finish()
         for callback in callbacks:
             callback()
-
-
-class Reading(begun):
-    """A loop over results, as a ``with`` block."""
-
-    __slots__ = ("_changed", "_demand", "_reader")
-
-    def __init__(self, demand: Demand, changed: threading.Condition, interrupted: Interrupted) -> None:
-        super().__init__(interrupted)
-        self._demand = demand
-        self._changed = changed
-        self._reader = Reader()
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        self._demand.begin(self._reader)
-        if not self._demand.known:
-            with self._changed:
-                self._changed.notify_all()
-
-    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        # No lock: a loop may be ended by the collection of garbage, anywhere.
-        self._demand.leave(self._reader)
-        super().__exit__(kind, *details)
