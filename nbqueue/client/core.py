@@ -44,6 +44,7 @@ __all__ = ["Core", "core_of", "find_core", "private_core"]
 
 FLUSH_TIMEOUT_S = 30.0
 CANCEL_TIMEOUT_S = 2.0
+MADE_KEPT = 64
 
 
 def _tell_what_is_lost() -> None:
@@ -81,6 +82,7 @@ class Core:
         self._functions: WeakKeyDictionary[Callable[..., Any], tuple[str, Put[Any]]] = WeakKeyDictionary()
         self.workers: int | None = None
         self.limits = WorkerLimits()
+        self._made: dict[str, tuple[bytes, bytes, Made]] = {}  # last of each name, of these bytes
         self._lock = threading.Lock()
         self._started = False  # or never to be started without run()
         self._running = False
@@ -229,9 +231,18 @@ class Core:
                 return Made(handle.digest, setting, blobs, {each.digest: each for each in (handle, *handles)})
             # There is no room for it.
             code = dump_function(fn, name, handles)
+        made = self._made.get(name)
+        if made is not None and made[0] is code and made[1] is text and not handles:
+            return made[2]
         function = digest(code)
         blobs = {function: link.seal_blob(function, code), setting: link.seal_blob(setting, text)}
-        return Made(function, setting, blobs, {handle.digest: handle for handle in handles} if handles else {})
+        if handles:
+            return Made(function, setting, blobs, {handle.digest: handle for handle in handles})
+        made = code, text, Made(function, setting, blobs, {})
+        if len(self._made) >= MADE_KEPT:
+            self._made.clear()
+        self._made[name] = made
+        return made[2]
 
     def _shared_function(self, fn: Callable[..., Any], code: Large, shelf: Shelf | None) -> Put[Any] | None:
         """A function with large captures, as if it were put; written again only when what it captures has changed."""
@@ -290,8 +301,8 @@ class Core:
         function, setting, blobs, puts = self.make(fn, name)
         handles: list[Put[Any]] = []
         arguments = dump_arguments(args, kwargs, name, fn, handles, self.shelf)
-        for handle in handles:
-            puts[handle.digest] = handle
+        if handles:
+            puts = puts | {handle.digest: handle for handle in handles}
         body = CallBody(
             *(name, function, setting, options.timeout, options.retries),
             frames=(bytes(arguments),),

@@ -278,14 +278,14 @@ class Broker:
                     gone.append(entry)
         return calls, gone
 
-    def sift(self, answer: Any) -> list[Fetched]:
+    def sift(self, answer: Any, *, alone: bool = False) -> list[Fetched]:
         """The calls of a fetch that are open and stand where they were found.
 
         Everything else is refused: what is no call of ours, and true calls that somebody has put on the stream
-        once more, which would run again.
+        once more, which would run again. Where we are `alone` on the server nobody has, and it need not be asked.
         """
         calls, strange = self.parse_fetch(answer)
-        if calls:
+        if calls and not alone:
             self.wire.send(*[("HGET", self.keys.open_calls(call.client), call.n) for call in calls])
             stand: list[Fetched] = []
             for call in calls:

@@ -81,7 +81,7 @@ NEWS, OUTPUT = b"!", b"o"
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
     """What a worker is told at its birth. `consumer` is its name in the group, used by nobody before; after
-    `max_tasks` items it leaves, to be replaced (0: never)."""
+    `max_tasks` items it leaves, to be replaced (0: never). It is `alone` on a server that only its user can reach."""
 
     slot: int
     consumer: str
@@ -91,6 +91,7 @@ class WorkerSpec:
     secret: str = field(repr=False)
     environ: dict[str, str]
     max_tasks: int = 0
+    alone: bool = False
 
 
 class Interrupted(KeyboardInterrupt):
@@ -271,7 +272,7 @@ class Worker:
                     raise
                 broker.ensure_group()
                 return not last
-            calls = broker.sift(answer)
+            calls = broker.sift(answer, alone=self._spec.alone)
             self._last_fetch_empty = not calls
             if not calls and self._store.let_go():
                 # They may hold what is forgotten.

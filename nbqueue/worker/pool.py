@@ -74,6 +74,7 @@ class PoolSpec:
     environ: dict[str, str]
     limits: WorkerLimits
     echo: bool = True
+    alone: bool = False  # nobody else can write to the server
 
 
 @dataclass(slots=True)
@@ -302,6 +303,7 @@ class Pool:
         order = WorkerSpec(
             *(index, consumer, spec.queue, spec.prefix, spec.address, spec.secret, spec.environ),
             max_tasks=self.limits.tasks,
+            alone=spec.alone,
         )
         try:
             self._spawner.start(order, recorder.fds)

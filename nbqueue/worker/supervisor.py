@@ -25,6 +25,7 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from nbqueue.codec import shelves
@@ -291,6 +292,10 @@ class Supervisor:
         elif op == "pool":
             size = message["size"] or min(available_cores(), MOST_BY_DEFAULT)
             spec = make_spec(message, size)
+            server = self._server
+            if server is not None and spec.address.get("path") == str(server.address.path):
+                # Its socket is its user's alone.
+                spec = replace(spec, alone=True)
             self.add_pool(spec)
             self._say({"op": op, "id": spec.id, "size": size})
         elif op == "renew":
