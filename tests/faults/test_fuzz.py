@@ -469,10 +469,14 @@ def test_a_call_whose_payload_was_exchanged_ends_visibly_and_is_not_run_again(
 
 
 def test_a_call_that_is_put_on_the_stream_again_does_not_run_again(
-    queue: Any, client: redis.Redis, tmp_path: Path, wait_until: Callable[..., Any]
+    redis_server: Any, new_key: str, tmp_path: Path, wait_until: Callable[..., Any]
 ) -> None:
+    """On a server that others can write to. Our own has a socket that only its user can open."""
+    from nbqueue import TaskQueue
+
+    queue = TaskQueue(redis_server.url, new_key)
+    client = redis.Redis.from_url(redis_server.url)
     keys = queue._core.keys
-    queue.shutdown()
 
     def run() -> None:
         with (tmp_path / "runs").open("a") as file:
@@ -488,6 +492,7 @@ def test_a_call_that_is_put_on_the_stream_again_does_not_run_again(
         client.xadd(stream, fields)
     wait_until(lambda: queue.status().refused == 4, timeout=20)
     assert (tmp_path / "runs").read_text() == "x"
+    queue.shutdown()
 
 
 def test_a_call_of_another_queue_is_not_run(

@@ -145,13 +145,13 @@ def test_failed_items_are_run_again_with_theirs(way: Any, tmp_path: Path) -> Non
 
 def test_fixed_keywords_of_a_map_travel_once_and_are_each_item_s_own(way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
-    submit = Broker.submit
+    submit = Broker.submit_command
 
     def noting(broker: Broker, client: str, epoch: str, calls: Any, blobs: Any) -> Any:
         sent.append(sum(len(call.payload) for call in calls) + sum(map(len, blobs.values())))
         return submit(broker, client, epoch, calls, blobs)
 
-    monkeypatch.setattr(Broker, "submit", noting)
+    monkeypatch.setattr(Broker, "submit_command", noting)
 
     def work(i: Any, table: Any = None, power: int = 1) -> float:
         found = float(table[int(i[0]) if isinstance(i, list) else i])
@@ -174,13 +174,13 @@ def test_fixed_keywords_of_a_map_travel_once_and_are_each_item_s_own(way: Any, m
 
 def test_what_a_function_captures_travels_once(way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[str] = []
-    submit = Broker.submit
+    submit = Broker.submit_command
 
     def noting(broker: Broker, client: str, epoch: str, calls: Any, blobs: Any) -> Any:
         sent.extend(blobs)
         return submit(broker, client, epoch, calls, blobs)
 
-    monkeypatch.setattr(Broker, "submit", noting)
+    monkeypatch.setattr(Broker, "submit_command", noting)
     table, text = np.arange(N), os.urandom(300_000)
 
     @way.task

@@ -14,6 +14,7 @@ import pytest
 
 import nbqueue
 from nbqueue import WorkerDied
+from nbqueue.client.results.arriving import Arriving
 from nbqueue.worker.sprint import NOTHING, Sprint, next_length
 
 ITEMS = range(3_000)
@@ -146,13 +147,13 @@ def test_news_name_the_item_that_told_them(
         return x
 
     heard: list[tuple[str, int]] = []
-    on_event = nbqueue.Batch.on_event
+    on_event = Arriving.on_event
 
     def listen(batch: Any, call: Any, item: int, event: Any) -> None:
         heard.append((event["kind"], call.base + item))
         on_event(batch, call, item, event)
 
-    monkeypatch.setattr(nbqueue.Batch, "on_event", listen)
+    monkeypatch.setattr(Arriving, "on_event", listen)
     batch = queue.task(tell).options(chunksize=3_000).map(ITEMS, go=str(tmp_path / "go"))
     wait_until(lambda: ("lane", 2_222) in heard)
     (tmp_path / "go").touch()
