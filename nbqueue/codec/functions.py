@@ -313,7 +313,12 @@ def dump_put(value: object, shelf: Shelf | None = None) -> bytes:
 
 
 def _any_long(values: Iterable[object]) -> bool:
-    return any(len(value) > SHARED_BYTES for value in values if isinstance(value, bytes | str))
+    # A loop, since each call pays for it.
+    for value in values:
+        kind = type(value)
+        if (kind is str or kind is bytes) and len(value) > SHARED_BYTES:  # type: ignore[arg-type]
+            return True
+    return False
 
 
 def _all_plain(values: Iterable[object], levels: int) -> bool:

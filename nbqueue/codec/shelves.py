@@ -227,9 +227,9 @@ def visit(path: str) -> Directory:
 
 def sweep(pid: int | None = None) -> bool:
     """Remove directories whose owner is dead. True if none is left of the process `pid`."""
-    where = base()
     gone = True
-    for path in Path(where).glob(f"{PREFIX}{os.getuid()}-*") if where else ():
+    # Also where this process uses none: others may have.
+    for path in (path for where in {base(), _BASE} if where for path in Path(where).glob(f"{PREFIX}{os.getuid()}-*")):
         try:
             found = path.lstat()
             if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
