@@ -176,7 +176,10 @@ class Directory:
         room = os.fstatvfs(self._fd)
         if room.f_bavail * room.f_frsize < size + room.f_blocks * room.f_frsize // _LEFT:
             raise OSError(errno.ENOSPC, "no room would be left for others")
-        return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | CLOSED, 0o600, dir_fd=self._fd)
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | CLOSED, 0o600, dir_fd=self._fd)
+        # A task may have set an umask that forbids it to everybody.
+        os.fchmod(fd, 0o600)
+        return fd
 
     def _pool(self) -> list[tuple[int, str]]:
         """Size and name of each file in the pool."""

@@ -50,11 +50,13 @@ class Own(Directory):
         self._used_at = 0.0
         path = f"{base}/{PREFIX}{os.getuid()}-{self.pid}-{secrets.token_hex(8)}"
         os.mkdir(path, 0o700)
+        os.chmod(path, 0o700)
         self._lock = _lock_of(path)
         if self._lock < 0:
             raise OSError(errno.EBUSY, "it was swept away before it was locked")
         super().__init__(path)
         os.mkdir(POOL, 0o700, dir_fd=self._fd)
+        os.chmod(f"{path}/{POOL}", 0o700)
 
     def shelve(self, parts: Sequence[Sequence[Any]]) -> Shelved | None:
         self.let_go()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 import stat
@@ -104,6 +105,24 @@ def test_what_is_mapped_is_never_written_again(own: Own) -> None:
     for i in range(3):
         dump_frame(np.full(N, i), None, own)
     assert (array == np.arange(N)).all()
+
+
+def test_what_becomes_another_before_it_is_locked_is_not_read(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancelled call whose worker is slow would see the argument of the next one."""
+    held = [dump_frame(np.arange(N), None, own)]
+    data = bytes(held[0])
+    lock = fcntl.flock
+
+    def slow(fd: int, how: int) -> None:
+        if how & fcntl.LOCK_SH and held:
+            held.clear()
+            held.append(dump_frame(np.ones(N), None, own))
+        lock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    with pytest.raises(NbqueueError, match="No such file"):
+        load_frame(data)
+    assert load_frame(held[0])[7] == 1
 
 
 def test_a_forked_child_keeps_what_it_has(own: Own) -> None:
@@ -247,17 +266,23 @@ def test_a_directory_that_others_can_enter_is_refused(own: Own, tmp_path: Path) 
         Directory(str(link))
 
 
-def test_directories_of_the_dead_are_swept(own: Own) -> None:
+def test_directories_of_the_dead_are_swept_though_their_children_live(own: Own) -> None:
+    ask_r, ask_w = os.pipe()
     pid = os.fork()
     if pid == 0:
         shelves._ours = None
         shelves.ours()
+        if os.fork() == 0:
+            os.close(ask_w)
+            os.read(ask_r, 1)
         os._exit(0)
     os.waitpid(pid, 0)
+    os.close(ask_r)
     left = [name for name in os.listdir("/dev/shm") if name.startswith(f"nbqueue-{os.getuid()}-{pid}-")]
     assert len(left) == 1
     assert shelves.sweep(pid)
     assert not os.path.exists(f"/dev/shm/{left[0]}")
+    os.close(ask_w)
     assert os.path.exists(own.path)
     assert not shelves.sweep(os.getpid())
 

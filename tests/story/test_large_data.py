@@ -202,6 +202,19 @@ def test_what_a_function_captures_travels_once(way: Any, monkeypatch: pytest.Mon
 # Shared memory itself
 
 
+def test_a_task_may_set_any_umask(queue: Any, shared: Shared) -> None:
+    def work() -> Any:
+        os.umask(0o777)
+        return np.ones(N)
+
+    future = queue.submit(work)
+    assert future.result(timeout=20).sum() == N
+    (name,) = shared()
+    own = shelves.existing()
+    assert own is not None
+    assert os.stat(f"{own.path}/{name}").st_mode & 0o777 == 0o600
+
+
 def test_it_is_free_when_the_last_future_is_gone(queue: Any, shared: Shared, wait_until: Callable[..., Any]) -> None:
     future = queue.submit(lambda x: x + 1, np.arange(N))
     assert future.result(timeout=20)[0] == 1
