@@ -437,7 +437,9 @@ class Chaos:
     def _on_machine(self) -> list[str]:
         left = [f"process {process.pid} {_words(process)}" for process in self._processes()]
         left += [f"file {path}" for path in (self._home / "run").iterdir()]
-        return left + [f"file {path}" for path in Path("/dev/shm").glob("nbqueue*")]
+        # Those of others who live are theirs.
+        shared = [path for path in Path("/dev/shm").glob("nbqueue-*") if not psutil.pid_exists(_owner(path))]
+        return left + [f"file {path}" for path in shared]
 
     def _processes(self) -> list[psutil.Process]:
         return [process for process in psutil.process_iter() if _carries(process, self._token)]
@@ -710,6 +712,10 @@ def _carries(process: psutil.Process, token: str) -> bool:
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         # Gone, dead already, or somebody else's.
         return False
+
+
+def _owner(shared: Path) -> int:
+    return int(shared.name.split("-")[2])
 
 
 def _words(process: psutil.Process) -> str:
