@@ -25,6 +25,7 @@ ALLOWED = {
     "worker": GROUND | {"stream", "codec", "context", "__init__"},
     "client": GROUND | {"stream", "codec", "progress", "context", "__init__"},
     "notebook": GROUND | {"client", "progress", "context", "__init__"},
+    "interop": GROUND | {"client", "progress", "context", "__init__"},
     "demo": GROUND | {"client", "__init__"},
     "cli": GROUND | {"client", "worker", "stream", "codec", "demo", "__init__"},
     "__init__": {"client", "context", "errors", "notebook"},

@@ -30,7 +30,7 @@ from nbqueue.codec import shelves
 from nbqueue.codec.blobs import Put, find, pack
 from nbqueue.codec.captured import LARGE_BYTES, Captures
 from nbqueue.codec.frames import held_by, refer
-from nbqueue.codec.functions import Large, digest, dump_arguments, dump_function, dump_function_apart, dump_put
+from nbqueue.codec.functions import Large, Share, digest, dump_arguments, dump_function, dump_function_apart, dump_put
 from nbqueue.codec.messages import CallBody, dump_call
 from nbqueue.codec.parts import type_name
 from nbqueue.codec.seal import Seal, fingerprint, new_secret
@@ -295,12 +295,13 @@ class Core:
         kwargs: dict[str, Any],
         options: Options,
         make: Callable[[str, Link], TaskFuture[Any]] = TaskFuture,
+        share: Share | None = None,
     ) -> TaskFuture[Any]:
         self._check()
         name = options.name
         function, setting, blobs, puts = self.make(fn, name)
         handles: list[Put[Any]] = []
-        arguments = dump_arguments(args, kwargs, name, fn, handles, self.shelf)
+        arguments = dump_arguments(args, kwargs, name, fn, handles, self.shelf, share)
         if handles:
             puts = puts | {handle.digest: handle for handle in handles}
         body = CallBody(
