@@ -15,6 +15,7 @@ The ground floor of all floors: imports nothing of ours. All of these survive a 
     │   ├── ServerTooOld                older than Redis 6.2
     │   └── ServerUnsafe                evicts keys, or would be talked to in the clear
     ├── PoolError                       the process pool could not be started or kept
+    ├── ExecutorClosed (RuntimeError)   an executor was used after its shutdown
     ├── ForkedQueue                     a forked child used its parent's queue
     ├── UnsupportedKernel               an ipykernel with a known fault
     ├── TaskError                       how a task ended, other than with its own exception
@@ -36,6 +37,7 @@ __all__ = [
     "BadCall",
     "BadMessage",
     "BadOption",
+    "ExecutorClosed",
     "ForkedQueue",
     "InputNotAvailable",
     "NbqueueError",
@@ -99,6 +101,10 @@ class ServerUnsafe(ServerError):
 
 class PoolError(NbqueueError):
     """The pool of worker processes could not be started or kept alive."""
+
+
+class ExecutorClosed(NbqueueError, RuntimeError):
+    """An executor was given a call after its shutdown, or at the end of Python."""
 
 
 class ForkedQueue(NbqueueError):

@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from nbqueue import context
 from nbqueue.client.core import Core, core_of, find_core, private_core
@@ -18,7 +18,7 @@ from nbqueue.client.results.arriving import Arriving
 from nbqueue.client.results.batch import Batch
 from nbqueue.client.results.frames import user_frames_only, users_level
 from nbqueue.client.results.future import TaskFuture
-from nbqueue.client.results.several import told
+from nbqueue.client.results.several import interrupt_sinks
 from nbqueue.client.sending.history import TaskHistory
 from nbqueue.client.sending.options import Options, check_limits, check_workers
 from nbqueue.client.status import QueueStatus
@@ -29,6 +29,9 @@ from nbqueue.errors import BadOption, NbqueueError, UnsupportedKernel
 from nbqueue.stream.connect import Address, Wire, check_server
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.server import find_executable
+
+if TYPE_CHECKING:
+    from nbqueue.interop.executor import QueueExecutor
 
 __all__ = ["Put", "QueueStatus", "TaskQueue"]
 
@@ -259,6 +262,34 @@ class TaskQueue:
         """
         return self._here().put(value)
 
+    def executor(self, **options: Any) -> QueueExecutor:
+        """This queue as a `concurrent.futures.Executor`, for whatever takes one.
+
+        Its `shutdown`, or the end of its ``with`` block, waits for its own calls and leaves the queue and its workers
+        alone: those are everybody's.
+
+        Parameters
+        ----------
+        **options
+            Of all its calls, as in `task`: ``retries=2``, ``timeout=60``, …
+
+        Raises
+        ------
+        BadOption
+
+        Examples
+        --------
+        >>> with queue.executor() as executor:
+        ...     list(executor.map(len, ["any", "function"]))
+        [3, 8]
+        """
+        # A door that is opened when somebody comes: nothing here needs what is behind it.
+        from nbqueue.interop.executor import QueueExecutor
+
+        with user_frames_only:
+            self._options.with_(**options)
+            return QueueExecutor(self, self._here(), options, self._named)
+
     # What tasks are handed
 
     def submit_call(
@@ -399,14 +430,8 @@ class TaskQueue:
         return said
 
     def _interrupt_all(self) -> str:
-        link = self._here().link
-        # The last first: cancelling what runs makes room, in which what is still queued must not start.
-        sinks = [sink for sink in reversed(link.sinks()) if isinstance(sink, TaskFuture | Arriving)]
-        said = [sink._interrupted() if isinstance(sink, TaskFuture) else sink.interrupted() for sink in sinks]
-        if len(said) == 1:
-            return said[0]
-        ended = sum(sink.done() if isinstance(sink, TaskFuture) else sink.done for sink in sinks)
-        return told(ended, len(sinks) - ended)
+        sinks = self._here().link.sinks()
+        return interrupt_sinks([sink for sink in sinks if isinstance(sink, TaskFuture | Arriving)])
 
     # A queue travels as names; where it arrives it stands for the queue that the task came from.
     def __reduce__(self) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from nbqueue import context
@@ -96,12 +96,19 @@ class Arriving(Asked):
 
     # Ending
 
-    def cancel(self) -> None:
-        """End every item that has not ended, queued and running alike. What has arrived stays."""
+    def cancel(self, spared: Container[int] = ()) -> None:
+        """End every item that has not ended, queued and running alike. What has arrived stays.
+
+        Calls whose number is `spared` go on.
+        """
         with self._changed:
             self._cancelled = True
             self._exhausted = self._demand.known = True
+            calls = [call for n, call in self._calls.items() if n not in spared]
             open_items = self._ledger.places((OPEN,))
+            if len(calls) < len(self._calls):
+                going_on = [self._calls[n] for n in self._calls if n in spared]
+                open_items = [i for i in open_items if not any(c.base <= i < c.base + c.call.items for c in going_on)]
             # What was not sent yet ends as well, as far as it is known how much that is.
             start, unsent = len(self._ledger), max(0, (self._total or 0) - len(self._ledger))
             if unsent > MOST_CANCELLED:
@@ -113,9 +120,9 @@ class Arriving(Asked):
             if self._order is not None:
                 self._order.extend(range(start, self._total))
             futures = [future for i, future in self._futures.items() if i >= start]
-            calls = list(self._calls.values())
             self._unfinished += calls
-            self._calls.clear()
+            for call in calls:
+                del self._calls[call.call.n]
         self._link.cancel(calls)
         self.tally.expect(self._total)
         self.tally.settle(cancelled=unsent)

@@ -22,7 +22,7 @@ from nbqueue.client.results.items import Details
 from nbqueue.client.results.ledger import CANCELLED, FORGOTTEN, OPEN, Ledger
 from nbqueue.client.results.outcome import Outcome
 from nbqueue.client.results.replay import Kept
-from nbqueue.client.results.waiting import Interrupted, begun, wait_until
+from nbqueue.client.results.waiting import Interrupted, because, begun, wait_until
 from nbqueue.client.sending.feeding import Feeder
 from nbqueue.client.sending.listener import Link, OpenCall
 from nbqueue.client.sending.recipe import Prepared, Recipe
@@ -117,13 +117,15 @@ class Asked(ABC):
                 return
         callback()
 
-    def wait_for(self, place: int) -> bool:
+    def wait_for(self, place: int, timeout: float | None = None) -> bool:
         """Wait for one item. False where there is none.
 
         Raises
         ------
         IndexError
             If it was read before, and is no longer kept.
+        TimeoutError
+            If it has not ended within `timeout` seconds.
         """
         if self._ledger.kind(place) == OPEN:
             self._link.check_process()
@@ -133,7 +135,8 @@ class Asked(ABC):
             def ready() -> bool:
                 return self._ledger.kind(place) != OPEN or (self._exhausted and place >= len(self._ledger))
 
-            wait_until(self._changed, ready, None, self._link, self.interrupted)
+            if not wait_until(self._changed, ready, timeout, self._link, self.interrupted):
+                raise TimeoutError(f"`{self.name}[{place}]` has not ended in time.{because(self._link)}")
         if place >= len(self._ledger):
             self.check_input()
             return False
@@ -274,6 +277,19 @@ class Asked(ABC):
                 self._forget()
             self._changed.notify_all()
             return self._ledger.run(place, RUN)
+
+    def give(self, place: int) -> list[Any]:
+        """Values from `place` on, of which at least the first has come. They are kept no longer, places stay.
+
+        Raises
+        ------
+        Exception
+            What the first has raised.
+        """
+        run = self._ledger.run(place, RUN) or [self.get(place)]
+        with self._lock:
+            self._ledger.blank(place, place + len(run))
+        return run
 
     def keep_order(self) -> None:
         """Note from now on in which order items end."""

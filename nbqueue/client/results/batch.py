@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, cast, overload
 from weakref import finalize
@@ -124,6 +125,33 @@ class Batch(Generic[R]):
                 yield value
                 del value
                 index += 1
+
+    def _given_away(self, deadline: float | None) -> Iterator[R]:
+        """The values in order, each forgotten when it is given. The loop's end, or leaving it, cancels what is left.
+
+        Raises TimeoutError for an item that is not there at the `deadline`, which is of `time.monotonic`.
+        """
+        items = self._items
+        index = 0
+        try:
+            with items.reading():
+                while True:
+                    with user_frames_only:
+                        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                        if not self._wait_for(index, left):
+                            return
+                        try:
+                            run = items.give(index)
+                        except Exception as error:
+                            items.add_summary(error)
+                            raise
+                    index += len(run)
+                    run.reverse()
+                    while run:
+                        yield run.pop()
+        finally:
+            if not self.done:
+                self.cancel()
 
     @overload
     def __getitem__(self, index: int) -> R: ...
@@ -282,9 +310,9 @@ class Batch(Generic[R]):
                 self._items.want(-1)
             return self.results()
 
-    def _wait_for(self, index: int) -> bool:
+    def _wait_for(self, index: int, timeout: float | None = None) -> bool:
         """True when the item has ended, False when there is none."""
-        there = self._items.wait_for(index)
+        there = self._items.wait_for(index, timeout)
         if self.done:
             self._close_view()
         return there

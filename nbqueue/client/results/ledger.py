@@ -90,6 +90,12 @@ class Ledger:
         """Place, kind and value of all that is kept."""
         return zip(range(self.first, len(self)), self._kinds, self._values, strict=True)
 
+    def blank(self, start: int, end: int) -> None:
+        """Forget these, none of which is open. Their places stay."""
+        at, number = start - self.first, end - start
+        self._kinds[at : at + number] = _FORGOTTEN * number
+        self._values[at : at + number] = [None] * number
+
     def drop(self, places: Iterable[int]) -> None:
         """Forget these, and take away the beginning as far as it was forgotten."""
         for place in places:

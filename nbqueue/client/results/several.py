@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, DoneAndNotDoneFutures, _Waiter
 from typing import Any, TypeVar
 
+from nbqueue.client.results.arriving import Arriving
 from nbqueue.client.results.frames import user_frames_only
 from nbqueue.client.results.future import TaskFuture
 from nbqueue.client.results.waiting import Interrupted, because, begun, wait_until
 from nbqueue.codec.messages import VALUE
 
-__all__ = ["as_completed", "gather", "interrupt_all", "told", "wait", "wait_for"]
+__all__ = ["as_completed", "gather", "interrupt_all", "interrupt_sinks", "told", "wait", "wait_for"]
 
 R = TypeVar("R")
 AnyFuture = concurrent.futures.Future[R]
@@ -96,6 +97,17 @@ def interrupt_all(futures: Sequence[AnyFuture[Any]]) -> str:
 def _number(future: AnyFuture[Any]) -> int:
     call = future._call if isinstance(future, TaskFuture) else None
     return call.call.n if call is not None else 0
+
+
+def interrupt_sinks(sinks: Sequence[TaskFuture[Any] | Arriving]) -> str:
+    """Whoever waited for all of these calls and batches was interrupted. Says what has become of them."""
+    # The last first: cancelling what runs makes room, in which what is still queued must not start.
+    last_first = sinks[::-1]
+    said = [sink._interrupted() if isinstance(sink, TaskFuture) else sink.interrupted() for sink in last_first]
+    if len(said) == 1:
+        return said[0]
+    ended = sum(sink.done() if isinstance(sink, TaskFuture) else sink.done for sink in sinks)
+    return told(ended, len(sinks) - ended)
 
 
 def told(cancelled: int, going_on: int) -> str:

@@ -1,0 +1,330 @@
+"""A queue as a `concurrent.futures.Executor`, for whatever takes one. Made by `TaskQueue.executor`.
+
+::
+
+    queue.executor() ─▶ submit ─▶ TaskFuture ┐
+                        map ─▶ Batch ────────┴─▶ _Pending: what is open, for shutdown and the end of Python
+
+Always true here: an executor is as light as a queue's handle. It starts, holds and stops no worker; what it has sent
+runs to its end also when nobody holds the executor any more; nothing here leads back to it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar, cast
+from weakref import WeakSet
+
+from nbqueue.client.core import Core
+from nbqueue.client.results.arriving import Arriving
+from nbqueue.client.results.batch import Batch
+from nbqueue.client.results.frames import user_frames_only
+from nbqueue.client.results.future import TaskFuture
+from nbqueue.client.results.several import interrupt_sinks
+from nbqueue.client.results.waiting import wait_until
+from nbqueue.client.sending.options import Options
+from nbqueue.client.task import Submitter, Task
+from nbqueue.errors import BadOption, ExecutorClosed, NbqueueError
+
+__all__ = ["QueueExecutor"]
+
+# The longest wait for the server to hear of what was cancelled.
+CANCEL_TIMEOUT_S = 2.0
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Pending:
+    """What one executor has sent and what has not ended. The open calls lead here, so it lives as long as they do."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.closed = False
+        self.changed = threading.Condition()
+        self._open: dict[TaskFuture[Any] | Arriving, None] = {}
+        self._sending: set[int] = set()  # threads in which calls are on their way into it
+
+    def __enter__(self) -> None:
+        """Something is being sent: whoever shuts down meanwhile waits for it. Raises ExecutorClosed."""
+        self._sending.add(threading.get_ident())
+        if self.closed:
+            self.__exit__()
+            raise ExecutorClosed("This executor was shut down: cannot schedule new futures after shutdown.")
+        if _ending:
+            self.__exit__()
+            raise ExecutorClosed("Python is ending: cannot schedule new futures after interpreter shutdown.")
+
+    def __exit__(self, *_: object) -> None:
+        self._sending.discard(threading.get_ident())
+        self._tell()
+
+    def add_future(self, future: TaskFuture[R]) -> TaskFuture[R]:
+        self._open[future] = None
+        future.add_done_callback(self._ended)
+        return future
+
+    def add_batch(self, batch: Batch[R]) -> Batch[R]:
+        items = batch._items
+        self._open[items] = None
+        items.when_done(lambda: self._ended(items))
+        return batch
+
+    def _ended(self, what: Any) -> None:
+        del self._open[what]
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.closed or _ending:
+            with self.changed:
+                self.changed.notify_all()
+
+    @property
+    def over(self) -> bool:
+        return not (self._open or self._sending)
+
+    def wait(self) -> None:
+        """Wait until nothing is open."""
+        wait_until(self.changed, lambda: self.over, None, self.core.link, self.interrupt)
+
+    def wait_at_exit(self) -> None:
+        """The same at the end of Python, for what somebody is there to do: nobody can start workers any more."""
+        link = self.core.link
+        if self.core.pid == os.getpid():
+            wait_until(self.changed, lambda: self.over or link.unserved, None, link, self.interrupt)
+
+    def interrupt(self) -> str:
+        """Whoever waited for all was interrupted. Says what has become of it."""
+        return interrupt_sinks(list(self._open))
+
+    def cancel_queued(self) -> None:
+        """End what no worker has begun."""
+        link = self.core.link
+        running: set[int] = set()
+        try:
+            for host in link.counts().hosts if self._open else ():
+                tasks = [worker.task for worker in host.workers if worker.task is not None]
+                # An item of a chunk that runs again by itself is called 12.3.
+                running |= {int(task.n.partition(".")[0]) for task in tasks if task.client == link.client}
+        except NbqueueError:
+            # No answer, so no worker has news of it either: what is known here decides.
+            pass
+        # The last first: what is still queued must not start meanwhile.
+        for sink in reversed(list(self._open)):
+            if isinstance(sink, Arriving):
+                sink.cancel(spared=running)
+            elif not sink.running() and not (sink._call is not None and sink._call.call.n in running):
+                sink.cancel()
+        link.settle_cancels(CANCEL_TIMEOUT_S)
+
+
+class QueueExecutor(Executor):
+    """The queue's workers behind the interface of `concurrent.futures`. Made by ``queue.executor()``.
+
+    Its futures are `TaskFuture`: cancelling one ends also a call that is running, and what tasks print appears as it
+    always does. Once the executor is shut down, calls are refused; the queue itself goes on.
+
+    Examples
+    --------
+    >>> with queue.executor(retries=2) as executor:
+    ...     future = executor.submit(pow, 2, 10)
+    ...     squares = list(executor.map(pow, range(4), [2] * 4))
+    >>> future.result(), squares
+    (1024, [0, 1, 4, 9])
+    """
+
+    def __init__(
+        self,
+        submitter: Submitter,
+        core: Core,
+        given: dict[str, Any],
+        options_of: Callable[[Callable[..., Any], dict[str, Any]], Options],
+    ) -> None:
+        self._submitter = submitter
+        self._given = given
+        self._options_of = options_of
+        self._pending = _Pending(core)
+        _all.add(self._pending)
+
+    def __repr__(self) -> str:
+        pending = self._pending
+        state = "shut down, " if pending.closed else ""
+        return f"<QueueExecutor of {pending.core.queue!r}, {state}{len(pending._open)} open>"
+
+    @property
+    def _max_workers(self) -> int:
+        """How many workers there are, where libraries look for it."""
+        core = self._pending.core
+        return core.link.workers or core.workers or (_cores() if core.private else core.link.planned_workers)
+
+    @user_frames_only
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
+        """Call a function in a worker.
+
+        Raises
+        ------
+        RuntimeError
+            After `shutdown`.
+        NotSendable
+            If the function or an argument cannot be pickled; the message names it.
+        """
+        with self._pending:
+            if isinstance(fn, Task):
+                future = fn.options(**self._given).submit(*args, **kwargs)
+            else:
+                options = self._options_of(fn, self._given)
+                future = self._submitter.submit_call(fn, args, dict(kwargs), options)
+            return self._pending.add_future(future)
+
+    @user_frames_only
+    def map(
+        self,
+        fn: Callable[..., R],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> Iterator[R]:
+        """Results of ``fn`` with the first items of all `iterables`, then the second, …, in order.
+
+        A loop over them that is left, or that raises, cancels the rest; one that never begins leaves all running. A
+        result is forgotten when it is given.
+
+        Parameters
+        ----------
+        fn : callable
+        *iterables : iterable
+            Read to their end at once, unless there is a `buffersize`.
+        timeout : float, optional
+            Seconds from now in which a result must be there when it is asked for.
+        chunksize : int, optional
+            Items that travel together; measured by default. With a `buffersize`, 1 by default.
+        buffersize : int, optional
+            No more than so many chunks are sent whose results were not given yet: more is read when one is asked for.
+
+        Raises
+        ------
+        RuntimeError
+            After `shutdown`.
+        TimeoutError
+            By the iterator: a result was not there in time. The rest is cancelled.
+        Exception
+            By the iterator: whatever the task raised. The rest is cancelled.
+        """
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError("buffersize must be an integer or None")
+        if buffersize is not None and buffersize < 1:
+            raise BadOption("buffersize must be None or > 0")
+        if chunksize is not None and chunksize < 1:
+            raise BadOption("chunksize must be >= 1.")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        items = zip(*iterables, strict=False)
+        if buffersize is None:
+            return self._send_all(fn, list(items), chunksize)._given_away(deadline)
+        pieces: Iterator[TaskFuture[R] | Batch[R]]
+        if chunksize is None or chunksize == 1:
+            pieces = (self.submit(fn, *args) for args in items)
+        else:
+            pieces = (self._send_all(fn, chunk, chunksize) for chunk in _chunks(items, chunksize))
+        return _buffered(pieces, deque(itertools.islice(pieces, buffersize)), deadline)
+
+    def _send_all(self, fn: Callable[..., R], items: list[tuple[Any, ...]], chunksize: int | None) -> Batch[R]:
+        given = self._given if chunksize is None else {**self._given, "chunksize": chunksize}
+        with self._pending:
+            if isinstance(fn, Task):
+                batch = cast("Batch[R]", fn.options(**given).starmap(items))
+            else:
+                batch = self._submitter.submit_items(fn, items, len(items), {}, self._options_of(fn, given))
+            return self._pending.add_batch(batch)
+
+    @user_frames_only
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls. The queue and its workers go on: they belong to all who use the queue.
+
+        Parameters
+        ----------
+        wait : bool
+            Return when every call of this executor has ended. Interrupting that cancels them, as any waiting does.
+        cancel_futures : bool
+            Cancel what no worker has begun. A chunk of a `map` counts as one.
+        """
+        pending = self._pending
+        pending.closed = True
+        if cancel_futures:
+            pending.cancel_queued()
+        if wait:
+            pending.wait()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> bool | None:
+        """Wait for what was sent. An interrupt in the block cancels it."""
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self._pending.interrupt()
+            self.shutdown(wait=False)
+        else:
+            self.shutdown(wait=True)
+        return None
+
+
+def _cores() -> int:
+    """Those that this process may use: so many workers the first call starts, unless there is a quota."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+def _buffered(
+    more: Iterator[TaskFuture[R] | Batch[R]], sent: deque[TaskFuture[R] | Batch[R]], deadline: float | None
+) -> Iterator[R]:
+    """Values in order. Each result that is asked for makes room for more."""
+    try:
+        while sent:
+            with user_frames_only:
+                sent.extend(itertools.islice(more, 1))
+            if isinstance(sent[0], TaskFuture):
+                yield _value(sent, deadline)
+            else:
+                yield from sent.popleft()._given_away(deadline)  # type: ignore[union-attr]
+    finally:
+        # The last first: what is still queued must not start meanwhile.
+        while sent:
+            sent.pop().cancel()
+
+
+def _value(sent: deque[Any], deadline: float | None) -> Any:
+    """The first call's value; it is cancelled if it is not there in time. Here, so that the loop holds no result."""
+    future = sent.popleft()
+    with user_frames_only:
+        try:
+            return future.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        finally:
+            future.cancel()
+
+
+# The end of Python: what was sent is waited for, as executors of the standard library do.
+
+_all: WeakSet[_Pending] = WeakSet()
+_ending = False
+
+
+def _wait_at_exit() -> None:
+    global _ending
+    _ending = True
+    for pending in list(_all):
+        pending.wait_at_exit()
+
+
+# Where the standard library's executors register: before threads are waited for, so those cannot send more meanwhile.
+getattr(threading, "_register_atexit", atexit.register)(_wait_at_exit)
