@@ -8,7 +8,6 @@ re-sends: whoever asks decides whether a step is safe to repeat.
 
 from __future__ import annotations
 
-import inspect
 import ipaddress
 import re
 import socket
@@ -19,10 +18,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import hiredis
-import redis.connection
-import redis.exceptions
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from nbqueue.errors import (
     BadOption,
@@ -32,6 +27,7 @@ from nbqueue.errors import (
     ServerUnreachable,
     ServerUnsafe,
 )
+from nbqueue.stream.connection import CommandError, Connection, ForgotScripts, open_plain, open_with_redis_py
 
 __all__ = ["MINIMUM_VERSION", "Address", "CommandError", "ForgotScripts", "Wire", "check_server", "explaining"]
 
@@ -41,16 +37,7 @@ CONNECT_TIMEOUT_S = 5.0
 LOWEST_LIMIT_BYTES = 1024 * 1024
 OBJECT_S = 1.0
 
-CommandError = redis.exceptions.ResponseError
-# To be told by type: redis-py cuts the word NOSCRIPT off the message.
-ForgotScripts = redis.exceptions.NoScriptError
-
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
-
-
-# Do not introduce ourselves with CLIENT SETINFO: it costs two round trips. redis-py 7 renamed the options.
-_NEW = "driver_info" in inspect.signature(redis.connection.AbstractConnection.__init__).parameters
-_NO_NAME = {"driver_info": None} if _NEW else {"lib_name": None, "lib_version": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +65,8 @@ class Address:
         BadOption
             If the URL has another scheme or cannot be read.
         """
+        import redis.connection
+
         bad = None
         try:
             if re.match(r"rediss?://[^@]*[/?#].*@", url):
@@ -113,6 +102,8 @@ class Address:
 
     @classmethod
     def _from_kwargs(cls, kind: type, kwargs: dict[str, Any]) -> Address:
+        import redis.connection
+
         if kwargs.get("credential_provider") is not None:
             raise BadOption("A credential_provider cannot be handed to worker processes; give username and password.")
         common: dict[str, Any] = {
@@ -190,7 +181,7 @@ class Wire:
     def __init__(self, address: Address, *, timeout_s: float) -> None:
         self.address = address
         self._timeout_s = timeout_s
-        self._connection: Any = None
+        self._connection: Connection | None = None
 
     @property
     def connected(self) -> bool:
@@ -206,42 +197,33 @@ class Wire:
         """
         self.close()
         a = self.address
-        kwargs: dict[str, Any] = {
-            "db": a.db,
-            "username": a.username,
-            "password": a.password,
-            "socket_timeout": self._timeout_s,
-            "retry": Retry(NoBackoff(), 0),
-            "protocol": 2,
-            "decode_responses": False,
-            "health_check_interval": 0,
-        } | _NO_NAME
-        kinds: Any = redis.connection
-        if a.path:
-            connection = kinds.UnixDomainSocketConnection(path=a.path, **kwargs)
-        else:
-            kwargs |= {"host": a.host, "port": a.port, "socket_connect_timeout": CONNECT_TIMEOUT_S}
-            kwargs |= {"socket_keepalive": True}
-            connection = kinds.Connection(**kwargs) if a.tls is None else kinds.SSLConnection(**kwargs, **a.tls)
         with self._explained():
-            connection.connect()
-        self._connection = connection
+            if a.path and not (a.username or a.password or a.db):
+                self._connection = open_plain(a.path, self._timeout_s)
+                return
+            kind = "UnixDomainSocketConnection" if a.path else "Connection" if a.tls is None else "SSLConnection"
+            options: dict[str, Any] = {"db": a.db, "username": a.username, "password": a.password}
+            if a.path:
+                options["path"] = a.path
+            else:
+                options |= {"host": a.host, "port": a.port, "socket_connect_timeout": CONNECT_TIMEOUT_S}
+                options |= {"socket_keepalive": True, **(a.tls or {})}
+            self._connection = open_with_redis_py(kind, self._timeout_s, **options)
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.disconnect()
+            connection.close()
 
     def fileno(self) -> int:
-        return int(self._open._sock.fileno())
+        return self._open.fileno()
 
     def send(self, *commands: Sequence[Any]) -> None:
         """Write one or more commands at once; read each one's reply with `receive`."""
         packed = b"".join([hiredis.pack_command(tuple(command)) for command in commands])
         connection = self._open
         try:
-            # What redis-py's own method does, without what it costs.
-            connection._sock.sendall(packed)
+            connection.send(packed)
         except BaseException as error:
             self._explain(error)
             raise
@@ -250,10 +232,13 @@ class Wire:
         """The next reply. An error reply is raised as `CommandError`; the connection stays usable."""
         connection = self._open
         try:
-            return connection.read_response(disconnect_on_error=True)
+            answer = connection.receive()
+            if isinstance(answer, Exception):
+                raise answer
         except BaseException as error:
             self._explain(error)
             raise
+        return answer
 
     def call(self, *command: Any) -> Any:
         self.send(command)
@@ -262,8 +247,8 @@ class Wire:
     def ready(self, timeout_s: float = 0.0) -> bool:
         """True if a reply has begun to arrive, or the connection has ended (then `receive` says so)."""
         try:
-            return bool(self._open.can_read(timeout_s))
-        except (redis.exceptions.ConnectionError, OSError):
+            return self._open.ready(timeout_s)
+        except OSError:
             return True
 
     def takes(self, size: int) -> bool:
@@ -280,7 +265,7 @@ class Wire:
         self.connect()
         try:
             with self._explained():
-                self._open.send_packed_command([b"*2\r\n$4\r\nECHO\r\n$%d\r\n" % size], check_health=False)
+                self._open.send(b"*2\r\n$4\r\nECHO\r\n$%d\r\n" % size)
             if self.ready(OBJECT_S):
                 self.receive()
         except CommandError:
@@ -290,7 +275,7 @@ class Wire:
         return True
 
     @property
-    def _open(self) -> Any:
+    def _open(self) -> Connection:
         if self._connection is None:
             raise ServerUnreachable(f"Not connected to {self.address}.")
         return self._connection
@@ -306,7 +291,7 @@ class Wire:
 
     def _explain(self, error: BaseException, *, connecting: bool = False) -> None:
         """What went wrong, in our own words; of what needs none, only what is to be done. Raises from `error`."""
-        if isinstance(error, redis.exceptions.ResponseError):
+        if isinstance(error, CommandError):
             if "DB index is out of range" in str(error):
                 raise ServerRefused(
                     f"The Redis server at {self.address} has no database {self.address.db}. Correct the number at the "
@@ -318,9 +303,7 @@ class Wire:
             raise self._refused(error) from error
         # Whatever it is, also an interrupt between a command and its reply: what comes next would be mistaken for it.
         self.close()
-        if isinstance(error, redis.exceptions.AuthenticationError):
-            raise self._refused(error) from error
-        if isinstance(error, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError | OSError):
+        if isinstance(error, OSError):
             if _is_refusal(error):
                 raise self._refused(error) from error
             if connecting and self.address.tls is not None and "CERTIFICATE" not in str(error):
@@ -371,7 +354,7 @@ def check_server(wire: Wire) -> list[str]:
         with explaining(wire.address):
             info = _info(wire.call("INFO", "server")) | _info(wire.call("INFO", "memory"))
     except ServerRefused as error:
-        if not isinstance(error.__cause__, redis.exceptions.NoPermissionError):
+        if not str(error.__cause__).startswith("NOPERM"):
             # Not this one command: no password was given.
             raise
         wire.connect()
@@ -429,7 +412,8 @@ def _info(reply: Any) -> dict[str, str]:
 
 def _is_refusal(error: BaseException) -> bool:
     text = str(error)
-    if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.NoPermissionError):
+    if type(error) is PermissionError and error.errno is None:
+        # Its own word, not the system's.
         return True
     return text.startswith(("NOAUTH", "WRONGPASS", "NOPERM", "ERR invalid password", "ERR AUTH"))
 
@@ -455,7 +439,7 @@ def _without_password(url: object) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """True where a server refused a command because its memory is full."""
     # Inside a script Redis 6.2 says so in the text only.
-    return isinstance(error, redis.exceptions.OutOfMemoryError) or "used memory > 'maxmemory'" in str(error)
+    return str(error).startswith("OOM") or "used memory > 'maxmemory'" in str(error)
 
 
 def may_be_too_large(error: BaseException) -> bool:
