@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, ca
 
 from nbqueue import context
 from nbqueue.client.results.frames import user_frames_only
+from nbqueue.client.sending.feeding import AtHand
 from nbqueue.client.sending.options import Options
 from nbqueue.errors import BadCall
 
@@ -21,6 +22,7 @@ __all__ = ["Submitter", "Task"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_AT_HAND = frozenset({list, tuple, range, dict, set, frozenset, str, bytes})
 
 
 class Submitter(Protocol):
@@ -180,8 +182,11 @@ def zip_arguments(iterables: tuple[Iterable[Any], ...], bound: tuple[Any, ...] =
         raise BadCall("map needs at least one iterable of arguments.")
     for iterable in iterables:
         require_iterable(iterable)
-    zipped = zip(*iterables, strict=False)
-    return ((*bound, *items) for items in zipped) if bound else zipped
+    if bound:
+        return ((*bound, *items) for items in zip(*iterables, strict=False))
+    if all(type(iterable) in _AT_HAND for iterable in iterables):
+        return AtHand(*iterables)
+    return zip(*iterables, strict=False)
 
 
 def length_of(iterables: tuple[Iterable[Any], ...]) -> int | None:

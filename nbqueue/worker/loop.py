@@ -20,7 +20,7 @@ import threading
 import time
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -29,8 +29,8 @@ from nbqueue import context
 from nbqueue.codec import messages
 from nbqueue.codec.blobs import Put, Store, load_keywords
 from nbqueue.codec.frames import is_reference, load_frame
+from nbqueue.codec.functions import all_plain_and_short, is_long, is_plain
 from nbqueue.codec.functions import digest as digest_of
-from nbqueue.codec.functions import is_plain
 from nbqueue.codec.messages import ERROR, EXCEPTION, SKIPPED, VALUE, CallBody, call_id
 from nbqueue.codec.seal import Seal, body_of
 from nbqueue.codec.segments import Guest, Shelf
@@ -106,17 +106,7 @@ class _Packed:
 
 
 def _is_long(value: object) -> bool:
-    if isinstance(value, str | bytes):
-        return len(value) > LONG_BYTES
-    return type(value) is int and value.bit_length() > 8 * LONG_BYTES
-
-
-def _some_long(values: Sequence[object]) -> bool:
-    """Whether `_is_long` for some of these plain values."""
-    kinds = set(map(type, values))
-    if kinds <= {int, bool}:
-        return max(map(int.bit_length, values)) > 8 * LONG_BYTES  # type: ignore[arg-type]
-    return not kinds <= {float, bool, complex, type(None)} and any(map(_is_long, values))
+    return is_long(value, LONG_BYTES)
 
 
 def _pickled(value: object, name: str, shelf: Shelf | None) -> tuple[int, Any, bool]:
@@ -415,7 +405,7 @@ class Worker:
             self._running_call = call, item
             self._slot.item(item, time.monotonic_ns())
             finished = sprint.results[sprint.noted : item - sprint.first]
-            if finished and not _some_long(finished):
+            if finished and all_plain_and_short(finished, LONG_BYTES):
                 self._outbox.note_plain(call, sprint.first + sprint.noted, finished, now - self._item_since)
                 sprint.noted += len(finished)
             self._item_since = now
@@ -715,7 +705,7 @@ class Worker:
         return len(results) + 1 if wanted else 0
 
     def _note_plain(self, call: Fetched, name: str, first: int, values: list[Any], seconds: float) -> None:
-        if not _some_long(values):
+        if all_plain_and_short(values, LONG_BYTES):
             self._outbox.note_plain(call, first, values, seconds)
             return
         shelf = self._shelf(call)

@@ -222,13 +222,14 @@ class Arriving(Asked):
         if body.printed or body.shown:
             self._prints.arrive(start, body.attempt, body.printed, body.shown)
         retried = 0
-        arrived: list[int] = []
+        arrived: Sequence[int]
         failed = 0
         with self._changed:
             plain = pickle.loads(body.packed) if body.packed else None
             if plain is not None and not body.kinds and self._ledger.fill(start, plain):
-                arrived.extend(range(start, start + body.items))
+                arrived = range(start, start + body.items)
             else:
+                arrived = places = []
                 kinds = body.kinds or bytes([VALUE]) * body.items
                 items: Sequence[Prepared] = ()
                 for offset, kind in enumerate(kinds):
@@ -244,14 +245,15 @@ class Arriving(Asked):
                         else:
                             value = Outcome(kind, body.frames[offset], False)
                         self._ledger.set(place, kind, value)
-                        arrived.append(place)
+                        places.append(place)
                         if kind != VALUE:
                             failed += 1
                             items = items or items_of(call)
                             self._arguments[place] = items[place - call.base]
             self._settled += len(arrived)
-            was_running = len(self._running.intersection(range(start, start + body.items)))
-            self._running.difference_update(range(start, start + body.items))
+            over = {place for place in self._running if start <= place < start + body.items}
+            was_running = len(over)
+            self._running -= over
             if self._order is not None:
                 self._order.extend(arrived)
             if self._limited:
@@ -261,7 +263,7 @@ class Arriving(Asked):
             ended = self._is_over(call)
             if ended:
                 self._calls.pop(call.call.n, None)
-                if self._ledger.places((CANCELLED,), call.base, call.base + call.call.items):
+                if self._ledger.any_cancelled(call.base, call.base + call.call.items):
                     self._unfinished.append(call)
             futures = (
                 [(self._to_ended(i), self._outcome(i)) for i in arrived if i in self._futures] if self._futures else []

@@ -60,6 +60,9 @@ class Ledger:
     def any_open(self, start: int, end: int) -> bool:
         return self._find_open(start, end) >= 0
 
+    def any_cancelled(self, start: int, end: int) -> bool:
+        return self._kinds.find(CANCELLED, max(0, start - self.first), max(0, end - self.first)) >= 0
+
     def first_open(self, start: int, end: int) -> int:
         """The first open place, `start` if there is none."""
         at = self._find_open(start, end)

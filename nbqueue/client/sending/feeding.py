@@ -25,7 +25,7 @@ from nbqueue.client.sending.listener import Link
 from nbqueue.client.sending.recipe import Prepared, Recipe
 from nbqueue.errors import NotSendable
 
-__all__ = ["Feeder"]
+__all__ = ["AtHand", "Feeder"]
 
 # Items that were drawn from the input do not wait longer than this for the rest of their chunk.
 STALLED_S = 0.05
@@ -66,6 +66,10 @@ class Intake(Protocol):
     def cancel(self) -> None: ...
 
 
+class AtHand(zip):  # type: ignore[type-arg]
+    """Argument tuples from lists and the like: to draw them takes no time, and cannot fail."""
+
+
 class Feeder:
     """Draws the `items` of a batch, of which there are `total` if that is known.
 
@@ -83,6 +87,7 @@ class Feeder:
         self.chunker = Chunker(total, recipe.options.chunksize)
         self.error: tuple[BaseException, TracebackType | None] | None = None
         self._source: Iterator[tuple[Any, ...]] = iter(items)
+        self._at_hand = isinstance(items, AtHand)
         self._total = total
         self._recipe = recipe
         self._link = link
@@ -147,6 +152,11 @@ class Feeder:
         size = max(1, min(self.chunker.next_size(self._link.planned_workers), intake._wanted()))
         drawn = len(self._drawn)  # the first item, at the first time
         try:
+            if self._at_hand:
+                items = self._recipe.prepare_all(list(itertools.islice(self._source, size - drawn)))
+                with self._drawing:
+                    self._drawn += items
+                drawn += len(items)
             while drawn < size and not intake._cancelled:
                 item = self._recipe.prepare(next(self._source))
                 with self._drawing:

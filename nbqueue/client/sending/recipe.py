@@ -7,13 +7,14 @@ import pickle
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple, cast
 
 from nbqueue.client.sending.listener import OpenCall
 from nbqueue.client.sending.options import Options
 from nbqueue.codec.blobs import Put, as_keywords
 from nbqueue.codec.frames import SHARED_BYTES, held_by, size_of
-from nbqueue.codec.functions import dump_arguments, dump_frame, is_plain
+from nbqueue.codec.functions import all_plain_and_short, dump_arguments, dump_frame, is_long, is_plain
 from nbqueue.codec.messages import CallBody, dump_call, load_call
 from nbqueue.codec.seal import body_of
 from nbqueue.codec.segments import Segment, Shelf
@@ -131,14 +132,18 @@ class Recipe:
     def prepare(self, args: tuple[Any, ...]) -> Prepared:
         """Take hold of an item's value now: a generator may refill the buffer that it has just given."""
         for value in args:
-            # Long strings go as frames, whose sizes are added up.
-            if not is_plain(value) or (isinstance(value, str | bytes) and len(value) > LONG):
-                break
-            if type(value) is int and value.bit_length() > 8 * LONG:
+            # Long ones go as frames, whose sizes are added up.
+            if not is_plain(value) or is_long(value, LONG):
                 break
         else:
             return args
         return self.frame(args)
+
+    def prepare_all(self, items: list[tuple[Any, ...]]) -> Sequence[Prepared]:
+        """The same for many at once, which costs a tenth where all are plain."""
+        if all_plain_and_short(list(chain.from_iterable(items)), LONG):
+            return items
+        return [self.prepare(args) for args in items]
 
     def frame(self, args: tuple[Any, ...]) -> bytes | Holding | NotSendable:
         """An item pickled with the keywords, or why that cannot be sent."""
@@ -154,7 +159,7 @@ class Recipe:
 
     def pack(self, items: Sequence[Prepared]) -> tuple[list[Packed], list[tuple[int, NotSendable | None]]]:
         """Bodies for prepared items, and the offsets of those that are not sent, with the reason."""
-        if all(type(item) is tuple for item in items):
+        if set(map(type, items)) <= {tuple}:
             return self._pack_plain(0, items), []
         calls: list[Packed] = []
         refused: list[tuple[int, NotSendable | None]] = []
