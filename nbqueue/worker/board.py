@@ -128,6 +128,10 @@ class Slot:
     def state(self) -> int:
         return self._words[_STATE]
 
+    def changes(self) -> int:
+        """How often the line was written, which says whether it was since another look."""
+        return self._words[_SEQ]
+
     def ask_to_stop(self) -> None:
         self._words[_STOP] = 1
 

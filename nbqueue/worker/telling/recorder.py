@@ -13,16 +13,19 @@ nothing twice.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from nbqueue.codec.messages import Printed
-from nbqueue.worker.board import Line, Slot
+from nbqueue.worker.board import IDLE, Line, Slot
 from nbqueue.worker.telling.output import Outlet, Tape, last_lines, pieces
 
 __all__ = ["Recorder"]
 
 # Of one worker, to a person who looks on.
 NEWS_S = 0.2
+# How often is looked at what an idle worker prints: threads that a task has left running do.
+IDLE_S = 0.5
 
 
 class Recorder:
@@ -35,6 +38,7 @@ class Recorder:
         self._item: tuple[str, int, tuple[int, int]] | None = None
         self._told = [0, 0]
         self._told_at = 0.0
+        self._idle_since, self._look_at = -1, 0.0
 
     @property
     def fds(self) -> tuple[int, int]:
@@ -42,6 +46,12 @@ class Recorder:
 
     def pass_on(self, slot: Slot, *, ended: bool = False) -> None:
         """Give the outlets what is theirs, and free what nobody needs any more."""
+        changes, now = slot.changes(), time.monotonic()
+        if slot.state() != IDLE or changes != self._idle_since:
+            self._idle_since = changes
+        elif now < self._look_at and not ended:
+            return
+        self._look_at = now + IDLE_S
         line = slot.read()
         starts = (0, 0) if line is None else line.printed
         whose = line is None or line.running
@@ -51,6 +61,9 @@ class Recorder:
         if self._echo or not whose:
             for tape, outlet in zip(self._tapes, self._outlets, strict=True):
                 tape.pass_on(outlet, ended=ended)
+                if tape.passed < tape.size:
+                    # Its reader is slow, or its last line is not complete.
+                    self._look_at = now
         if not whose:
             # The next call begins to print behind that.
             slot.passed((self._tapes[0].passed, self._tapes[1].passed))
