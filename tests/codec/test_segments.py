@@ -53,7 +53,7 @@ def _pool(own: Own) -> list[str]:
         os.urandom(3_000_000),
         bytearray(os.urandom(200_000)),
         {"deep": [{"x": os.urandom(150_000)}] * 2, "y": "ä" * 300_000},
-        list(range(100_000)),
+        set(range(100_000)),
         np.array(["an object"] * 100_000, dtype=object),
     ],
     ids=lambda value: type(value).__name__,

@@ -44,10 +44,10 @@ def test_everybody_finds_his_own_data_whoever_dies_or_is_cancelled(
     monkeypatch.setattr(listener, "HELLO_S", 0.1)
     before = _left()
     chance = random.Random(7)
-    calls = [queue.submit(_turn, np.full(SIZES[i % 3], i), i, str(tmp_path)) for i in range(60)]
-    batch = queue.map(_turn, [np.full(SIZES[i % 3], i) for i in range(40)], range(40), [str(tmp_path / "m")] * 40)
+    calls = [queue.submit(_turn, np.full(SIZES[i % 3], i), i, str(tmp_path)) for i in range(30)]
+    batch = queue.map(_turn, [np.full(SIZES[i % 3], i) for i in range(20)], range(20), [str(tmp_path / "m")] * 20)
     (tmp_path / "m").mkdir()
-    for future in chance.sample(calls, 12):
+    for future in chance.sample(calls, 6):
         future.cancel()
     found = []
     for i, future in [*enumerate(calls), *enumerate(batch.futures)]:
