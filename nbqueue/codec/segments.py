@@ -159,12 +159,15 @@ class Directory:
             at = start + size
         fd = self._claim(name, total)
         try:
-            _write_all(fd, pieces)
+            self._pour(fd, pieces, total)
         except BaseException:
             os.unlink(name, dir_fd=self._fd)
             raise
         finally:
             os.close(fd)
+
+    def _pour(self, fd: int, pieces: list[memoryview], _size: int) -> None:
+        _write_all(fd, pieces)
 
     def _claim(self, name: str, size: int) -> int:
         """A file of that name to write to: one of the pool, since touching fresh pages costs more than the copy."""

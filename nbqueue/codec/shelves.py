@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from nbqueue.codec.segments import CLOSED, NAME, POOL, PREFIX, Directory, Segment, Shelved
+from nbqueue.codec.written import Written
 from nbqueue.errors import NbqueueError
 
 __all__ = ["Own", "base", "existing", "ours", "remove_ours", "sweep", "visit"]
@@ -48,6 +49,7 @@ class Own(Directory):
         self._claimed: set[str] = set()
         self._letting_go = threading.Lock()
         self._used_at = 0.0
+        self._written = Written()
         path = f"{base}/{PREFIX}{os.getuid()}-{self.pid}-{secrets.token_hex(8)}"
         os.mkdir(path, 0o700)
         os.chmod(path, 0o700)
@@ -64,6 +66,10 @@ class Own(Directory):
         name = f"a-{secrets.token_hex(8)}"
         sizes = self.write(name, parts)
         return None if sizes is None else Shelved(name, sizes, Segment(name, self._unneeded))
+
+    def _pour(self, fd: int, pieces: list[memoryview], size: int) -> None:
+        if not self._written.pour(fd, pieces, size):
+            super()._pour(fd, pieces, size)
 
     def claim(self, name: str) -> Segment:
         """A segment that another has written here for us, as a message that is signed says."""
@@ -87,6 +93,7 @@ class Own(Directory):
                     # It is gone already.
                     pass
             self._trim_pool()
+            self._written.forget()
         except OSError:
             # The directory is gone.
             pass
@@ -132,6 +139,7 @@ class Own(Directory):
                     self._unlink(name)
             if time.monotonic() - self._used_at > POOL_IDLE_S:
                 self._empty_pool()
+            self._written.forget()
         except OSError:
             # The directory is gone.
             pass
@@ -143,6 +151,7 @@ class Own(Directory):
 
     def abandon(self) -> None:
         """Of a forked child: what is its parent's is none of its business, nor may the child keep the lock."""
+        self._written.close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1

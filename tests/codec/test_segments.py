@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbqueue.codec import frames, segments, shelves
+from nbqueue.codec import frames, segments, shelves, written
 from nbqueue.codec.frames import SHARED_BYTES, Frame, load_frame
 from nbqueue.codec.functions import dump_arguments, dump_frame
 from nbqueue.codec.glimpse import glimpse_values
@@ -96,6 +96,36 @@ def test_what_nobody_needs_is_written_again(own: Own) -> None:
     assert os.stat(f"{own.path}/{again.name}").st_ino == inode
     assert load_frame(again).sum() == N
     assert _pool(own) == []
+
+
+def test_what_is_written_again_is_mapped_for_it_and_forgotten_when_it_is_gone(
+    own: Own, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(written, "LEAST_BYTES", N)
+    monkeypatch.setattr(written, "MOST_FILES", 2)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for i in range(4):
+        # Of several parts, the first time larger.
+        arrays = [np.full(N + (i == 0), i), np.full(30_001, -i, dtype="i1"), bytes(200_000)]
+        frame = dump_frame(arrays, None, own)
+        found = load_frame(frame)
+        assert [part[-1] for part in found] == [i, -i, 0]
+        np.testing.assert_equal(found[:2], arrays[:2])
+        del frame, found
+    assert len(own._written._files) == 1
+    frames_ = [dump_frame(np.full(N, i), None, own) for i in range(4)]
+    frames_.clear()
+    frames_ = [dump_frame(np.full(N, i), None, own) for i in range(4)]
+    assert [load_frame(frame)[5] for frame in frames_] == [0, 1, 2, 3]
+    assert len(own._written._files) == 2
+    for frame in frames_:
+        os.unlink(f"{own.path}/{frame.name}")
+    frames_.clear()
+    own.let_go()
+    own._empty_pool()
+    own.sweep_results("c1", [].__contains__)
+    assert not own._written._files
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 def test_what_is_mapped_is_never_written_again(own: Own) -> None:
@@ -266,7 +296,11 @@ def test_a_directory_that_others_can_enter_is_refused(own: Own, tmp_path: Path) 
         Directory(str(link))
 
 
-def test_directories_of_the_dead_are_swept_though_their_children_live(own: Own) -> None:
+def test_directories_of_the_dead_are_swept_though_their_children_live(
+    own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Elsewhere, others sweep, too.
+    monkeypatch.setenv("NBQUEUE_SHARED_MEMORY", str(tmp_path))
     ask_r, ask_w = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -278,10 +312,10 @@ def test_directories_of_the_dead_are_swept_though_their_children_live(own: Own) 
         os._exit(0)
     os.waitpid(pid, 0)
     os.close(ask_r)
-    left = [name for name in os.listdir("/dev/shm") if name.startswith(f"nbqueue-{os.getuid()}-{pid}-")]
-    assert len(left) == 1
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(f"nbqueue-{os.getuid()}-{pid}-")
     assert shelves.sweep(pid)
-    assert not os.path.exists(f"/dev/shm/{left[0]}")
+    assert not left.exists()
     os.close(ask_w)
     assert os.path.exists(own.path)
     assert not shelves.sweep(os.getpid())
