@@ -318,6 +318,13 @@ class Core:
         self.start_workers()
         return future
 
+    def check_sendable(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str
+    ) -> None:
+        """Raises NotSendable, which says what of these cannot be pickled: for those who send several in one call."""
+        self.make(fn, name)
+        dump_arguments(args, kwargs, name, fn)
+
     def submit_items(
         self,
         fn: Callable[..., Any],

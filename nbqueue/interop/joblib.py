@@ -27,7 +27,7 @@ from typing import Any
 from nbqueue import TaskQueue, context
 from nbqueue.client.results.future import TaskFuture
 from nbqueue.client.results.waiting import HINT_S, hint
-from nbqueue.errors import BadOption
+from nbqueue.errors import BadOption, NotSendable
 from nbqueue.interop.arrays import Arrays
 from nbqueue.interop.remote import run_batch
 from nbqueue.progress.tally import Lane, Tally
@@ -91,7 +91,6 @@ class NbqueueBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self.parallel: Any = None
         self._in_use = False
         self._arrays: Arrays | None = None
-        self._workers = 0
         self._most: int | None = None
         self._call: _Call | None = None
 
@@ -288,13 +287,23 @@ class _Call:
     def _send(self, piece: _Piece, batch: Any, threads: int | None) -> None:
         if piece.done():
             return
-        options = self._options.with_(name=piece.name)
+        options = self._options.with_(name=self.tally.label)
         try:
             self._core.submit_call(
                 run_batch, (batch, threads), {}, options, make=lambda *_: piece, share=self._arrays
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, joblib raises it to whoever waits
-            piece.fail(error)
+            piece.fail(self._blame(batch, error))
+
+    def _blame(self, batch: Any, error: Exception) -> Exception:
+        """The same error, if it can be, as one of the user's function and not of joblib's batch."""
+        if isinstance(error, NotSendable):
+            try:
+                for function, args, kwargs in batch.items:
+                    self._core.check_sendable(function, args, kwargs, _named(function))
+            except Exception as found:  # noqa: BLE001 - it is given to whoever waits
+                return found
+        return error
 
     def abort(self) -> None:
         """End what is open as cancelled."""
@@ -384,7 +393,8 @@ class _Piece(TaskFuture[Any]):
     """The future of one of joblib's batches, which tells the card of it."""
 
     def __init__(self, tally: Tally, link: Any, place: int, size: int) -> None:
-        super().__init__(tally.label, link, kept=lambda: None)
+        upto = f":{place + size}" if size > 1 else ""
+        super().__init__(f"{tally.label}[{place}{upto}]", link, kept=lambda: None)
         self._tally = tally
         self._place, self._size = place, size
         self._runs = 0
@@ -392,6 +402,9 @@ class _Piece(TaskFuture[Any]):
 
     def fail(self, error: Exception) -> None:
         self.on_broken(None, 0, error)  # type: ignore[arg-type]
+
+    def _print_on(self, page: Any) -> None:
+        self._page, self._tag = page, self.name
 
     def _started(self, worker: str, attempt: int) -> None:
         super()._started(worker, attempt)
@@ -404,7 +417,7 @@ class _Piece(TaskFuture[Any]):
         self._runs = 1
 
     def _told(self, news: Mapping[str, Any]) -> None:
-        lane = Lane.from_news(f"{self.name}[{self._place}]", news)
+        lane = Lane.from_news(self.name, news)
         self._tally.tell(self._place, news["lane"], lane, news["attempt"])
 
     def _count(self) -> None:
@@ -420,7 +433,10 @@ class _Piece(TaskFuture[Any]):
 
 def _name_of(batch: Any) -> str:
     """What the card is called."""
-    function = batch.items[0][0] if getattr(batch, "items", None) else batch
+    return _named(batch.items[0][0] if getattr(batch, "items", None) else batch)
+
+
+def _named(function: Any) -> str:
     return getattr(function, "__name__", None) or type(function).__name__
 
 

@@ -82,7 +82,7 @@ def test_an_error_is_the_tasks_own_with_its_line_and_none_of_our_frames():
 
 
 def test_what_cannot_be_sent_is_raised_also_when_it_comes_late():
-    with pytest.raises(NotSendable, match="cannot be pickled"):
+    with pytest.raises(NotSendable, match="`square` could not be sent: argument `x` .*lock.* cannot be pickled"):
         Parallel()(delayed(square)(x if x < 30 else threading.Lock()) for x in range(40))
 
 
