@@ -14,7 +14,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-__all__ = ["Lane", "TaskContext", "current", "in_task", "open_lane", "report", "tell", "track", "waiting"]
+__all__ = [
+    "Lane",
+    "TaskContext",
+    "current",
+    "in_task",
+    "next_child",
+    "open_lane",
+    "report",
+    "seed_item",
+    "tell",
+    "track",
+    "waiting",
+]
 
 T = TypeVar("T")
 
@@ -38,6 +50,8 @@ class TaskContext:
     lanes: list[Lane] = field(default_factory=list)  # of the item that runs; what `report` says comes first
     shows: bool = False  # its caller is a notebook, which shows what it prints
     shares: bool = False  # and shares memory with the workers of its queue
+    seeded: tuple[int, int] | None = None  # seed and place of the item that runs, where it draws random numbers
+    children: int = 0  # how many seeds were made from these
 
     def end_lanes(self) -> None:
         """The item is over: the next one of the call begins with no bars."""
@@ -66,6 +80,21 @@ def set_current(context: TaskContext | None) -> None:
     """For `worker.loop` only."""
     global _current
     _current = context
+
+
+def seed_item(seed: int, index: int) -> None:
+    """The running item draws its random numbers from these. For `worker` and `replay` only."""
+    if _current is not None:
+        _current.seeded, _current.children = (seed, index), 0
+
+
+def next_child() -> tuple[int, int, int] | None:
+    """What the next seed is made from that the running item needs; None where it draws no random numbers itself."""
+    context = _current
+    if context is None or context.seeded is None:
+        return None
+    context.children += 1
+    return (*context.seeded, context.children - 1)
 
 
 class Lane:

@@ -25,6 +25,7 @@ from nbqueue.client.results.waiting import Interrupted, because, wait_until
 from nbqueue.client.sending.listener import Link
 from nbqueue.client.sending.options import Options
 from nbqueue.client.sending.recipe import Made, Recipe
+from nbqueue.client.sending.seeds import check_given, check_items, seed_for
 from nbqueue.client.sending.setting import SettingWatch
 from nbqueue.codec import shelves
 from nbqueue.codec.blobs import Put, find, pack
@@ -299,6 +300,10 @@ class Core:
     ) -> TaskFuture[Any]:
         self._check()
         name = options.name
+        rng = None
+        if options.rng is not None and (seed := seed_for(options)) is not None:
+            check_given(fn, options, args, kwargs)
+            rng = options.rng, seed, 0
         function, setting, blobs, puts = self.make(fn, name)
         handles: list[Put[Any]] = []
         arguments = dump_arguments(args, kwargs, name, fn, handles, self.shelf, share)
@@ -309,10 +314,13 @@ class Core:
             frames=(bytes(arguments),),
             retry_on=options.retry_on_names,
             puts=tuple(puts),
+            rng=rng,
         )
         future = make(name, self.link)
         future._print_on(page())
         future._detached = options.detached
+        if rng is not None:
+            future.seed = rng[1]
         held = held_by(arguments)
         future._sent(self.link.submit(dump_call(body), (function, setting), blobs, future, puts=puts, held=held), fn)
         self.start_workers()
@@ -334,6 +342,7 @@ class Core:
         options: Options,
     ) -> Batch[Any]:
         self._check()
+        items = check_items(fn, options, items, kwargs)
         self.start_workers()
         recipe = Recipe(fn, options, kwargs, lambda fn: self.make(fn, options.name), self.shelf, self._keep)
         show = options.progress is not False and not context.in_task()

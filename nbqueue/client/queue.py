@@ -21,6 +21,7 @@ from nbqueue.client.results.future import TaskFuture
 from nbqueue.client.results.several import interrupt_sinks
 from nbqueue.client.sending.history import TaskHistory
 from nbqueue.client.sending.options import Options, check_limits, check_workers
+from nbqueue.client.sending.seeds import check_rng
 from nbqueue.client.status import QueueStatus
 from nbqueue.client.task import Task, length_of, require_iterable, zip_arguments
 from nbqueue.codec.blobs import Put
@@ -138,6 +139,8 @@ class TaskQueue:
         chunksize: int | None = ...,
         progress: bool | None = ...,
         on_interrupt: str = ...,
+        rng: str | None = ...,
+        seed: int | None = ...,
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
     @user_frames_only
     def task(self, fn: Any = None, /, **options: Any) -> Any:
@@ -163,6 +166,25 @@ class TaskQueue:
         on_interrupt : {"cancel", "detach"}
             What the interrupt of a cell does to a call that the cell waits for: cancel it, or let it run on, so that
             only the waiting ends and the result can be asked for later.
+        rng : str
+            The parameter that receives a random generator, made anew for each call and each item of a map: a
+            ``numpy.random.Generator``, or a ``random.Random`` where workers have no NumPy. Do not pass it yourself.
+        seed : int
+            What these are made from. Item `i` (a single call is item 0) draws from
+            ``Generator(PCG64(SeedSequence(seed, spawn_key=(i,))))``, which is what NumPy gives the `i`-th child of
+            ``SeedSequence(seed).spawn(n)``, see *Parallel random number generation* in NumPy's guide. So the numbers
+            are the same whatever the number of workers, the chunks, or attempts. By default each call or batch has
+            fresh entropy, which its ``seed`` tells; a retry and ``replay()`` draw the same numbers. What a task with
+            `rng` calls in its turn draws, unless it has a seed, from one that is made of that task's own.
+
+        Examples
+        --------
+        >>> @queue.task(rng="rng", seed=7)                          # doctest: +SKIP
+        ... def mean(n, rng):
+        ...     return rng.random(n).mean()
+        >>> means = mean.map([1_000] * 10)                          # doctest: +SKIP
+        >>> means.seed                                              # doctest: +SKIP
+        7
         """
         if fn is None:
             # Wrong options are refused where they are written.
@@ -183,7 +205,9 @@ class TaskQueue:
                 f"`{fn.__name__}` is an async function; tasks are plain functions. Call asyncio.run inside one."
             )
         name = changes.get("name") or getattr(fn, "__name__", None) or type(fn).__name__
-        return self._options.with_(**{**changes, "name": name})
+        options = self._options.with_(**{**changes, "name": name})
+        check_rng(fn, options)
+        return options
 
     @user_frames_only
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
@@ -210,6 +234,8 @@ class TaskQueue:
         progress: bool | None = None,
         on_interrupt: str | None = None,
         name: str | None = None,
+        rng: str | None = None,
+        seed: int | None = None,
     ) -> Batch[R]:
         """Call any function with the first items of all `iterables`, then the second, …
 
@@ -218,6 +244,7 @@ class TaskQueue:
         given = {
             "timeout": timeout, "retries": retries, "retry_on": retry_on, "chunksize": chunksize,
             "progress": progress, "on_interrupt": on_interrupt, "name": name,
+            "rng": rng, "seed": seed,
         }  # fmt: skip
         changes = {option: value for option, value in given.items() if value is not None}
         if isinstance(fn, Task):

@@ -12,6 +12,7 @@ from nbqueue import context
 from nbqueue.client.results.frames import user_frames_only
 from nbqueue.client.sending.feeding import AtHand
 from nbqueue.client.sending.options import Options
+from nbqueue.client.sending.seeds import check_rng, with_generator
 from nbqueue.errors import BadCall
 
 if TYPE_CHECKING:
@@ -79,7 +80,10 @@ class Task(Generic[P, R]):
     def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the undecorated function here and now."""
         with user_frames_only:
-            return self._fn(*self._bound, *args, **kwargs)
+            given: dict[str, Any] = kwargs
+            if self._options.rng is not None:
+                given = with_generator(self._fn, self._options, (*self._bound, *args), kwargs)
+            return self._fn(*self._bound, *args, **given)
 
     @user_frames_only
     def map(self, *iterables: Iterable[Any], **kwargs: Any) -> Batch[R]:
@@ -127,13 +131,15 @@ class Task(Generic[P, R]):
 
     @user_frames_only
     def options(self, **changes: Any) -> Task[P, R]:
-        """The same task with other options: name, retries, retry_on, timeout, chunksize, progress.
+        """The same task with other options: name, retries, retry_on, timeout, chunksize, progress, rng, seed, …
 
         Raises
         ------
         BadOption
         """
-        return self._copy(options=self._options.with_(**changes))
+        options = self._options.with_(**changes)
+        check_rng(self._fn, options)
+        return self._copy(options=options)
 
     def _copy(self, *, options: Options | None = None, bound: tuple[Any, ...] | None = None) -> Task[P, R]:
         task: Task[P, R] = Task(self._fn, self._submitter, options or self._options)

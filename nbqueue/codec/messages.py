@@ -16,6 +16,7 @@ from typing import Any
 
 from nbqueue.codec.blobs import load_keywords
 from nbqueue.codec.frames import load_frame
+from nbqueue.codec.seeds import Rng
 from nbqueue.errors import BadMessage
 
 __all__ = [
@@ -60,7 +61,7 @@ class CallBody:
     Either `packed` (a pickled list of argument tuples) or `frames` (one pickled ``(args, kwargs)`` an item)
     is given; `common` is a pickled dict of keyword arguments for every item, or empty. `retry_on` has the
     names of the exception types that `retries` is for; empty means all. `puts` are the digests of what was put that
-    the function and the items hold.
+    the function and the items hold. `rng` says which parameter receives a random generator, and from what it is made.
     """
 
     name: str
@@ -73,6 +74,7 @@ class CallBody:
     common: bytes = b""
     retry_on: tuple[str, ...] = ()
     puts: tuple[str, ...] = ()
+    rng: Rng | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ def dump_call(body: CallBody) -> bytes:
     return pickle.dumps(
         (
             *(body.name, body.function, body.setting, body.timeout_s, body.retries),
-            *(body.packed, body.frames, body.common, body.retry_on, body.puts),
+            *(body.packed, body.frames, body.common, body.retry_on, body.puts, body.rng),
         ),
         protocol=5,
     )
@@ -151,6 +153,9 @@ def load_event(data: bytes) -> dict[str, Any]:
 
 def only_item(body: CallBody, plain: Sequence[Any] | None, item: int) -> CallBody:
     """The call with one item only, to be sent on its own. Runs no user's code."""
+    if body.rng is not None:
+        name, seed, first = body.rng
+        body = replace(body, rng=(name, seed, first + item))
     if plain is None:
         return replace(body, frames=(body.frames[item],))
     return replace(body, packed=pickle.dumps([plain[item]], protocol=5))

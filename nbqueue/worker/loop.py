@@ -45,6 +45,7 @@ from nbqueue.stream.records import Fetched, Report, Setting
 from nbqueue.worker import attempt, board
 from nbqueue.worker.modules import LocalModules
 from nbqueue.worker.outbox import Outbox
+from nbqueue.worker.seeded import seeded
 from nbqueue.worker.sprint import NOTHING as NO_VALUE
 from nbqueue.worker.sprint import SHORT_S, Sprint, next_length
 from nbqueue.worker.surroundings import NoKeyboard, Surroundings
@@ -614,6 +615,8 @@ class Worker:
             try:
                 self._armed = True
                 args, kwargs = messages.item_arguments(body, plain, item)
+                if body.rng is not None:
+                    kwargs = seeded(kwargs, body.rng, item)
                 value = function(*args, **kwargs)
                 if not is_plain(value) or _is_long(value):
                     kind, value, is_one_pickle = _pickled(value, body.name, self._shelf(call))
@@ -637,7 +640,7 @@ class Worker:
 
     def _kwargs_of_sprints(self, call: Fetched, body: CallBody, plain: list[Any] | None) -> dict[str, Any] | None:
         """The keywords of all items, if these may run in sprints; else None."""
-        if plain is None or call.crashes or body.timeout_s or self._left > 0:
+        if plain is None or call.crashes or body.timeout_s or self._left > 0 or body.rng is not None:
             return None
         if not body.common:
             return {}

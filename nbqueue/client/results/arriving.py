@@ -190,7 +190,7 @@ class Arriving(Asked):
         self._finish_if_done()
 
     def _send_items(self, start: int, items: list[Prepared]) -> None:
-        calls, refused = self._recipe.pack(items)
+        calls, refused = self._recipe.pack(items, start)
         for offset, error in refused:
             outcome = None if error is None else Outcome(ERROR, error, True)
             self._settle_one(start + offset, outcome, failed=error is not None)

@@ -87,6 +87,10 @@ class Asked(ABC):
     # Asking
 
     @property
+    def seed(self) -> int | None:
+        return self._recipe.seed
+
+    @property
     def total(self) -> int | None:
         return self._total
 
@@ -216,7 +220,7 @@ class Asked(ABC):
             for call in calls:
                 if call.base <= index < call.base + call.call.items:
                     return Kept.of(recipe.fn, call, index - call.base)
-        return Kept(recipe.fn, arguments, recipe.keywords, recipe.options.retries + 1)
+        return Kept(recipe.fn, arguments, recipe.keywords, recipe.options.retries + 1, recipe.rng(index))
 
     def _outcome(self, place: int) -> Outcome:
         kind, value = self._ledger.kind(place), self._ledger.value(place)
@@ -245,6 +249,7 @@ class Asked(ABC):
                     kept=lambda: self._kept(index),
                 )
                 future._detached = self._recipe.options.detached
+                future.seed = self._recipe.seed
                 if kind == OPEN:
                     self._futures[index] = future
                 else:

@@ -46,6 +46,8 @@ class Batch(Generic[R]):
         One for each item, made when asked for.
     progress : Snapshot
         Counts, rate and remaining time now.
+    seed : int or None
+        Of its random numbers, where its task has the option ``rng``.
 
     Examples
     --------
@@ -88,6 +90,10 @@ class Batch(Generic[R]):
     @property
     def tally(self) -> Tally:
         return self._items.tally
+
+    @property
+    def seed(self) -> int | None:
+        return self._items.seed
 
     # Asking
 

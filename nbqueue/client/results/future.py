@@ -52,6 +52,8 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         The worker that ran it, ``host:slot:serial``.
     seconds : float or None
         How long its last attempt ran.
+    seed : int or None
+        Of its random numbers, where its task has the option ``rng``.
     stdout, stderr : str
         What it has printed, from Python and from compiled code, the programs that it started included. Of more
         than 256 kB on one stream, the first and the last 128 kB. While it runs, what has arrived so far.
@@ -60,6 +62,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
     """
 
     many = False
+    seed: int | None = None
 
     def __init__(
         self,

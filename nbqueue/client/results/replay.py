@@ -19,6 +19,7 @@ from nbqueue.codec.frames import load_frame
 from nbqueue.codec.glimpse import glimpse_arguments, glimpse_keywords, glimpse_values
 from nbqueue.codec.messages import load_call
 from nbqueue.codec.seal import body_of
+from nbqueue.codec.seeds import Rng, generator
 from nbqueue.errors import NbqueueError, NotSendable
 
 __all__ = ["Kept", "replay"]
@@ -27,18 +28,20 @@ __all__ = ["Kept", "replay"]
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What a call is made of. `keywords` are pickled, for `arguments` that are plain or where they are sent apart;
-    `attempts` is how often an exception of its own may end it."""
+    `attempts` is how often an exception of its own may end it, `rng` what gives it its random numbers."""
 
     fn: Callable[..., Any]
     arguments: Prepared
     keywords: bytes = b""
     attempts: int = 1
+    rng: Rng | None = None
 
     @classmethod
     def of(cls, fn: Callable[..., Any], call: OpenCall, item: int = 0) -> Kept:
         """From a call's sealed message, which is of our own making."""
         body = load_call(body_of(call.call.payload))
-        return cls(fn, items_of(call)[item], body.common, body.retries + 1)
+        rng = None if body.rng is None else (*body.rng[:2], body.rng[2] + item)
+        return cls(fn, items_of(call)[item], body.common, body.retries + 1, rng)
 
     @property
     def _pickled(self) -> bytes | None:
@@ -93,6 +96,11 @@ def replay(name: str, kept: Kept | None) -> Any:
     try:
         with user_frames_only:
             args, kwargs = kept.load()
+            if kept.rng is not None:
+                name, seed, index = kept.rng
+                kwargs = {**kwargs, name: generator(seed, index)}
+                if before is None:
+                    context.seed_item(seed, index)
             return fn(*args, **kwargs)
     finally:
         context.set_current(before)

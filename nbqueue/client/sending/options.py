@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,10 @@ class Options:
     on_interrupt : {"cancel", "detach"}
         What the interrupt of a cell does to a call that the cell waits for: cancel it, or let it run on, so that
         only the waiting ends and the result can be asked for later.
+    rng : str or None
+        The parameter that receives a random generator of each call's own.
+    seed : int or None
+        What these are made from; fresh entropy for each call or batch by default.
     """
 
     name: str = ""
@@ -53,6 +58,8 @@ class Options:
     chunksize: int | None = None
     progress: bool | None = None
     on_interrupt: str = "cancel"
+    rng: str | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         _whole("retries", self.retries, at_least=0)
@@ -69,6 +76,22 @@ class Options:
             raise BadOption(f"on_interrupt={self.on_interrupt!r}: give 'cancel' or 'detach'.")
         if not isinstance(self.name, str):
             raise BadOption(f"name={self.name!r}: give a string.")
+        if self.rng is not None and not isinstance(self.rng, str):
+            raise BadOption(f"rng={self.rng!r}: give the name of the parameter that is to receive the generator.")
+        if self.seed is not None:
+            self._check_seed()
+
+    def _check_seed(self) -> None:
+        try:
+            seed = -1 if isinstance(self.seed, bool) else operator.index(self.seed)  # type: ignore[arg-type]
+        except TypeError:
+            seed = -1
+        if seed < 0:
+            raise BadOption(f"seed={self.seed!r}: give a whole number, 0 or more, or None for fresh entropy.")
+        if self.rng is None:
+            raise BadOption(f"seed={self.seed!r}: name the parameter that receives the generator, too: rng='rng'.")
+        # NumPy's integers as Python's own.
+        object.__setattr__(self, "seed", seed)
 
     def _check_retry_on(self) -> None:
         kinds = self.retry_on if isinstance(self.retry_on, tuple) else (self.retry_on,)

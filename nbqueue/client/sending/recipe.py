@@ -12,11 +12,13 @@ from typing import Any, NamedTuple, cast
 
 from nbqueue.client.sending.listener import OpenCall
 from nbqueue.client.sending.options import Options
+from nbqueue.client.sending.seeds import seed_for
 from nbqueue.codec.blobs import Put, as_keywords
 from nbqueue.codec.frames import SHARED_BYTES, held_by, size_of
 from nbqueue.codec.functions import all_plain_and_short, dump_arguments, dump_frame, is_long, is_plain
 from nbqueue.codec.messages import CallBody, dump_call, load_call
 from nbqueue.codec.seal import body_of
+from nbqueue.codec.seeds import Rng
 from nbqueue.codec.segments import Segment, Shelf
 from nbqueue.errors import NotSendable
 
@@ -82,6 +84,7 @@ class Recipe:
         self.fn = fn
         self.options = options
         self.kwargs = kwargs
+        self.seed = seed_for(options)
         self._make = make
         self.renew()
 
@@ -117,7 +120,14 @@ class Recipe:
         """Of the function and the setting."""
         return tuple(self.blobs)
 
-    def body(self, puts: Mapping[str, Put[Any]], packed: bytes = b"", frames: tuple[bytes, ...] = ()) -> bytes:
+    def rng(self, place: int) -> Rng | None:
+        """What gives the item at `place` its random numbers."""
+        rng, seed = self.options.rng, self.seed
+        return None if rng is None or seed is None else (rng, seed, place)
+
+    def body(
+        self, puts: Mapping[str, Put[Any]], place: int, packed: bytes = b"", frames: tuple[bytes, ...] = ()
+    ) -> bytes:
         o = self.options
         body = CallBody(
             *(o.name, self.function, self.setting, o.timeout, o.retries),
@@ -126,6 +136,7 @@ class Recipe:
             common=self.keywords if packed or self._apart else b"",
             retry_on=o.retry_on_names,
             puts=tuple(puts),
+            rng=self.rng(place),
         )
         return dump_call(body)
 
@@ -157,10 +168,12 @@ class Recipe:
             return frame
         return Holding(frame, {handle.digest: handle for handle in handles} if handles else _NONE, held_by(frame))
 
-    def pack(self, items: Sequence[Prepared]) -> tuple[list[Packed], list[tuple[int, NotSendable | None]]]:
-        """Bodies for prepared items, and the offsets of those that are not sent, with the reason."""
+    def pack(
+        self, items: Sequence[Prepared], start: int
+    ) -> tuple[list[Packed], list[tuple[int, NotSendable | None]]]:
+        """Bodies for prepared items from place `start` on, and the offsets of those not sent, with the reason."""
         if set(map(type, items)) <= {tuple}:
-            return self._pack_plain(0, items), []
+            return self._pack_plain(start, 0, items), []
         calls: list[Packed] = []
         refused: list[tuple[int, NotSendable | None]] = []
         frames: list[bytes] = []
@@ -171,7 +184,7 @@ class Recipe:
         def close(end: int) -> None:
             nonlocal frames, puts, held, size
             if frames:
-                body = self.body(puts, frames=tuple(frames))
+                body = self.body(puts, start + end - len(frames), frames=tuple(frames))
                 calls.append(Packed(end - len(frames), len(frames), body, puts, held))
             frames, puts, held, size = [], self._puts, (), 0
 
@@ -198,13 +211,14 @@ class Recipe:
         close(len(items))
         return calls, refused
 
-    def _pack_plain(self, offset: int, items: Sequence[Prepared]) -> list[Packed]:
+    def _pack_plain(self, start: int, offset: int, items: Sequence[Prepared]) -> list[Packed]:
         packed = pickle.dumps(items, protocol=5)
         if len(packed) > CHUNK_BYTES and len(items) > 1:
             half = len(items) // 2
-            return self._pack_plain(offset, items[:half]) + self._pack_plain(offset + half, items[half:])
+            first = self._pack_plain(start, offset, items[:half])
+            return first + self._pack_plain(start, offset + half, items[half:])
         puts = self._puts_of_packed
-        return [Packed(offset, len(items), self.body(puts, packed=packed), puts)]
+        return [Packed(offset, len(items), self.body(puts, start + offset, packed=packed), puts)]
 
 
 def items_of(call: OpenCall) -> Sequence[tuple[Any, ...] | bytes | Holding]:
