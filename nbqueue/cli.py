@@ -1,4 +1,4 @@
-"""The command line: ``nbqueue demo | worker | status | acl``.
+"""The command line: ``nbqueue demo | worker | status | top | cancel | purge | acl | completion``.
 
 The only room that may knock at both wings. What a command needs is imported when it runs, so that help
 comes at once. nbqueue's own errors become one line on stderr.
@@ -10,13 +10,16 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from nbqueue import __version__
 from nbqueue.errors import NbqueueError
 
 if TYPE_CHECKING:
+    from nbqueue.codec.seal import Seal
+    from nbqueue.stream.broker import Broker
     from nbqueue.stream.connect import Address
     from nbqueue.stream.keys import Keys
 
@@ -108,6 +111,44 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     status.set_defaults(run=_status)
 
+    top = commands.add_parser(
+        "top",
+        help="watch a queue and its workers, live",
+        description="Watch a queue on a shared Redis or Valkey server: what is queued and done, how fast, and what "
+        "each worker runs. In a pipe one look is printed, or as many as --looks says.",
+    )
+    _add_queue(top)
+    top.add_argument(
+        "--interval", type=_seconds, default=1.0, metavar="S", help="seconds between two looks (default: 1)"
+    )
+    top.add_argument("--looks", type=_count, default=0, metavar="N", help="leave after so many looks")
+    top.set_defaults(run=_top)
+
+    cancel = commands.add_parser(
+        "cancel",
+        help="cancel the calls in a queue, whoever has made them",
+        description="Cancel all calls in a queue on a shared Redis or Valkey server, of all notebooks with your "
+        "secret: queued, waiting for a retry, and running. Whoever waits for one gets TaskCancelled. A map is "
+        "cancelled whole.",
+    )
+    _add_queue(cancel)
+    cancel.add_argument("--queued", action="store_true", help="leave alone what workers have begun or fetched")
+    cancel.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    cancel.set_defaults(run=_cancel)
+
+    purge = commands.add_parser(
+        "purge",
+        help="cancel the calls in a queue and delete all that the server keeps of it",
+        description="Cancel all calls in a queue on a shared Redis or Valkey server, as `nbqueue cancel` does, and "
+        "delete all of its keys: results that nobody has fetched, counters, traces of dead workers. Workers and "
+        "notebooks that are there go on. What is forgotten needs no purge: keys of a queue that nobody uses end after "
+        "seven days.",
+    )
+    _add_queue(purge)
+    purge.add_argument("--yes", action="store_true", help="do not ask")
+    purge.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    purge.set_defaults(run=_purge)
+
     acl = commands.add_parser(
         "acl",
         help="print the least rights that a queue needs on a shared Redis server",
@@ -132,6 +173,15 @@ def _parser() -> argparse.ArgumentParser:
         help="the secret's fingerprint as `nbqueue worker` shows it, where somebody else holds the secret",
     )
     acl.set_defaults(run=_acl)
+
+    completion = commands.add_parser(
+        "completion",
+        help="print what lets a shell complete nbqueue's commands and options",
+        description="Print a script for your shell. For bash: nbqueue completion bash >> ~/.bashrc. For zsh: nbqueue "
+        "completion zsh >> ~/.zshrc. For fish: nbqueue completion fish > ~/.config/fish/completions/nbqueue.fish.",
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    completion.set_defaults(run=_completion)
     return parser
 
 
@@ -161,6 +211,16 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, 1 or more")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number of seconds, 0.1 to 3600")
+    return seconds
 
 
 def _size(text: str) -> str:
@@ -269,6 +329,101 @@ def _status(given: argparse.Namespace) -> int:
     warnings.formatwarning = lambda message, *_: f"nbqueue: {message}\n"
     status = TaskQueue(given.url, given.queue, insecure=given.insecure).status()
     print(json.dumps(asdict(status), indent=2) if given.json else status)
+    return 0
+
+
+def _top(given: argparse.Namespace) -> int:
+    from nbqueue import TaskQueue
+    from nbqueue.client.top import watch
+
+    queue = TaskQueue(given.url, given.queue, insecure=given.insecure)
+    core = queue._here()
+    watch(given.queue, str(core.address()), core.link.counts, interval_s=given.interval, looks=given.looks)
+    return 0
+
+
+def _cancel(given: argparse.Namespace) -> int:
+    import json
+
+    from nbqueue.client.clearing import cancel_calls
+
+    with _opened(given) as (broker, seal):
+        ended = cancel_calls(broker, seal, queued_only=given.queued)
+    print(json.dumps({"cancelled": ended}) if given.json else f"{_number(ended, 'call')} cancelled")
+    return 0
+
+
+def _purge(given: argparse.Namespace) -> int:
+    import json
+
+    from nbqueue.client.clearing import purge
+
+    with _opened(given) as (broker, seal):
+        if not given.yes:
+            if not sys.stdin.isatty():
+                print("nbqueue: purge asks first; in a script, say --yes.", file=sys.stderr)
+                return FAILED
+            print(f"All of the queue {given.queue!r} on {broker.wire.address} will be deleted.", file=sys.stderr)
+            if input("Go on? [y/N] ").strip().lower() not in ("y", "yes"):
+                print("Nothing was deleted.", file=sys.stderr)
+                return FAILED
+        ended, keys = purge(broker, seal)
+    if given.json:
+        print(json.dumps({"cancelled": ended, "deleted": keys}))
+    else:
+        print(f"{_number(ended, 'call')} cancelled, {_number(keys, 'key')} deleted")
+    return 0
+
+
+def _number(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+@contextmanager
+def _opened(given: argparse.Namespace) -> Iterator[tuple[Broker, Seal]]:
+    """A connection to the queue's server, and our signature."""
+    from nbqueue.codec.seal import Seal, fingerprint, user_secret
+    from nbqueue.stream.broker import Broker
+    from nbqueue.stream.connect import Address, Wire, explaining
+    from nbqueue.stream.keys import Keys
+
+    address = Address.from_url(given.url)
+    address.require_safe(insecure=given.insecure)
+    secret = user_secret()
+    keys = Keys.of(given.queue, fingerprint(secret))
+    broker = Broker(Wire(address, timeout_s=30.0), keys)
+    with explaining(address):
+        broker.connect()
+        try:
+            yield broker, Seal(secret, keys.prefix)
+        finally:
+            broker.wire.close()
+
+
+def _completion(given: argparse.Namespace) -> int:
+    parser = _parser()
+    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    words = {"": [*commands.choices, *parser._option_string_actions]}
+    words |= {name: list(command._option_string_actions) for name, command in commands.choices.items()}
+    words["completion"] += ["bash", "zsh", "fish"]
+    if given.shell == "fish":
+        for name, its in words.items():
+            where = "__fish_use_subcommand" if not name else f"__fish_seen_subcommand_from {name}"
+            for word in its:
+                kind = f"-a {word}" if word[0] != "-" else f"-l {word[2:]}" if word[1] == "-" else f"-s {word[1:]}"
+                print(f"complete -c nbqueue -n '{where}' {kind}")
+        return 0
+    if given.shell == "zsh":
+        print("autoload -U +X bashcompinit && bashcompinit")
+    cases = "\n".join(f"    {name}) words='{' '.join(its)}' ;;" for name, its in words.items() if name)
+    print(
+        "_nbqueue() {\n"
+        f"  local words='{' '.join(words[''])}'\n"
+        f"  [ $COMP_CWORD -gt 1 ] && case ${{COMP_WORDS[1]}} in\n{cases}\n  esac\n"
+        '  COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))\n'
+        "}\n"
+        "complete -o default -F _nbqueue nbqueue"
+    )
     return 0
 
 

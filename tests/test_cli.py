@@ -44,7 +44,7 @@ def one_line(text: str) -> str:
 def test_help_names_every_command() -> None:
     shown = run("--help")
     assert shown.returncode == 0
-    for command in ("demo", "worker", "status", "acl"):
+    for command in ("demo", "worker", "status", "top", "cancel", "purge", "acl", "completion"):
         assert re.search(rf"^ +{command} +\w", shown.stdout, re.MULTILINE)
         assert run(command, "--help").stdout.startswith(f"usage: nbqueue {command}")
 

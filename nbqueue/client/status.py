@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from nbqueue.progress.static import BLUE, GREEN, GREY_TEXT, RED, css, rate_text, seconds_text
 from nbqueue.stream.records import RunningTask, WorkerState
 
-__all__ = ["QueueStatus", "picture"]
+__all__ = ["QueueStatus", "picture", "printable", "size_text"]
 
 # More lines than this nobody reads; those that run something come first.
 MOST_WORKERS = 16
@@ -59,7 +59,7 @@ class QueueStatus:
         if not self.workers:
             lines.append("  no workers")
         for worker in self.workers:
-            memory = f", {_size(worker.memory_bytes)}" if worker.memory_bytes else ""
+            memory = f", {size_text(worker.memory_bytes)}" if worker.memory_bytes else ""
             lines.append(f"  worker {worker.slot} (pid {worker.pid}): {_doing(worker)}{memory}")
         return "\n".join(lines)
 
@@ -69,12 +69,12 @@ class QueueStatus:
 
 def _doing(worker: WorkerState) -> str:
     if worker.task is None:
-        return _printable(worker.state)
+        return printable(worker.state)
     return f"{_task(worker)} for {worker.task.seconds:.1f} s{_more(worker)}"
 
 
 def _task(worker: WorkerState) -> str:
-    return "" if worker.task is None else _printable(worker.task.name)
+    return "" if worker.task is None else printable(worker.task.name)
 
 
 def _more(worker: WorkerState) -> str:
@@ -84,7 +84,7 @@ def _more(worker: WorkerState) -> str:
     return again + (", waiting for a task of its own" if worker.state == "waiting" else "")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """What hosts publish is not signed: nothing in it may speak to the terminal."""
     return "".join(sign if sign.isprintable() else "?" for sign in text)
 
@@ -102,7 +102,7 @@ def picture(status: QueueStatus, rate: float | None = None, notes: Sequence[str]
     state : str
         ``live`` or ``settled``.
     """
-    name = _html.escape(_printable(status.queue))
+    name = _html.escape(printable(status.queue))
     below = "".join(f'<div style="{css("color", GREY_TEXT)}">{_html.escape(note)}</div>' for note in notes)
     return (
         f'<div class="nbqueue-panel" data-state="{state}" style="max-width:1000px;padding:3px 0;'
@@ -114,7 +114,7 @@ def picture(status: QueueStatus, rate: float | None = None, notes: Sequence[str]
 
 
 def _where(status: QueueStatus) -> str:
-    server = "a private server" if status.server == "private" else _printable(status.server)
+    server = "a private server" if status.server == "private" else printable(status.server)
     words = [f"on {server}"]
     if status.memory_bytes:
         words.append(f"Redis holds {_memory(status)}")
@@ -171,12 +171,12 @@ def _table(status: QueueStatus) -> str:
 
 def _worker(worker: WorkerState) -> str:
     if worker.task is None:
-        what, style, since = _printable(worker.state), css("color", GREY_TEXT), ""
+        what, style, since = printable(worker.state), css("color", GREY_TEXT), ""
     else:
         what, style = f"▸ {_task(worker)}{_more(worker)}", css("color", BLUE)
         seconds = worker.task.seconds
         since = f"{seconds:.1f} s" if seconds < 10 else seconds_text(seconds)
-    memory = _size(worker.memory_bytes) if worker.memory_bytes else ""
+    memory = size_text(worker.memory_bytes) if worker.memory_bytes else ""
     cells = (
         (f"{worker.slot}", "text-align:left;", f"process {worker.pid}"),
         (what, f"text-align:left;{_ONE_LINE}{style}", what),
@@ -194,11 +194,11 @@ def _worker(worker: WorkerState) -> str:
 
 
 def _memory(status: QueueStatus) -> str:
-    limit = f" of {_size(status.memory_limit_bytes)}" if status.memory_limit_bytes else ""
-    return f"{_size(status.memory_bytes)}{limit}"
+    limit = f" of {size_text(status.memory_limit_bytes)}" if status.memory_limit_bytes else ""
+    return f"{size_text(status.memory_bytes)}{limit}"
 
 
-def _size(size_bytes: int) -> str:
+def size_text(size_bytes: int) -> str:
     """``31 MB``; powers of 1,000."""
     size = float(size_bytes)
     for unit in ("B", "kB", "MB"):

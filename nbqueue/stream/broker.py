@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
@@ -17,13 +17,15 @@ from typing import Any, NamedTuple
 from nbqueue.errors import ServerRefused
 from nbqueue.stream.connect import CommandError, ForgotScripts, Wire
 from nbqueue.stream.keys import GROUP, Keys
-from nbqueue.stream.records import Call, Fetched, HostState, Incoming, QueueCounts, Report
+from nbqueue.stream.records import Call, Fetched, HostState, Incoming, OpenEntry, QueueCounts, Report
 
 __all__ = ["BLOCK_MS", "Beat", "Broker", "Forgot", "Hello", "NeedBlobs", "OtherEpoch", "Taken"]
 
 # A blocked read under FLUSHALL sleeps on in Redis 6.2, so it must end by itself soon; a reconnect would
 # notice nothing either.
 BLOCK_MS = 2000
+# Of what may be long, so much is read in one go.
+PAGE = 1000
 
 _SCRIPTS = (
     "prepare",
@@ -245,6 +247,51 @@ class Broker:
             # An administrator may keep that to himself.
             return {}
         return {name.decode(): int(value) for name, value in re.findall(rb"(?m)^(\w+):([0-9]{1,18})\r?$", told)}
+
+    # All clients
+
+    def open_entries(self) -> Iterator[OpenEntry]:
+        """Calls that are queued, taken by a worker, or wait for a retry; those that were there when it began."""
+        for stream, key in (("0", self.keys.first), ("1", self.keys.normal)):
+            left, start = self.wire.call("XLEN", key), "-"
+            while left > 0:
+                rows = self.wire.call("XRANGE", key, start, "+", "COUNT", str(min(left, PAGE)))
+                if not rows:
+                    break
+                left -= len(rows)
+                start = f"({rows[-1][0].decode()}"
+                for id, fields in rows:
+                    try:
+                        call = _fetched(f"{stream}/{id.decode()}", fields)
+                    except (TypeError, ValueError):
+                        # Nothing that we wrote.
+                        continue
+                    yield OpenEntry(call.client, call.n, call.entry)
+        for member in self.wire.call("ZRANGE", self.keys.delayed, "0", "-1"):
+            client, _, n = _text(member).partition(" ")
+            place = self.wire.call("HGET", self.keys.open_calls(client), n)
+            if place is not None:
+                yield OpenEntry(client, n, _text(place.rpartition(b"|")[0]))
+
+    def fetched_entries(self) -> frozenset[str]:
+        """Entries that a worker has."""
+        found: set[str] = set()
+        for stream, key in (("0", self.keys.first), ("1", self.keys.normal)):
+            start = "-"
+            while rows := self.wire.call("XPENDING", key, GROUP, start, "+", str(PAGE)):
+                found.update(f"{stream}/{row[0].decode()}" for row in rows)
+                start = f"({rows[-1][0].decode()}"
+        return frozenset(found)
+
+    def delete_all(self) -> int:
+        """Delete every key of the queue. How many there were. Needs rights that a queue itself does without."""
+        pattern, cursor, deleted = re.sub(r"([*?\[\]\\])", r"\\\1", self.keys.prefix) + "*", b"0", 0
+        while True:
+            cursor, keys = self.wire.call("SCAN", cursor, "MATCH", pattern, "COUNT", str(PAGE))
+            if keys:
+                deleted += self.wire.call("UNLINK", *keys)
+            if cursor == b"0":
+                return deleted
 
     # Worker
 

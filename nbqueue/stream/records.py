@@ -87,6 +87,15 @@ class Incoming:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenEntry:
+    """An open call of any client, and where it stands."""
+
+    client: str
+    n: str
+    entry: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunningTask:
     """What a worker runs right now: `item` of the call `client:n`, since `seconds`."""
 

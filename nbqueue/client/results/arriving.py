@@ -297,6 +297,9 @@ class Arriving(Asked):
             self._prints.hear(call.base + item, event)
         elif event["kind"] == "lane":
             self._told(call.base + item, event)
+        elif event["kind"] == "cancelled":
+            # By somebody else: `nbqueue cancel`. What is left of the input would only follow.
+            self.cancel()
 
     def _started(self, call: OpenCall, place: int, worker: str, attempt: int) -> None:
         with self._lock:

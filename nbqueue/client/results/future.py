@@ -326,6 +326,9 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
             self._printing().hear(0, event)
         elif event["kind"] == "lane":
             self._told(event)
+        elif event["kind"] == "cancelled":
+            # By somebody else: `nbqueue cancel`.
+            self.cancel()
 
     def _told(self, news: Mapping[str, Any]) -> None:
         self._shown().tell(news)

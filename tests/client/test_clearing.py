@@ -1,0 +1,100 @@
+"""``nbqueue cancel`` and ``nbqueue purge``: what others have made ends, and they are told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from nbqueue import TaskCancelled, TaskQueue
+
+
+def held(started: Path, go: Path) -> int:
+    started.touch()
+    while not go.exists():
+        time.sleep(0.01)
+    return 1
+
+
+def fails() -> None:
+    raise ValueError("again")
+
+
+@pytest.fixture
+def shared(redis_server: Any, new_key: str) -> Iterator[TaskQueue]:
+    queue = TaskQueue(redis_server.url, new_key)
+    yield queue
+    queue.shutdown()
+
+
+@pytest.fixture
+def nbqueue(redis_server: Any, new_key: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(command: str, *options: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "nbqueue.cli", command, redis_server.url, "--queue", new_key, *options]
+        return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+
+    return run
+
+
+def test_what_is_queued_running_and_waiting_for_a_retry_ends_and_its_owner_is_told(
+    shared: TaskQueue, nbqueue: Any, tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    shared.run(1)
+    retried = shared.task(fails, retries=9).submit()
+    wait_until(lambda: shared.status().delayed == 1, timeout=20)
+    running = shared.submit(held, tmp_path / "started", tmp_path / "never")
+    wait_until((tmp_path / "started").exists, timeout=20)
+    queued = [shared.submit(abs, -i) for i in range(700)]
+    batch = shared.map(abs, range(100))
+    wait_until(lambda: shared.status().queued >= 700, timeout=20)
+    done = nbqueue("cancel", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["cancelled"] >= 702
+    for future in (retried, running, *queued):
+        with pytest.raises(TaskCancelled, match="was cancelled"):
+            future.result(timeout=20)
+    assert all(isinstance(r, TaskCancelled) for r in batch.results(return_exceptions=True, timeout=20))
+    assert shared.submit(abs, -5).result(timeout=20) == 5, "the worker is free again"
+    assert nbqueue("cancel").stdout == "0 calls cancelled\n"
+
+
+def test_queued_leaves_alone_what_a_worker_has_begun(
+    shared: TaskQueue, nbqueue: Any, tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    shared.run(1)
+    running = shared.submit(held, tmp_path / "started", tmp_path / "go")
+    wait_until((tmp_path / "started").exists, timeout=20)
+    waiting = shared.submit(abs, -1)
+    wait_until(lambda: shared.status().queued == 1, timeout=20)
+    assert nbqueue("cancel", "--queued").stdout == "1 call cancelled\n"
+    with pytest.raises(TaskCancelled):
+        waiting.result(timeout=20)
+    (tmp_path / "go").touch()
+    assert running.result(timeout=20) == 1
+
+
+def test_purge_leaves_no_key_and_whoever_is_there_goes_on(
+    shared: TaskQueue, nbqueue: Any, redis_server: Any, wait_until: Callable[..., Any]
+) -> None:
+    waiting = shared.submit(abs, -1)
+    client = redis.Redis.from_url(redis_server.url)
+    wait_until(lambda: client.keys("nbq:*"), timeout=20)
+    client.set("of somebody else", "1")
+    refused = nbqueue("purge")
+    assert (refused.returncode, refused.stderr) == (1, "nbqueue: purge asks first; in a script, say --yes.\n")
+    wait_until(lambda: shared.status().queued == 1, timeout=20)
+    done = nbqueue("purge", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 call cancelled, ")
+    assert client.get("of somebody else") == b"1"
+    with pytest.raises(TaskCancelled):
+        waiting.result(timeout=20)
+    shared.run(1)
+    assert shared.submit(abs, -2).result(timeout=20) == 2
