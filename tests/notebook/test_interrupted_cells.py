@@ -110,6 +110,8 @@ AWAITING = [
     "await one()",
     "await batch()",
     "await asyncio.gather(*many())",
+    "async for value in batch(): pass",
+    "async for future in batch().as_completed(): pass",
     "for next in asyncio.as_completed(many()): await next",
     "await asyncio.wait([asyncio.ensure_future(call) for call in many()])",
     "await asyncio.wrap_future(one())",

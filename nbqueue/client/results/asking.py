@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures._base import RUNNING
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -22,7 +23,7 @@ from nbqueue.client.results.items import Details
 from nbqueue.client.results.ledger import CANCELLED, FORGOTTEN, OPEN, Ledger
 from nbqueue.client.results.outcome import Outcome
 from nbqueue.client.results.replay import Kept
-from nbqueue.client.results.waiting import Interrupted, because, begun, wait_until
+from nbqueue.client.results.waiting import Heard, Interrupted, because, begun, wait_until
 from nbqueue.client.sending.feeding import Feeder
 from nbqueue.client.sending.listener import Link, OpenCall
 from nbqueue.client.sending.recipe import Prepared, Recipe
@@ -53,7 +54,7 @@ class Asked(ABC):
         self._recipe = recipe
         self.name = recipe.options.name
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._changed = Heard(self._lock)
         self._ledger = Ledger()
         self._total = total
         self._demand = Demand(known=total is not None)
@@ -131,21 +132,44 @@ class Asked(ABC):
         TimeoutError
             If it has not ended within `timeout` seconds.
         """
-        if self._ledger.kind(place) == OPEN:
+        ready = self.asked_for(place)
+        if ready is not None:
             self._link.check_process()
-            if place >= len(self._ledger):
-                self._ask(place)
-
-            def ready() -> bool:
-                return self._ledger.kind(place) != OPEN or (self._exhausted and place >= len(self._ledger))
-
             if not wait_until(self._changed, ready, timeout, self._link, self.interrupted):
                 raise TimeoutError(f"`{self.name}[{place}]` has not ended in time.{because(self._link)}")
+        return self.has(place)
+
+    def asked_for(self, place: int) -> Callable[[], bool] | None:
+        """Whether one item has ended, or will never be there; None where it has ended already. It is drawn for that."""
+        if self._ledger.kind(place) != OPEN:
+            return None
+        if place >= len(self._ledger):
+            self._ask(place)
+        return lambda: self._ledger.kind(place) != OPEN or (self._exhausted and place >= len(self._ledger))
+
+    def has(self, place: int) -> bool:
+        """Whether there is such an item, after it was waited for. Raises as `wait_for` does."""
         if place >= len(self._ledger):
             self.check_input()
             return False
         self.check_kept(place)
         return True
+
+    @contextmanager
+    def waking(self, wake: Callable[[], object]) -> Iterator[None]:
+        """While this lasts, `wake` is called at each change, from any thread, and must return at once."""
+        with self._lock:
+            self._changed.wakers.add(wake)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._changed.wakers.discard(wake)
+
+    def is_so(self, ready: Callable[[], bool]) -> bool:
+        """Ask what may change at any time."""
+        with self._lock:
+            return ready()
 
     def check_kept(self, place: int) -> None:
         """Raises IndexError for an item that is no longer kept."""
@@ -305,13 +329,16 @@ class Asked(ABC):
 
     def wait_for_ended(self, number: int, timeout: float | None) -> bool | None:
         """Wait until so many and one have ended. False at the timeout, None if no more will."""
-
-        def ready() -> bool:
-            return self._ended_number > number or self.done
-
-        if not wait_until(self._changed, ready, timeout, self._link, self.interrupted):
+        if not wait_until(self._changed, self.more_than(number), timeout, self._link, self.interrupted):
             return False
         return True if self._ended_number > number else None
+
+    def more_than(self, number: int) -> Callable[[], bool]:
+        """Whether more than so many have ended, or no more will."""
+        return lambda: self._ended_number > number or self.done
+
+    def has_ended(self, number: int) -> bool:
+        return self._ended_number > number
 
     @property
     def _ended_number(self) -> int:

@@ -6,11 +6,12 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, cast, overload
 from weakref import finalize
 
 from nbqueue.client.results.arriving import Arriving
+from nbqueue.client.results.awaiting import Completed, Turns, until
 from nbqueue.client.results.failures import Failures
 from nbqueue.client.results.frames import user_frames_only
 from nbqueue.client.results.future import TaskFuture, call_soon
@@ -30,8 +31,9 @@ R = TypeVar("R")
 class Batch(Generic[R]):
     """Results of a map, in order, as they arrive.
 
-    Iterating and indexing wait for the item in question; ``len`` is the number of items (for a generator,
-    once it has been consumed). An item that failed raises its exception where it is asked for, and only there.
+    Iterating and indexing wait for the item in question; ``async for`` lets others run meanwhile. ``len`` is the number
+    of items (for a generator, once it has been consumed). An item that failed raises its exception where it is asked
+    for, and only there.
 
     A generator is drawn as results come back, so it need not fit into memory, nor end. Once a loop reads the results,
     at most 100,000 of them, or about 100 MB, lie ahead of it, and as many are kept behind it; those before can no
@@ -159,6 +161,36 @@ class Batch(Generic[R]):
             if not self.done:
                 self.cancel()
 
+    async def __aiter__(self) -> AsyncIterator[R]:
+        items, turns = self._items, Turns(self._items)
+        index = 0
+        with items.reading():
+            while True:
+                run = items.next_run(index)
+                index += len(run)
+                run.reverse()
+                while run:
+                    yield run.pop()
+                    if turns.due:
+                        with user_frames_only:
+                            await turns.give()
+                with user_frames_only:
+                    ready = items.asked_for(index)
+                    if ready is not None:
+                        await until(items, ready, None, self._link)
+                    if self.done:
+                        self._close_view()
+                    if not items.has(index):
+                        return
+                    try:
+                        value = items.get(index)
+                    except Exception as error:
+                        items.add_summary(error)
+                        raise
+                yield value
+                del value
+                index += 1
+
     @overload
     def __getitem__(self, index: int) -> R: ...
     @overload
@@ -241,14 +273,24 @@ class Batch(Generic[R]):
     def futures(self) -> Sequence[TaskFuture[R]]:
         return Futures(self)
 
-    def as_completed(self, timeout: float | None = None) -> Iterator[TaskFuture[R]]:
-        """Futures of the items in the order in which they end; works for inputs without an end.
+    def as_completed(self, timeout: float | None = None) -> Completed[R]:
+        """Futures of the items in the order in which they end, for ``for`` and ``async for``; also of endless inputs.
 
         Raises
         ------
         TimeoutError
             If no further item ends within `timeout` seconds of being asked for.
+
+        Examples
+        --------
+        >>> for future in batch.as_completed():          # doctest: +SKIP
+        ...     print(future.name, future.result())
+        >>> async for future in batch.as_completed():    # doctest: +SKIP
+        ...     print(future.name, future.result())
         """
+        return Completed(self._completed(timeout), self._completed_later(timeout))
+
+    def _completed(self, timeout: float | None) -> Iterator[TaskFuture[R]]:
         items = self._items
         items.keep_order()
         with items.reading():
@@ -256,7 +298,7 @@ class Batch(Generic[R]):
                 with user_frames_only:
                     more = items.wait_for_ended(seen, timeout)
                     if more is False:
-                        raise TimeoutError(f"No item of {self!r} has ended within {timeout:g} s.{because(self._link)}")
+                        raise self._too_late(timeout)
                     if more is None:
                         self._close_view()
                         items.check_input()
@@ -264,6 +306,29 @@ class Batch(Generic[R]):
                     future = items.ended(seen)
                 yield future
                 del future
+
+    async def _completed_later(self, timeout: float | None) -> AsyncIterator[TaskFuture[R]]:
+        items, turns = self._items, Turns(self._items)
+        items.keep_order()
+        with items.reading():
+            for seen in itertools.count():
+                with user_frames_only:
+                    if turns.due:
+                        await turns.give()
+                    if not items.has_ended(seen) and not await until(
+                        items, items.more_than(seen), timeout, self._link
+                    ):
+                        raise self._too_late(timeout)
+                    if not items.has_ended(seen):
+                        self._close_view()
+                        items.check_input()
+                        return
+                    future = items.ended(seen)
+                yield future
+                del future
+
+    def _too_late(self, timeout: float | None) -> TimeoutError:
+        return TimeoutError(f"No item of {self!r} has ended within {timeout:g} s.{because(self._link)}")
 
     @property
     def failed(self) -> Failures[R]:

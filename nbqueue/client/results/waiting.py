@@ -18,12 +18,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from nbqueue import context
 from nbqueue.client.sending.listener import Link
 from nbqueue.client.sending.presses import Presses
 
 __all__ = [
+    "Heard",
     "Interrupted",
     "because",
     "begun",
@@ -154,14 +157,31 @@ def _reason(link: Link) -> str | None:
 # Awaiting
 
 
+class Heard(threading.Condition):
+    """A condition that wakes coroutines, too: `wakers` are called in the thread that notifies, with the lock held."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        super().__init__(lock)
+        self.wakers: set[Callable[[], Any]] = set()
+
+    def notify_all(self) -> None:
+        super().notify_all()
+        if self.wakers:
+            for wake in tuple(self.wakers):
+                wake()
+
+
 class _Awaiting:
     """One coroutine that waits for one thing. `said` is set when it has been interrupted."""
 
-    __slots__ = ("cell", "done", "interrupted", "number", "said")
+    __slots__ = ("cell", "context", "done", "hint_at", "interrupted", "link", "number", "said")
 
-    def __init__(self, done: asyncio.Event, interrupted: Interrupted, number: int) -> None:
+    def __init__(self, done: asyncio.Event, interrupted: Interrupted, link: Link | None, number: int) -> None:
         self.done, self.interrupted, self.number, self.cell = done, interrupted, number, _cell
         self.said: str | None = None
+        self.link = link
+        self.hint_at = time.monotonic() + HINT_S
+        self.context = contextvars.copy_context()  # its cell, where a hint belongs
 
     def interrupt(self) -> None:
         if self.said is None:
@@ -173,37 +193,56 @@ class _Awaiting:
 _awaiting: dict[_Awaiting, None] = {}
 _unfinished: dict[begun, int] = {}
 _left: list[begun] = []
+# Loops in which something waits: they wake every TICK_S, once for all of that.
+_beating: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Awaiting, None]] = WeakKeyDictionary()
 _cell = 0
 
 
 async def tick(done: asyncio.Event, interrupted: Interrupted, link: Link | None, number: int = 0) -> None:
-    """Wait for an event in short ticks, so that an interrupted cell notices. Calls have a `number`, in their order.
+    """Wait for an event in a loop that ticks, so that an interrupted cell notices. Calls have an ordered `number`.
 
     Raises
     ------
     asyncio.CancelledError
         When interrupted, or cancelled by whoever awaits this; after `interrupted`.
     """
-    hint_at = time.monotonic() + HINT_S
-    here = _Awaiting(done, interrupted, number)
+    here = _Awaiting(done, interrupted, link, number)
+    loop = asyncio.get_running_loop()
+    waiting = _beating.get(loop)
+    if waiting is None:
+        waiting = _beating[loop] = {}
+        loop.call_later(TICK_S, _beat, loop)
+    waiting[here] = None
     if threading.current_thread() is threading.main_thread():
         _awaiting[here] = None
     try:
-        while not done.is_set():
-            try:
-                await asyncio.wait_for(done.wait(), TICK_S)
-            except TimeoutError:
-                if link is not None and time.monotonic() >= hint_at:
-                    hint(link)
-                    hint_at = time.monotonic() + HINT_S
+        await done.wait()
     except (asyncio.CancelledError, KeyboardInterrupt) as interrupt:
         here.interrupt()
         # A new one: where in our waiting it struck helps nobody.
         raise type(interrupt)(here.said) from None
     finally:
         _awaiting.pop(here, None)
+        waiting.pop(here, None)
     if here.said is not None:
         raise asyncio.CancelledError(here.said)
+
+
+def _beat(loop: asyncio.AbstractEventLoop) -> None:
+    """The loop has woken, which is all that an interrupt needs. Those that wait for long are told why."""
+    waiting = _beating.get(loop)
+    if not waiting:
+        _beating.pop(loop, None)
+        return
+    loop.call_later(TICK_S, _beat, loop)
+    now = time.monotonic()
+    told: set[int] = set()
+    for here in waiting:
+        if here.link is not None and now >= here.hint_at:
+            here.hint_at = now + HINT_S
+            if id(here.link) not in told:
+                told.add(id(here.link))
+                here.context.run(hint, here.link)
 
 
 def interrupt_awaited() -> str:
