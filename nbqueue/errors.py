@@ -15,7 +15,6 @@ The ground floor of all floors: imports nothing of ours. All of these survive a 
     │   ├── ServerTooOld                older than Redis 6.2
     │   └── ServerUnsafe                evicts keys, or would be talked to in the clear
     ├── PoolError                       the process pool could not be started or kept
-    ├── ExecutorClosed (RuntimeError)   an executor was used after its shutdown
     ├── ForkedQueue                     a forked child used its parent's queue
     ├── UnsupportedKernel               an ipykernel with a known fault
     ├── TaskError                       how a task ended, other than with its own exception
@@ -37,7 +36,6 @@ __all__ = [
     "BadCall",
     "BadMessage",
     "BadOption",
-    "ExecutorClosed",
     "ForkedQueue",
     "InputNotAvailable",
     "NbqueueError",
@@ -101,10 +99,6 @@ class ServerUnsafe(ServerError):
 
 class PoolError(NbqueueError):
     """The pool of worker processes could not be started or kept alive."""
-
-
-class ExecutorClosed(NbqueueError, RuntimeError):
-    """An executor was given a call after its shutdown, or at the end of Python."""
 
 
 class ForkedQueue(NbqueueError):

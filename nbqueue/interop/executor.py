@@ -26,13 +26,13 @@ from weakref import WeakSet
 from nbqueue.client.core import Core
 from nbqueue.client.results.arriving import Arriving
 from nbqueue.client.results.batch import Batch
-from nbqueue.client.results.frames import user_frames_only
+from nbqueue.client.results.frames import hand_out, user_frames_only
 from nbqueue.client.results.future import TaskFuture
 from nbqueue.client.results.several import interrupt_sinks
 from nbqueue.client.results.waiting import wait_until
 from nbqueue.client.sending.options import Options
 from nbqueue.client.task import Submitter, Task
-from nbqueue.errors import BadOption, ExecutorClosed, NbqueueError
+from nbqueue.errors import BadOption, NbqueueError
 
 __all__ = ["QueueExecutor"]
 
@@ -54,14 +54,13 @@ class _Pending:
         self._sending: set[int] = set()  # threads in which calls are on their way into it
 
     def __enter__(self) -> None:
-        """Something is being sent: whoever shuts down meanwhile waits for it. Raises ExecutorClosed."""
+        """Something is being sent: whoever shuts down meanwhile waits for it. Raises RuntimeError after that."""
         self._sending.add(threading.get_ident())
-        if self.closed:
+        if self.closed or _ending:
             self.__exit__()
-            raise ExecutorClosed("This executor was shut down: cannot schedule new futures after shutdown.")
-        if _ending:
-            self.__exit__()
-            raise ExecutorClosed("Python is ending: cannot schedule new futures after interpreter shutdown.")
+            what = "interpreter shutdown" if _ending else "shutdown. Make another executor with queue.executor()"
+            # In the words of the standard library's executors, which others may look for.
+            hand_out(RuntimeError(f"cannot schedule new futures after {what}."))
 
     def __exit__(self, *_: object) -> None:
         self._sending.discard(threading.get_ident())
