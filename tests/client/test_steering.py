@@ -1,0 +1,127 @@
+"""Whoever waits may talk to the server himself; nobody else's results may come later, or not at all, because of it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def held(go: str) -> str:
+    while not os.path.exists(go):
+        time.sleep(0.01)
+    return go
+
+
+def steered(queue: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Each turn at the helm that a thread has taken: whether it could."""
+    turns: list[bool] = []
+    steer = type(queue._core.link).steer
+
+    def noting(link: Any, *args: Any) -> bool:
+        turns.append(steer(link, *args))
+        return turns[-1]
+
+    monkeypatch.setattr(type(queue._core.link), "steer", noting)
+    return turns
+
+
+def test_a_thread_that_waits_takes_the_helm(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue.submit(abs, -1).result(timeout=20)
+    turns = steered(queue, monkeypatch)
+    assert [queue.submit(abs, -i).result(timeout=20) for i in range(50)] == list(range(50))
+    assert turns.count(True) > 25
+
+
+def test_many_threads_that_wait_all_get_their_results(queue: Any) -> None:
+    def work(first: int) -> None:
+        results[first] = [queue.submit(abs, -i).result(timeout=60) for i in range(first, first + 100)]
+
+    results: dict[int, list[int]] = {}
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(0, 400, 100)]
+    for thread in threads:
+        thread.start()
+    assert list(queue.map(abs, range(-500, 0))) == list(range(500, 0, -1))
+    for thread in threads:
+        thread.join(60)
+    assert results == {first: list(range(first, first + 100)) for first in range(0, 400, 100)}
+
+
+def test_what_nobody_waits_for_arrives_while_another_is_waited_for(
+    queue: Any, tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    queue.run(2)
+    long = queue.submit(held, str(tmp_path / "go"))
+    ended: list[int] = []
+
+    def end(future: Any) -> None:
+        ended.append(future.result())
+        if len(ended) == 20:
+            (tmp_path / "go").touch()
+
+    def submit() -> None:
+        for i in range(20):
+            queue.submit(abs, -i).add_done_callback(end)
+
+    thread = threading.Thread(target=submit)
+    thread.start()
+    # It ends only when all the others have, and been heard of.
+    assert long.result(timeout=60) == str(tmp_path / "go")
+    thread.join()
+    assert sorted(ended) == list(range(20))
+
+
+def test_what_nobody_waits_for_arrives_after_somebody_has_waited(queue: Any) -> None:
+    for i in range(20):
+        assert queue.submit(abs, -i).result(timeout=20) == i
+        heard = threading.Event()
+        queue.submit(abs, -i).add_done_callback(lambda _, heard=heard: heard.set())
+        assert heard.wait(20), i
+
+
+def test_others_waits_go_on_when_the_one_at_the_helm_leaves(queue: Any, tmp_path: Path) -> None:
+    queue.run(2)
+    long = queue.submit(held, str(tmp_path / "go"))
+    got: list[str] = []
+    thread = threading.Thread(target=lambda: got.append(long.result(timeout=60)))
+    thread.start()
+    with pytest.raises(TimeoutError):
+        queue.submit(held, str(tmp_path / "later")).result(timeout=0.2)
+    (tmp_path / "go").touch()
+    thread.join(60)
+    assert got == [str(tmp_path / "go")]
+    (tmp_path / "later").touch()
+
+
+def test_a_callback_that_ends_its_thread_does_not_end_the_waiting(
+    queue: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def leave(_: object) -> None:
+        raise SystemExit(3)
+
+    queue.submit(abs, -1).result(timeout=20)
+    future = queue.submit(abs, -2)
+    future.add_done_callback(leave)
+    assert queue.submit(abs, -3).result(timeout=20) == 3
+    assert queue.submit(abs, -4).result(timeout=20) == 4
+    assert "SystemExit" in capfd.readouterr().err
+
+
+def test_a_connection_that_breaks_under_the_one_at_the_helm_is_made_again(queue: Any, tmp_path: Path) -> None:
+    queue.submit(abs, -1).result(timeout=20)
+    link = queue._core.link
+    for number in range(6):
+        future = queue.submit(held, str(tmp_path / str(number)))
+
+        def cut(number: int = number) -> None:
+            broker = (link._steps, link._replies)[number % 2]
+            broker.wire._connection._sock.shutdown(2)
+            (tmp_path / str(number)).touch()
+
+        threading.Timer(0.05, cut).start()
+        assert future.result(timeout=60) == str(tmp_path / str(number))
