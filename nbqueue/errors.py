@@ -17,6 +17,7 @@ The ground floor of all floors: imports nothing of ours. All of these survive a 
     ├── PoolError                       the process pool could not be started or kept
     ├── ForkedQueue                     a forked child used its parent's queue
     ├── UnsupportedKernel               an ipykernel with a known fault
+    ├── NotInstalled (ImportError)      what was asked for needs a further package
     ├── TaskError                       how a task ended, other than with its own exception
     │   ├── WorkerDied                  its process was killed, crashed or left
     │   ├── TaskTimeout                 it ran longer than its own limit
@@ -39,6 +40,7 @@ __all__ = [
     "ForkedQueue",
     "InputNotAvailable",
     "NbqueueError",
+    "NotInstalled",
     "NotSendable",
     "PoolError",
     "RemoteError",
@@ -63,6 +65,10 @@ class NbqueueError(Exception):
 
 class BadOption(NbqueueError, ValueError):
     """An option whose value cannot be meant; the message names the option and what it may be."""
+
+
+class NotInstalled(NbqueueError, ImportError):
+    """What was asked for needs a package that is not there; the message says how to get it."""
 
 
 class BadCall(NbqueueError, TypeError):

@@ -259,7 +259,7 @@ class Arriving(Asked):
             if self._limited:
                 self._demand.arrived(body.items, len(body.packed) + sum(map(size_of, body.frames)))
             self._feeder.chunker.observe(body.items, body.seconds)
-            self._details.add(start, body)
+            self._details.add(start, body, call.sent_at)
             ended = self._is_over(call)
             if ended:
                 self._calls.pop(call.call.n, None)

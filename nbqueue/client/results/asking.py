@@ -15,15 +15,16 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakValueDictionary
 
-from nbqueue.client.results.demand import Demand, Reader
+from nbqueue.client.results.demand import Demand
 from nbqueue.client.results.failures import annotate, note_of, summary_of
 from nbqueue.client.results.frames import hand_out
 from nbqueue.client.results.future import TaskFuture
-from nbqueue.client.results.items import Details
+from nbqueue.client.results.items import Details, Line
 from nbqueue.client.results.ledger import CANCELLED, FORGOTTEN, OPEN, Ledger
 from nbqueue.client.results.outcome import Outcome
+from nbqueue.client.results.reading import Reading
 from nbqueue.client.results.replay import Kept
-from nbqueue.client.results.waiting import Heard, Interrupted, because, begun, wait_until
+from nbqueue.client.results.waiting import Heard, because, wait_until
 from nbqueue.client.sending.feeding import Feeder
 from nbqueue.client.sending.listener import Link, OpenCall
 from nbqueue.client.sending.recipe import Prepared, Recipe
@@ -90,6 +91,16 @@ class Asked(ABC):
     @property
     def seed(self) -> int | None:
         return self._recipe.seed
+
+    @property
+    def seconds(self) -> float | None:
+        """How long all attempts took that have ended."""
+        return self._details.seconds
+
+    def lines(self) -> list[Line]:
+        """Who ran what when, by the replies that are kept."""
+        with self._lock:
+            return self._details.lines()
 
     @property
     def total(self) -> int | None:
@@ -373,27 +384,3 @@ class Asked(ABC):
         for place in [place for place in self._arguments if self._ledger.kind(place) == FORGOTTEN]:
             del self._arguments[place]
         self._unfinished = [call for call in self._unfinished if call.base + call.call.items > first]
-
-
-class Reading(begun):
-    """A loop over results, as a ``with`` block."""
-
-    __slots__ = ("_changed", "_demand", "_reader")
-
-    def __init__(self, demand: Demand, changed: threading.Condition, interrupted: Interrupted) -> None:
-        super().__init__(interrupted)
-        self._demand = demand
-        self._changed = changed
-        self._reader = Reader()
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        self._demand.begin(self._reader)
-        if not self._demand.known:
-            with self._changed:
-                self._changed.notify_all()
-
-    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        # No lock: a loop may be ended by the collection of garbage, anywhere.
-        self._demand.leave(self._reader)
-        super().__exit__(kind, *details)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from typing import Any, Generic, TypeVar, cast, overload
 from weakref import finalize
 
+from nbqueue.client.results.account.looking_back import LookingBack
 from nbqueue.client.results.arriving import Arriving
 from nbqueue.client.results.awaiting import Completed, Turns, until
 from nbqueue.client.results.failures import Failures
@@ -28,7 +29,7 @@ __all__ = ["Batch"]
 R = TypeVar("R")
 
 
-class Batch(Generic[R]):
+class Batch(LookingBack, Generic[R]):
     """Results of a map, in order, as they arrive.
 
     Iterating and indexing wait for the item in question; ``async for`` lets others run meanwhile. ``len`` is the number

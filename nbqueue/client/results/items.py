@@ -1,11 +1,12 @@
-"""What is known of a batch's single items: which worker ran them, and their futures, made on access."""
+"""What is known of a batch's single items: which worker ran them when, and their futures, made on access."""
 
 from __future__ import annotations
 
 import bisect
+import sys
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, overload
 
 from nbqueue.client.results.future import TaskFuture
 from nbqueue.codec.messages import ReplyBody
@@ -13,21 +14,56 @@ from nbqueue.codec.messages import ReplyBody
 if TYPE_CHECKING:
     from nbqueue.client.results.batch import Batch
 
-__all__ = ["Details", "Futures"]
+__all__ = ["Details", "Futures", "Line"]
 
 R = TypeVar("R")
 
 
+class Line(NamedTuple):
+    """What one reply told of `items` items from place `start` on. `seconds` are each one's share of what they took
+    together; `started` is when the first began and `sent_at` when their call was sent, in Unix time. `kinds` is as in
+    a reply."""
+
+    start: int
+    items: int
+    worker: str
+    attempt: int
+    seconds: float
+    started: float
+    sent_at: float
+    kinds: bytes
+
+
 class Details:
-    """Which worker ran which items of a batch: one line a reply, found by the place of an item."""
+    """Which worker ran which items of a batch: one line a reply, found by the place of an item.
+
+    Attributes
+    ----------
+    seconds : float or None
+        How long all attempts took that replies have told of, those that are no longer kept included.
+    """
 
     def __init__(self) -> None:
-        self._lines: list[tuple[int, int, str, int, float]] = []
+        self.seconds: float | None = None
+        self._lines: list[Line] = []
         self._sorted = True
+        self._longest = 0
 
-    def add(self, start: int, body: ReplyBody) -> None:
+    def add(self, start: int, body: ReplyBody, sent_at: float) -> None:
         self._sorted = self._sorted and (not self._lines or self._lines[-1][0] <= start)
-        self._lines.append((start, body.items, body.worker, body.attempt, body.seconds / body.items))
+        self.seconds = (self.seconds or 0.0) + body.seconds
+        self._longest = max(self._longest, body.items)
+        self._lines.append(
+            Line(
+                *(start, body.items, sys.intern(body.worker), body.attempt, body.seconds / body.items),
+                *(body.started, sent_at, body.kinds),
+            )
+        )
+
+    def lines(self) -> list[Line]:
+        """All that is kept: of two that tell of one item, the later attempt comes later."""
+        self._sort()
+        return list(self._lines)
 
     def forget(self, before: int) -> None:
         """Items before that place are no longer kept."""
@@ -39,10 +75,14 @@ class Details:
     def of(self, place: int) -> tuple[str | None, int, float | None]:
         """Worker, attempt and seconds of an item; nothing known is ``(None, 0, None)``."""
         self._sort()
-        # The last reply that begins at the item or before: a later attempt is a later line.
+        # The last reply that begins at the item or before: a later attempt is a later line. One of a single item that
+        # ran again may lie within the line of a whole chunk.
         at = bisect.bisect_right(self._lines, place, key=itemgetter(0)) - 1
-        if at >= 0 and place < self._lines[at][0] + self._lines[at][1]:
-            return self._lines[at][2:]
+        while at >= 0 and place - self._lines[at].start < self._longest:
+            line = self._lines[at]
+            if place < line.start + line.items:
+                return line.worker, line.attempt, line.seconds
+            at -= 1
         return None, 0, None
 
     def _sort(self) -> None:

@@ -12,6 +12,7 @@ import html
 import pickle
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -172,13 +173,14 @@ class _Note:
     """Items ``first … first + items - 1`` of a call, as one reply told of them."""
 
     __slots__ = (
-        *("attempt", "base", "errors", "finished", "first", "instead", "items", "kinds", "many", "name", "payload"),
-        *("seconds", "sent_at", "started", "worker"),
+        *("attempt", "base", "errors", "finished", "first", "instead", "items", "kinds", "many", "name", "owner"),
+        *("payload", "seconds", "sent_at", "started", "worker"),
     )
 
     def __init__(self, sent: Sent, first: int, items: int, finished: float) -> None:
         self.name: str = sent.sink.name
         self.many: bool = sent.sink.many
+        self.owner = weakref.ref(sent.sink)
         # Of a cell, the code says nothing that a person could read.
         self.instead: str = getattr(sent.sink, "in_history", "")
         self.base = sent.base
@@ -305,6 +307,11 @@ class History:
                 oldest = self._heavy.popleft()
                 self._bytes -= len(oldest.payload or b"")
                 oldest.payload = None
+
+    def of(self, sink: object) -> list[_Note]:
+        """What is still kept of one batch."""
+        with self._lock:
+            return [note for note in self._notes if note.owner() is sink]
 
     def last(self, n: int, *, failed: bool = False) -> TaskHistory:
         """The newest `n` records, or the newest `n` of those that did not end well."""

@@ -1,0 +1,1 @@
+"""What has become of a batch, item by item and worker by worker, to be counted and drawn."""
