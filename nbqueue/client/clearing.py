@@ -46,7 +46,8 @@ def cancel_calls(broker: Broker, seal: Seal, *, queued_only: bool = False) -> in
 def _pages(broker: Broker, queued_only: bool) -> Iterator[list[OpenEntry]]:
     taken = broker.fetched_entries() if queued_only else frozenset()
     page: list[OpenEntry] = []
-    for entry in list(broker.open_entries()):
+    # The last first: what runs makes room when it ends, in which what is still queued must not start.
+    for entry in reversed(list(broker.open_entries())):
         # An item of a chunk that waits for its retry belongs to the chunk, which may run.
         if entry.entry not in taken and not (queued_only and "." in entry.n):
             page.append(entry)
