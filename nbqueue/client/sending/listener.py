@@ -205,6 +205,7 @@ class Link:
         self._trouble: BaseException | None = None  # of who had the helm before: the listener sees to it
         self._asked: _Asked | None = None
         self._poller_here: select.poll | None = None  # of who steers
+        self._polling = False  # the listener waits for the connections, and not for the helm
         self._listening = False  # the server was asked for the next replies
         self._here = False  # and they have come, with another answer
         self._heard = 0.0
@@ -364,6 +365,9 @@ class Link:
                 if left <= 0:
                     break
                 self._turn(self._poller_here, min(left, STEER_S))
+            if self._polling:
+                # It may have slept through what was read here, and waits for what nobody has asked for.
+                self._listen()
         except BaseException as error:  # noqa: BLE001 - the listener tells of it, and connects again
             self._leave_trouble(error)
             return False
@@ -610,8 +614,10 @@ class Link:
             with self._helm:
                 self._listen()
                 turns = self._turns
+                self._polling = True
             ready = self._poll(poller, BLOCK_MS / 1000)
             with self._helm:
+                self._polling = False
                 if turns == self._turns:
                     self._act(ready)
 
