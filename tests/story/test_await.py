@@ -267,3 +267,20 @@ def test_cancelling_a_gather_cancels_its_calls(queue: Any) -> None:
         return futures
 
     assert all(future.cancelled() for future in asyncio.run(cell()))
+
+
+def test_tasks_that_await_their_own_calls_do_not_fill_the_pool(queue: Any) -> None:
+    """Awaiting counted as work: as many tasks as workers, each awaiting a call of its own, waited for ever."""
+    inner = queue.task(abs)
+
+    @queue.task(chunksize=1)
+    def outer(i: int) -> int:
+        async def main() -> int:
+            total = await inner.submit(-i)
+            async for value in inner.map([-i, -i]):
+                total += value
+            return total + sum(await inner.map([-i]))
+
+        return asyncio.run(main())
+
+    assert outer.map(range(4)).results(timeout=30) == [0, 4, 8, 12]

@@ -45,25 +45,25 @@ class Details:
 
     def __init__(self) -> None:
         self.seconds: float | None = None
-        self._lines: list[Line] = []
+        # A Line each, made when it is asked for.
+        self._lines: list[tuple[int, int, str, int, float, float, float, bytes]] = []
         self._sorted = True
         self._longest = 0
 
     def add(self, start: int, body: ReplyBody, sent_at: float) -> None:
-        self._sorted = self._sorted and (not self._lines or self._lines[-1][0] <= start)
-        self.seconds = (self.seconds or 0.0) + body.seconds
-        self._longest = max(self._longest, body.items)
-        self._lines.append(
-            Line(
-                *(start, body.items, sys.intern(body.worker), body.attempt, body.seconds / body.items),
-                *(body.started, sent_at, body.kinds),
-            )
-        )
+        lines, items, seconds = self._lines, body.items, body.seconds
+        if lines and start < lines[-1][0]:
+            self._sorted = False
+        if items > self._longest:
+            self._longest = items
+        self.seconds = (self.seconds or 0.0) + seconds
+        worker = sys.intern(body.worker)
+        lines.append((start, items, worker, body.attempt, seconds / items, body.started, sent_at, body.kinds))
 
     def lines(self) -> list[Line]:
         """All that is kept: of two that tell of one item, the later attempt comes later."""
         self._sort()
-        return list(self._lines)
+        return [Line(*line) for line in self._lines]
 
     def forget(self, before: int) -> None:
         """Items before that place are no longer kept."""
@@ -78,10 +78,10 @@ class Details:
         # The last reply that begins at the item or before: a later attempt is a later line. One of a single item that
         # ran again may lie within the line of a whole chunk.
         at = bisect.bisect_right(self._lines, place, key=itemgetter(0)) - 1
-        while at >= 0 and place - self._lines[at].start < self._longest:
-            line = self._lines[at]
-            if place < line.start + line.items:
-                return line.worker, line.attempt, line.seconds
+        while at >= 0 and place - self._lines[at][0] < self._longest:
+            start, items, worker, attempt, seconds, *_ = self._lines[at]
+            if place < start + items:
+                return worker, attempt, seconds
             at -= 1
         return None, 0, None
 

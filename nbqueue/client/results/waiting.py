@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -216,7 +217,9 @@ async def tick(done: asyncio.Event, interrupted: Interrupted, link: Link | None,
     if threading.current_thread() is threading.main_thread():
         _awaiting[here] = None
     try:
-        await done.wait()
+        # Inside a task, it does not count against the pool meanwhile.
+        with context.waiting() if not done.is_set() else nullcontext():
+            await done.wait()
     except (asyncio.CancelledError, KeyboardInterrupt) as interrupt:
         here.interrupt()
         # A new one: where in our waiting it struck helps nobody.
