@@ -28,10 +28,10 @@ from nbqueue.client.sending.recipe import Made, Recipe
 from nbqueue.client.sending.seeds import check_given, check_items, seed_for
 from nbqueue.client.sending.setting import SettingWatch
 from nbqueue.codec import shelves
-from nbqueue.codec.blobs import Put, find, pack
+from nbqueue.codec.blobs import Put, Share, Sharing, find, pack
 from nbqueue.codec.captured import LARGE_BYTES, Captures
 from nbqueue.codec.frames import held_by, refer
-from nbqueue.codec.functions import Large, Share, digest, dump_arguments, dump_function, dump_function_apart, dump_put
+from nbqueue.codec.functions import Large, digest, dump_arguments, dump_function, dump_function_apart, dump_put
 from nbqueue.codec.messages import CallBody, dump_call
 from nbqueue.codec.parts import type_name
 from nbqueue.codec.seal import Seal, fingerprint, new_secret
@@ -305,8 +305,8 @@ class Core:
             check_given(fn, options, args, kwargs)
             rng = options.rng, seed, 0
         function, setting, blobs, puts = self.make(fn, name)
-        handles: list[Put[Any]] = []
-        arguments = dump_arguments(args, kwargs, name, fn, handles, self.shelf, share)
+        handles: list[Put[Any]] = [] if share is None else Sharing(share)
+        arguments = dump_arguments(args, kwargs, name, fn, handles, self.shelf)
         if handles:
             puts = puts | {handle.digest: handle for handle in handles}
         body = CallBody(

@@ -16,8 +16,8 @@ import struct
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 from nbqueue.codec.frames import buffers_of, is_reference, is_there, parts_of, size_of
 from nbqueue.codec.parts import type_name
@@ -26,8 +26,8 @@ from nbqueue.codec.segments import Segment
 from nbqueue.errors import NbqueueError
 
 __all__ = [
-    *("Put", "Store", "are_put", "arrived", "as_keywords", "find", "got", "handle_of", "keywords_handle"),
-    *("load_keywords", "pack", "size_text", "unpack"),
+    *("Put", "Share", "Sharing", "Store", "are_put", "arrived", "as_keywords", "find", "got", "handle_of"),
+    *("keywords_handle", "load_keywords", "pack", "size_text", "unpack"),
 ]
 
 T = TypeVar("T")
@@ -166,6 +166,34 @@ def arrived(digest: str) -> Any:
             f"The object {digest} that was put is not in this process. Put it again, and pass the new handle."
         )
     return handle.get()
+
+
+class Share(Protocol):
+    """Asked for what a call's arguments hold, as far as it is exactly of one of the `kinds`."""
+
+    @property
+    def kinds(self) -> Collection[type]: ...
+
+    def __call__(self, value: Any) -> Put[Any] | tuple[Any, ...] | None:
+        """What is to travel in its place: a handle, or a pickler's own reduction; None: it as it is."""
+
+
+class Sharing(list[Put[Any]]):
+    """The handles that were met in a call, for which somebody else is asked, too."""
+
+    def __init__(self, share: Share) -> None:
+        super().__init__()
+        self._share = share
+        self._kinds = share.kinds
+
+    def instead_of(self, value: object) -> tuple[Any, ...] | None:
+        if type(value) not in self._kinds:
+            return None
+        found = self._share(value)
+        if not isinstance(found, Put):
+            return found
+        self.append(found)
+        return arrived, (found.digest,)
 
 
 def size_text(size_bytes: int) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import cloudpickle
 from cloudpickle import cloudpickle as _internals
 
-from nbqueue.codec.blobs import Put, arrived, got, handle_of, pack
+from nbqueue.codec.blobs import Put, Sharing, arrived, got, handle_of, pack
 from nbqueue.codec.frames import SHARED_BYTES, refer
 from nbqueue.codec.parts import Part, arguments, contents, has_code, parts, type_name
 from nbqueue.codec.remembered import Remembered
@@ -30,7 +30,6 @@ __all__ = [
     "LARGEST_BYTES",
     "PLAIN",
     "Large",
-    "Share",
     "digest",
     "dump_arguments",
     "dump_frame",
@@ -55,9 +54,6 @@ _INTEGERS, _TEXTS = frozenset({int, bool}), frozenset({str, bytes})
 # What the fast path looks through. Beyond it, cloudpickle's fixed cost (about 10 µs) no longer shows.
 _LEVELS = 3
 _ELEMENTS = 64
-
-# Asked for what a call's arguments hold: what is to travel in its place, a handle or as a pickler's own reduction.
-Share = Callable[[Any], Put[Any] | tuple[Any, ...] | None]
 
 # How far a message follows helpers, containers and attributes down to the part at fault.
 _BLAME_LEVELS = 4
@@ -94,7 +90,6 @@ def dumps(
     obj: object,
     buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
     handles: list[Put[Any]] | None = None,
-    share: Share | None = None,
 ) -> bytes:
     """Pickle anything, also what was defined in a cell. Raises whatever the object's own pickling raises.
 
@@ -102,30 +97,25 @@ def dumps(
     """
     with io.BytesIO() as file:
         pickler = _Pickler(file, PROTOCOL, buffer_callback)
-        pickler.handles, pickler.share = handles, share
+        pickler.handles = handles
         pickler.dump(obj)
         return file.getvalue()
 
 
-def dump_frame(
-    obj: object,
-    handles: list[Put[Any]] | None = None,
-    shelf: Shelf | None = None,
-    share: Share | None = None,
-) -> bytes:
+def dump_frame(obj: object, handles: list[Put[Any]] | None = None, shelf: Shelf | None = None) -> bytes:
     """As `dumps`, for a message; what is large lies on the shelf, as far as there is one with room for it."""
     if shelf is not None:
-        stream, buffers = _dump_apart(obj, handles, SHARED_BYTES, share)
+        stream, buffers = _dump_apart(obj, handles, SHARED_BYTES)
         if not buffers and sum(map(len, stream)) < SHARED_BYTES:
             return b"".join(stream)
         frame = refer(shelf, stream, buffers)
         if frame is not None:
             return frame
-    return dumps(obj, None, handles, share)
+    return dumps(obj, None, handles)
 
 
 def _dump_apart(
-    obj: object, handles: list[Put[Any]] | None, least_bytes: int, share: Share | None = None
+    obj: object, handles: list[Put[Any]] | None, least_bytes: int
 ) -> tuple[list[Any], list[memoryview]]:
     """A pickle in pieces, of which large bytes objects are ones of their own, and the buffers that were left out."""
     buffers: list[memoryview] = []
@@ -143,7 +133,7 @@ def _dump_apart(
 
     file = _Pieces()
     pickler = _Pickler(file, PROTOCOL, stays)
-    pickler.handles, pickler.share = handles, share
+    pickler.handles = handles
     pickler.dump(obj)
     return [piece.raw() if type(piece) is pickle.PickleBuffer else piece for piece in file.pieces], buffers
 
@@ -287,12 +277,10 @@ def dump_arguments(
     fn: Callable[..., Any] | None = None,
     handles: list[Put[Any]] | None = None,
     shelf: Shelf | None = None,
-    share: Share | None = None,
 ) -> bytes:
     """Pickle ``(args, kwargs)`` of one call; `fn` only lends its parameter names to a message.
 
-    The handles among the arguments are added to `handles`, and those that `share` gives for what is in them. Large ones
-    are put on the `shelf`, if there is one.
+    The handles among the arguments are added to `handles`. Large ones are put on the `shelf`, if there is one.
 
     Raises
     ------
@@ -310,7 +298,7 @@ def dump_arguments(
             data = refer(shelf, [data], []) or data
     else:
         try:
-            data = dump_frame(call, handles, shelf, share)
+            data = dump_frame(call, handles, shelf)
         except Exception as error:
             blame = _blame_arguments(args, kwargs, fn, error)
             raise NotSendable(f"`{name}` could not be sent: {blame}") from error
@@ -410,17 +398,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """
 
     handles: list[Put[Any]] | None = None
-    share: Share | None = None
 
     def reducer_override(self, obj: object) -> Any:
-        if self.handles is not None and (type(obj) is Put or got) and (handle := handle_of(obj)) is not None:
-            self.handles.append(handle)
-            return arrived, (handle.digest,)
-        if self.share is not None and self.handles is not None and (found := self.share(obj)) is not None:
-            if not isinstance(found, Put):
+        handles = self.handles
+        if handles is not None:
+            if (type(obj) is Put or got) and (handle := handle_of(obj)) is not None:
+                handles.append(handle)
+                return arrived, (handle.digest,)
+            if type(handles) is Sharing and (found := handles.instead_of(obj)) is not None:
                 return found
-            self.handles.append(found)
-            return arrived, (found.digest,)
         if isinstance(obj, types.CodeType):
             make, args = self.dispatch_table[types.CodeType](obj)
             return make, (*args[:_FILENAME], obj.co_filename, *args[_FILENAME + 1 :])

@@ -28,7 +28,7 @@ class Handle(Protocol):
 
 
 class Arrays:
-    """Asked for each object that a call's arguments hold: gives what is to travel in its place, or None.
+    """Asked for each array that a call's arguments hold: gives what is to travel in its place, or None.
 
     Parameters
     ----------
@@ -51,10 +51,14 @@ class Arrays:
         self._unbounded = unbounded
         self._sent: dict[int, tuple[weakref.ref[Any], Handle]] = {}
 
-    def __call__(self, value: Any) -> Any:
+    @property
+    def kinds(self) -> tuple[type, ...]:
+        """What it is to be asked for: nothing, as long as NumPy is not there."""
         numpy = sys.modules.get("numpy")
-        if numpy is None or not isinstance(value, numpy.ndarray):
-            return None
+        return () if numpy is None else (numpy.ndarray, numpy.memmap)
+
+    def __call__(self, value: Any) -> Any:
+        numpy = sys.modules["numpy"]
         if self._same_host and (place := _place_in_file(value, numpy)) is not None:
             return place
         if self._least_bytes is None or value.nbytes < self._least_bytes or not _is_plain(value, numpy):
@@ -95,12 +99,10 @@ def _same(value: Any, sent: Any, numpy: Any) -> bool:
 
 def _place_in_file(value: Any, numpy: Any) -> tuple[Any, ...] | None:
     """How an array that lies in a file is opened elsewhere; None for any other."""
-    if type(value) not in (numpy.memmap, numpy.ndarray) or not value.size:
-        return None
     backing = value
     while type(backing.base) in (numpy.memmap, numpy.ndarray):
         backing = backing.base
-    if type(backing) is not numpy.memmap or not backing.filename:
+    if type(backing) is not numpy.memmap or not backing.filename or not value.size:
         return None
     mode = "r+" if backing.mode == "w+" else backing.mode
     if mode not in ("r", "r+") or value.dtype.hasobject:
