@@ -35,6 +35,14 @@ ROOT = Path(__file__).resolve().parents[1]
 SHOWING = ("progress", "notebook", "browser")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Soaks are left out unless asked for, in every room."""
+    if "soak" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("soak"):
+                item.add_marker(pytest.mark.skip(reason="long: ask for it with -m soak"))
+
+
 def eventually(predicate: Callable[[], object], timeout: float = 10) -> Any:
     deadline = time.monotonic() + timeout
     while not (value := predicate()):

@@ -1,29 +1,20 @@
-"""Soaks are left out unless asked for; what chaos runs did is shown at the end, all together."""
+"""What chaos runs did is shown at the end, all together."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-HERE = Path(__file__).parent
 RUNS: pytest.StashKey[list[Any]] = pytest.StashKey()
 MEASURED: pytest.StashKey[list[str]] = pytest.StashKey()
 COLUMNS = (
     *("run", "tasks", "faults", "deaths", "servers"),
     *("lost", "wrong", "dupl.", "left", "repeats", "resolved", "took"),
 )
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "soak" not in config.option.markexpr:
-        for item in items:
-            if item.path.parent == HERE and item.get_closest_marker("soak"):
-                item.add_marker(pytest.mark.skip(reason="long: ask for it with -m soak"))
 
 
 @pytest.fixture

@@ -16,8 +16,6 @@ from nbqueue.stream.connect import Wire
 from nbqueue.stream.keys import GROUP, Keys
 from nbqueue.stream.server import PrivateServer, tie_to_parent
 
-HERE = Path(__file__).parent
-
 
 def _executables() -> dict[str, str]:
     """Version → executable, for every server that can be found."""
@@ -37,13 +35,6 @@ def _executables() -> dict[str, str]:
 
 
 EXECUTABLES = _executables()
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "soak" not in config.option.markexpr:
-        for item in items:
-            if item.path.parent == HERE and item.get_closest_marker("soak"):
-                item.add_marker(pytest.mark.skip(reason="long: ask for it with -m soak"))
 
 
 def _start(executable: str) -> PrivateServer:
