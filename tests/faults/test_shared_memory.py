@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbqueue.client.sending import listener
+from nbqueue.client.sending import helm
 from nbqueue.codec import shelves
 from nbqueue.errors import TaskCancelled, WorkerDied
 
@@ -41,7 +41,7 @@ def _turn(x: Any, i: int, folder: str) -> Any:
 def test_everybody_finds_his_own_data_whoever_dies_or_is_cancelled(
     queue: Any, tmp_path: Path, wait_until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "HELLO_S", 0.1)
+    monkeypatch.setattr(helm, "HELLO_S", 0.1)
     before = _left()
     chance = random.Random(7)
     calls = [queue.submit(_turn, np.full(SIZES[i % 3], i), i, str(tmp_path)) for i in range(30)]

@@ -230,9 +230,9 @@ def test_it_is_free_when_the_last_future_is_gone(queue: Any, shared: Shared, wai
 def test_cancelled_calls_and_lost_replies_leave_nothing(
     queue: Any, shared: Shared, wait_until: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nbqueue.client.sending import listener
+    from nbqueue.client.sending import helm
 
-    monkeypatch.setattr(listener, "HELLO_S", 0.05)
+    monkeypatch.setattr(helm, "HELLO_S", 0.05)
 
     def stay(x: Any) -> Any:
         (tmp_path / "here").touch()
