@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from nbqueue import context
 from nbqueue.client.core import Core, core_of, find_core, private_core
@@ -20,7 +20,7 @@ from nbqueue.client.results.frames import user_frames_only, users_level
 from nbqueue.client.results.future import TaskFuture
 from nbqueue.client.results.several import interrupt_sinks
 from nbqueue.client.sending.history import TaskHistory
-from nbqueue.client.sending.options import Options, check_limits, check_workers
+from nbqueue.client.sending.options import Options, TaskOptions, check_limits, check_workers
 from nbqueue.client.sending.seeds import check_rng
 from nbqueue.client.status import QueueStatus
 from nbqueue.client.task import Task, length_of, require_iterable, zip_arguments
@@ -41,6 +41,12 @@ CONNECT_PATIENCE_S = 10.0
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+
+class TaskMaker(Protocol):
+    """What ``@queue.task(…)`` is: it keeps the signature of what it decorates."""
+
+    def __call__(self, fn: Callable[P, R], /) -> Task[P, R]: ...
 
 
 class TaskQueue:
@@ -127,21 +133,9 @@ class TaskQueue:
     @overload
     def task(self, fn: Callable[P, R], /) -> Task[P, R]: ...
     @overload
-    def task(
-        self,
-        fn: None = None,
-        /,
-        *,
-        name: str = ...,
-        retries: int = ...,
-        retry_on: type[Exception] | tuple[type[Exception], ...] = ...,
-        timeout: float | None = ...,
-        chunksize: int | None = ...,
-        progress: bool | None = ...,
-        on_interrupt: str = ...,
-        rng: str | None = ...,
-        seed: int | None = ...,
-    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    def task(self, fn: None = None, /, **options: Unpack[TaskOptions]) -> TaskMaker: ...
+    @overload
+    def task(self, fn: Callable[P, R], /, **options: Unpack[TaskOptions]) -> Task[P, R]: ...
     @user_frames_only
     def task(self, fn: Any = None, /, **options: Any) -> Any:
         """Make calls of a function run in worker processes: ``@queue.task`` or ``@queue.task(retries=3)``.
@@ -209,8 +203,12 @@ class TaskQueue:
         check_rng(fn, options)
         return options
 
+    @overload
+    def submit(self, fn: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
+    @overload
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
     @user_frames_only
-    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskFuture[Any]:
         """Call any function in a worker, as ``Executor.submit`` does.
 
         Raises
@@ -219,13 +217,17 @@ class TaskQueue:
             If the function or an argument cannot be pickled; the message names it.
         """
         if isinstance(fn, Task):
-            return cast("TaskFuture[R]", fn.submit(*args, **kwargs))
-        return cast("TaskFuture[R]", self.submit_call(fn, args, dict(kwargs), self._named(fn, {})))
+            return fn.submit(*args, **kwargs)
+        return self.submit_call(fn, args, dict(kwargs), self._named(fn, {}))
 
+    @overload
+    def map(self, fn: Task[..., R], *iterables: Iterable[Any], **options: Unpack[TaskOptions]) -> Batch[R]: ...
+    @overload
+    def map(self, fn: Callable[..., R], *iterables: Iterable[Any], **options: Unpack[TaskOptions]) -> Batch[R]: ...
     @user_frames_only
     def map(
         self,
-        fn: Callable[..., R],
+        fn: Callable[..., Any],
         *iterables: Iterable[Any],
         timeout: float | None = None,
         retries: int | None = None,
@@ -236,27 +238,35 @@ class TaskQueue:
         name: str | None = None,
         rng: str | None = None,
         seed: int | None = None,
-    ) -> Batch[R]:
+    ) -> Batch[Any]:
         """Call any function with the first items of all `iterables`, then the second, …
 
         The options are those of `task`; the result is a `Batch`.
         """
-        given = {
+        given: dict[str, Any] = {
             "timeout": timeout, "retries": retries, "retry_on": retry_on, "chunksize": chunksize,
             "progress": progress, "on_interrupt": on_interrupt, "name": name,
             "rng": rng, "seed": seed,
         }  # fmt: skip
         changes = {option: value for option, value in given.items() if value is not None}
         if isinstance(fn, Task):
-            return cast("Batch[R]", fn.options(**changes).map(*iterables))
+            return fn.options(**changes).map(*iterables)
         items, total = zip_arguments(iterables), length_of(iterables)
-        return cast("Batch[R]", self.submit_items(fn, items, total, {}, self._named(fn, changes)))
+        return self.submit_items(fn, items, total, {}, self._named(fn, changes))
 
+    @overload
+    def starmap(
+        self, fn: Task[..., R], arguments: Iterable[Iterable[Any]], **options: Unpack[TaskOptions]
+    ) -> Batch[R]: ...
+    @overload
+    def starmap(
+        self, fn: Callable[..., R], arguments: Iterable[Iterable[Any]], **options: Unpack[TaskOptions]
+    ) -> Batch[R]: ...
     @user_frames_only
-    def starmap(self, fn: Callable[..., R], arguments: Iterable[Iterable[Any]], **options: Any) -> Batch[R]:
+    def starmap(self, fn: Callable[..., Any], arguments: Iterable[Iterable[Any]], **options: Any) -> Batch[Any]:
         """Call any function with ``*a`` for each `a` of `arguments`. The options are those of `task`."""
         task = fn.options(**options) if isinstance(fn, Task) else Task(fn, self, self._named(fn, options))
-        return cast("Batch[R]", task.starmap(require_iterable(arguments, "starmap")))
+        return task.starmap(require_iterable(arguments, "starmap"))
 
     @user_frames_only
     def put(self, value: T) -> Put[T]:
@@ -289,7 +299,7 @@ class TaskQueue:
         """
         return self._here().put(value)
 
-    def executor(self, **options: Any) -> QueueExecutor:
+    def executor(self, **options: Unpack[TaskOptions]) -> QueueExecutor:
         """This queue as a `concurrent.futures.Executor`, for whatever takes one.
 
         Its `shutdown`, or the end of its ``with`` block, waits for its own calls and leaves the queue and its workers
@@ -315,7 +325,7 @@ class TaskQueue:
 
         with user_frames_only:
             self._options.with_(**options)
-            return QueueExecutor(self, self._here(), options, self._named)
+            return QueueExecutor(self, self._here(), {**options}, self._named)
 
     # What tasks are handed
 

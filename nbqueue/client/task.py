@@ -6,12 +6,12 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from nbqueue import context
 from nbqueue.client.results.frames import user_frames_only
 from nbqueue.client.sending.feeding import AtHand
-from nbqueue.client.sending.options import Options
+from nbqueue.client.sending.options import Options, TaskOptions
 from nbqueue.client.sending.seeds import check_rng, with_generator
 from nbqueue.errors import BadCall
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Submitter", "Task"]
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 _AT_HAND = frozenset({list, tuple, range, dict, set, frozenset, str, bytes})
 
@@ -130,7 +131,7 @@ class Task(Generic[P, R]):
             )
 
     @user_frames_only
-    def options(self, **changes: Any) -> Task[P, R]:
+    def options(self, **changes: Unpack[TaskOptions]) -> Task[P, R]:
         """The same task with other options: name, retries, retry_on, timeout, chunksize, progress, rng, seed, …
 
         Raises
@@ -146,6 +147,12 @@ class Task(Generic[P, R]):
         task._bound = self._bound if bound is None else bound
         return task
 
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> Task[P, R]: ...
+    @overload
+    def __get__(
+        self: Task[Concatenate[Any, Q], R], instance: object, owner: type | None = None
+    ) -> Task[Q, R]: ...
     def __get__(self, instance: object, owner: type | None = None) -> Task[..., R]:
         """A task in a class body is a method: the instance travels as its first argument."""
         if instance is None:

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, overload
 from weakref import WeakSet
 
 from nbqueue.client.core import Core
@@ -164,8 +164,12 @@ class QueueExecutor(Executor):
         core = self._pending.core
         return core.link.workers or core.workers or (_cores() if core.private else core.link.planned_workers)
 
+    @overload
+    def submit(self, fn: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
+    @overload
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
     @user_frames_only
-    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskFuture[Any]:
         """Call a function in a worker.
 
         Raises
@@ -183,7 +187,16 @@ class QueueExecutor(Executor):
                 future = self._submitter.submit_call(fn, args, dict(kwargs), options)
             return self._pending.add_future(future)
 
-    @user_frames_only
+    @overload
+    def map(
+        self,
+        fn: Task[..., R],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> Iterator[R]: ...
+    @overload
     def map(
         self,
         fn: Callable[..., R],
@@ -191,7 +204,16 @@ class QueueExecutor(Executor):
         timeout: float | None = None,
         chunksize: int | None = None,
         buffersize: int | None = None,
-    ) -> Iterator[R]:
+    ) -> Iterator[R]: ...
+    @user_frames_only
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> Iterator[Any]:
         """Results of ``fn`` with the first items of all `iterables`, then the second, …, in order.
 
         A loop over them that is left, or that raises, cancels the rest; one that never begins leaves all running. A
@@ -228,18 +250,18 @@ class QueueExecutor(Executor):
         items = zip(*iterables, strict=False)
         if buffersize is None:
             return self._send_all(fn, list(items), chunksize)._given_away(deadline)
-        pieces: Iterator[TaskFuture[R] | Batch[R]]
+        pieces: Iterator[TaskFuture[Any] | Batch[Any]]
         if chunksize is None or chunksize == 1:
             pieces = (self.submit(fn, *args) for args in items)
         else:
             pieces = (self._send_all(fn, chunk, chunksize) for chunk in _chunks(items, chunksize))
         return _buffered(pieces, deque(itertools.islice(pieces, buffersize)), deadline)
 
-    def _send_all(self, fn: Callable[..., R], items: list[tuple[Any, ...]], chunksize: int | None) -> Batch[R]:
+    def _send_all(self, fn: Callable[..., Any], items: list[tuple[Any, ...]], chunksize: int | None) -> Batch[Any]:
         given = self._given if chunksize is None else {**self._given, "chunksize": chunksize}
         with self._pending:
             if isinstance(fn, Task):
-                batch = cast("Batch[R]", fn.options(**given).starmap(items))
+                batch = fn.options(**given).starmap(items)
             else:
                 batch = self._submitter.submit_items(fn, items, len(items), {}, self._options_of(fn, given))
             return self._pending.add_batch(batch)

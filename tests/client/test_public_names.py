@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -70,3 +71,9 @@ def test_importing_costs_less_than_60_ms_and_loads_nothing_heavy() -> None:
     for heavy in ("redis", "IPython", "ipywidgets", "cloudpickle", "psutil", "rich", "asyncio", "multiprocessing"):
         assert heavy not in loaded
     assert min(run["nbqueue"] for run in runs) < 60_000
+
+
+def test_type_checkers_know_every_option_of_a_task() -> None:
+    from nbqueue.client.sending.options import Options, TaskOptions
+
+    assert set(TaskOptions.__annotations__) == {field.name for field in dataclasses.fields(Options)}

@@ -7,7 +7,7 @@ import itertools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 from weakref import finalize
 
 from nbqueue.client.results.account.looking_back import LookingBack
@@ -210,6 +210,10 @@ class Batch(LookingBack, Generic[R]):
                 raise IndexError(f"This batch has no item {index}.")
             return cast(R, self._items.get(index))
 
+    @overload
+    def results(self, *, return_exceptions: Literal[False] = False, timeout: float | None = None) -> list[R]: ...
+    @overload
+    def results(self, *, return_exceptions: bool, timeout: float | None = None) -> list[R | BaseException]: ...
     def results(self, *, return_exceptions: bool = False, timeout: float | None = None) -> list[Any]:
         """All values, in order; waits for them. Interrupting the wait cancels the batch, see `on_interrupt`.
 

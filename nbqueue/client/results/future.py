@@ -12,7 +12,7 @@ from concurrent.futures._base import (
     FINISHED,
     RUNNING,
 )
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from nbqueue import context
 from nbqueue.client.results.card import CallCard
@@ -168,6 +168,10 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
                 raise TaskCancelled(f"`{self.name}` was cancelled.")
         return self._decoded()[1]
 
+    @overload
+    def __call__(self, block: Literal[True] = True, timeout: None = None) -> R: ...
+    @overload
+    def __call__(self, block: bool = True, timeout: float | None = None) -> R | None: ...
     def __call__(self, block: bool = True, timeout: float | None = None) -> R | None:
         """The result as in the article that this grew from: waits if `block`, else None if not ready yet."""
         with user_frames_only:

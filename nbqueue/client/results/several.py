@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, DoneAndNotDoneFutures, _Waiter
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from nbqueue.client.results.arriving import Arriving
 from nbqueue.client.results.frames import user_frames_only
@@ -151,6 +151,14 @@ def as_completed(futures: Iterable[AnyFuture[R]], timeout: float | None = None) 
             del future
 
 
+@overload
+def gather(
+    futures: Iterable[AnyFuture[R]], *, return_exceptions: Literal[False] = False, timeout: float | None = None
+) -> list[R]: ...
+@overload
+def gather(
+    futures: Iterable[AnyFuture[R]], *, return_exceptions: bool, timeout: float | None = None
+) -> list[R | BaseException]: ...
 def gather(
     futures: Iterable[AnyFuture[R]],
     *,
@@ -208,10 +216,10 @@ def _wait_for_one(future: AnyFuture[Any], timeout: float | None, all_of_them: Se
 
 
 def wait(
-    futures: Iterable[AnyFuture[Any]],
+    futures: Iterable[AnyFuture[R]],
     timeout: float | None = None,
     return_when: str = concurrent.futures.ALL_COMPLETED,
-) -> DoneAndNotDoneFutures[Any]:
+) -> DoneAndNotDoneFutures[R]:
     """``concurrent.futures.wait``: ``(done, not_done)``. Interrupting it cancels what has not ended."""
     watch = _Watch(futures)
     with user_frames_only, begun(lambda: interrupt_all(list(watch.open))), watch:

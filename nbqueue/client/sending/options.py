@@ -7,13 +7,13 @@ import math
 import operator
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from nbqueue.codec.messages import type_name
 from nbqueue.errors import BadOption, TaskError
 from nbqueue.stream.records import WorkerLimits
 
-__all__ = ["Options", "check_limits", "check_workers", "parse_bytes"]
+__all__ = ["Options", "TaskOptions", "check_limits", "check_workers", "parse_bytes"]
 
 # Seen with 600: the supervisor orders faster than births are reported, and both wait for each other.
 MOST_WORKERS = 256
@@ -122,6 +122,20 @@ class Options:
             known = ", ".join(field.name for field in dataclasses.fields(self))
             raise BadOption(f"There is no option {sorted(unknown)[0]!r}; the options are {known}.")
         return dataclasses.replace(self, **changes)
+
+
+class TaskOptions(TypedDict, total=False):
+    """The fields of `Options` as keywords, for signatures."""
+
+    name: str
+    retries: int
+    retry_on: type[Exception] | tuple[type[Exception], ...]
+    timeout: float | None
+    chunksize: int | None
+    progress: bool | None
+    on_interrupt: str
+    rng: str | None
+    seed: int | None
 
 
 def _whole(name: str, value: object, *, at_least: int) -> None:
