@@ -117,6 +117,25 @@ def test_arguments_that_are_not_kept_are_missing(queue: Any) -> None:
     assert frame.data[2] == b"1"
 
 
+def test_small_arguments_outlast_the_queues_history(queue: Any) -> None:
+    batch = queue.map(lambda x, y: x, [1, [2], "c"], [0] * 3, chunksize=1)
+    batch.wait(30)
+    queue._core.link.history._notes.clear()
+    frame = batch.to_frame()
+    assert list(frame.x) == [1, "[2]", "c"]
+    assert list(frame.y) == [0] * 3
+
+
+def test_no_more_of_the_messages_is_kept_than_is_allowed(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbqueue.client.results.items.MESSAGES_BYTES", 1_500)
+    batch = queue.map(lambda x: x, range(20), chunksize=1)
+    batch.wait(30)
+    kept = batch._items._details.messages()
+    assert 0 < sum(len(message) for _, _, message in kept) <= 1_500
+    queue._core.link.history._notes.clear()
+    assert batch.to_frame().x.notna().sum() == len(kept)
+
+
 def test_a_parameter_that_is_called_like_a_column_keeps_its_own(queue: Any) -> None:
     def work(state: str, worker: int) -> None: ...
 

@@ -263,6 +263,7 @@ class Arriving(Asked):
             ended = self._is_over(call)
             if ended:
                 self._calls.pop(call.call.n, None)
+                self._details.keep(call)
                 if self._ledger.any_cancelled(call.base, call.base + call.call.items):
                     self._unfinished.append(call)
             futures = (

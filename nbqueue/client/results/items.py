@@ -9,6 +9,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, overload
 
 from nbqueue.client.results.future import TaskFuture
+from nbqueue.client.sending.listener import OpenCall
 from nbqueue.codec.messages import ReplyBody
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["Details", "Futures", "Line"]
 
 R = TypeVar("R")
+
+
+# Of calls that have ended, messages are kept that are no longer than this for each item, up to so much of one batch.
+MESSAGE_BYTES, MESSAGES_BYTES = 1_000, 32_000_000
 
 
 class Line(NamedTuple):
@@ -47,6 +52,8 @@ class Details:
         self.seconds: float | None = None
         # A Line each, made when it is asked for.
         self._lines: list[tuple[int, int, str, int, float, float, float, bytes]] = []
+        self._messages: list[tuple[int, int, bytes]] = []  # places from, to before, and the sealed message
+        self._message_bytes = 0
         self._sorted = True
         self._longest = 0
 
@@ -60,6 +67,17 @@ class Details:
         worker = sys.intern(body.worker)
         lines.append((start, items, worker, body.attempt, seconds / items, body.started, sent_at, body.kinds))
 
+    def keep(self, call: OpenCall) -> None:
+        """A call has ended: its arguments may be asked for."""
+        size, number = len(call.call.payload), call.call.items
+        if size <= MESSAGE_BYTES * number and self._message_bytes + size <= MESSAGES_BYTES:
+            self._message_bytes += size
+            self._messages.append((call.base, call.base + number, call.call.payload))
+
+    def messages(self) -> list[tuple[int, int, bytes]]:
+        """What is kept of calls that have ended: places from, to before, and the sealed message."""
+        return list(self._messages)
+
     def lines(self) -> list[Line]:
         """All that is kept: of two that tell of one item, the later attempt comes later."""
         self._sort()
@@ -71,6 +89,8 @@ class Details:
         end = bisect.bisect_left(self._lines, before, key=itemgetter(0))
         # The last of them may reach further.
         del self._lines[: max(0, end - 1)]
+        self._messages = [each for each in self._messages if each[1] > before]
+        self._message_bytes = sum(len(message) for _, _, message in self._messages)
 
     def of(self, place: int) -> tuple[str | None, int, float | None]:
         """Worker, attempt and seconds of an item; nothing known is ``(None, 0, None)``."""

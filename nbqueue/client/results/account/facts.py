@@ -52,6 +52,7 @@ def facts_of(items: Arriving, *, arguments: bool = True) -> Facts:
         calls = [*items._calls.values(), *items._unfinished]
         failed = dict(items._arguments)
         lines = items._details.lines()
+        messages = items._details.messages()
         total = items._total or 0
     known = [entry for entry in known if entry[1] != FORGOTTEN]
     places = [place for place, _, _ in known]
@@ -65,8 +66,12 @@ def facts_of(items: Arriving, *, arguments: bool = True) -> Facts:
     }
     seen: dict[int, tuple[Any, Any] | None] = {}
     if arguments:
+        told = {start for start, _, _ in messages}
         for note in items._link.history.of(items):
-            seen.update(_of_message(note.payload, note.base, note.first, note.items))
+            if note.payload is not None and note.base not in told:
+                seen.update(_of_message(note.payload, note.base + note.first, note.base, note.items))
+        for start, end, message in messages:
+            seen.update(_of_message(message, start, start, end - start))
         for call in calls:
             if not call.call.payload:
                 continue
@@ -102,14 +107,12 @@ def _ending(kind: int, value: Any, running: bool) -> tuple[str, str | None]:
 # Arguments
 
 
-def _of_message(payload: bytes | None, base: int, first: int, number: int) -> Iterator[tuple[int, Any]]:
-    """Arguments of items of a call, by their places, from its sealed message."""
-    if payload is None:
-        return
+def _of_message(payload: bytes, place: int, base: int, number: int) -> Iterator[tuple[int, Any]]:
+    """Arguments of `number` items from `place` on, from the sealed message of a call whose first is at `base`."""
     body = load_call(body_of(payload))
     sent: Any = pickle.loads(body.packed) if body.packed else body.frames
     common = glimpse_keywords(body.common) if body.common else {}
-    for item in range(first, min(first + number, len(sent))):
+    for item in range(place - base, min(place - base + number, len(sent))):
         yield base + item, (sent[item], common) if body.packed else _look(sent[item], body.common)
 
 

@@ -36,9 +36,10 @@ class LookingBack(ABC):
         """All items as a pandas DataFrame, one row each, as they are now.
 
         The arguments come first, a column for each parameter of the function. Numbers, strings, bytes and None are
-        there as they are, others as a short text. They are kept only of items that failed or are open, and of the
-        queue's last 5,000 replies (16 MB at most, none larger than 200 kB); what is not kept is missing. A parameter
-        that is called like one of the following has an underscore after its name.
+        there as they are, others as a short text. They are kept of items that failed or are open; of others where
+        they took no more than 1 kB an item, up to 32 MB of one batch, and larger ones (up to 200 kB) of the queue's
+        last replies (16 MB). What is not kept is missing. A parameter that is called like one of the following has an
+        underscore after its name.
 
         Returns
         -------
