@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -248,6 +249,8 @@ class QueueExecutor(Executor):
             raise BadOption("chunksize must be >= 1.")
         deadline = None if timeout is None else time.monotonic() + timeout
         items = zip(*iterables, strict=False)
+        if buffersize is not None and self._seed(fn) is not None:
+            raise BadOption("buffersize= makes calls of their own of a map's chunks: with a seed= all draw the same.")
         if buffersize is None:
             return self._send_all(fn, list(items), chunksize)._given_away(deadline)
         pieces: Iterator[TaskFuture[Any] | Batch[Any]]
@@ -256,6 +259,11 @@ class QueueExecutor(Executor):
         else:
             pieces = (self._send_all(fn, chunk, chunksize) for chunk in _chunks(items, chunksize))
         return _buffered(pieces, deque(itertools.islice(pieces, buffersize)), deadline)
+
+    def _seed(self, fn: Callable[..., Any]) -> int | None:
+        if isinstance(fn, Task):
+            return fn.options(**self._given)._options.seed
+        return self._options_of(fn, self._given).seed
 
     def _send_all(self, fn: Callable[..., Any], items: list[tuple[Any, ...]], chunksize: int | None) -> Batch[Any]:
         given = self._given if chunksize is None else {**self._given, "chunksize": chunksize}
@@ -343,6 +351,9 @@ _ending = False
 def _wait_at_exit() -> None:
     global _ending
     _ending = True
+    if "ipykernel.kernelapp" in sys.modules:
+        # A kernel that is restarted is to stop, and nobody is left who could look.
+        return
     for pending in list(_all):
         pending.wait_at_exit()
 

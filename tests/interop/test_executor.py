@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import gc
 import itertools
+import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -226,6 +227,16 @@ def test_its_calls_have_its_options(queue: Any, tmp_path: Path) -> None:
         queue.executor(max_workers=4)
 
 
+def test_a_buffered_map_with_a_seed_is_refused_since_all_would_draw_the_same(queue: Any) -> None:
+    def draw(_: int, rng: Any) -> float:
+        return float(rng.random())
+
+    executor = queue.executor(rng="rng", seed=7)
+    assert len(set(executor.map(draw, range(4)))) == 4
+    with pytest.raises(BadOption, match="all draw the same"):
+        executor.map(draw, range(4), buffersize=2)
+
+
 def test_what_cannot_be_sent_is_refused_and_not_waited_for(executor: Any) -> None:
     import threading
 
@@ -314,3 +325,17 @@ def test_python_ends_where_nobody_would_do_what_executors_have_sent(start_script
     script = start_script(SERVED_BY_NOBODY)
     script.end()
     assert "Python ends while 1 call is still open" in script.err[0]
+
+
+def test_a_kernel_that_ends_does_not_wait(executor: Any, held: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nbqueue.interop import executor as room
+
+    future = executor.submit(held)
+    monkeypatch.setattr(room, "_ending", False)
+    monkeypatch.setitem(sys.modules, "ipykernel.kernelapp", sys)
+    room._wait_at_exit()
+    assert not future.done()
+    with pytest.raises(RuntimeError, match="cannot schedule new futures after interpreter shutdown"):
+        executor.submit(abs, 1)
+    held.go()
+    future.result(timeout=20)
