@@ -236,6 +236,21 @@ def test_an_endless_input_is_read_by_async_for_and_left(queue: Any, wait_until: 
     wait_until(lambda: queue.status().queued == 0 and not queue.status().running, timeout=20)
 
 
+def test_a_loop_by_hand_is_closed_as_a_generator_is(queue: Any) -> None:
+    batch = queue.map(abs, range(5))
+    blocking, awaiting = batch.as_completed(timeout=20), batch.as_completed(timeout=20)
+    assert next(blocking).done()
+    blocking.close()
+    assert list(blocking) == []
+
+    async def cell() -> list[Any]:
+        assert (await anext(awaiting)).done()
+        await awaiting.aclose()
+        return [future async for future in awaiting]
+
+    assert asyncio.run(cell()) == []
+
+
 def test_many_that_await_wake_the_loop_no_more_often_than_one(queue: Any, tmp_path: Path) -> None:
     """Each had a timer of its own: a few thousand calls that were awaited together left the kernel no time."""
 

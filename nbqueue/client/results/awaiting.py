@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from typing import Generic, TypeVar
 
 from nbqueue.client.results.asking import Asked
@@ -27,7 +27,9 @@ TURN_S = 0.02
 class Completed(Generic[R]):
     """Futures in the order in which they end, for ``for`` and ``async for``, once."""
 
-    def __init__(self, blocking: Iterator[TaskFuture[R]], awaiting: AsyncIterator[TaskFuture[R]]) -> None:
+    def __init__(
+        self, blocking: Generator[TaskFuture[R], None, None], awaiting: AsyncGenerator[TaskFuture[R], None]
+    ) -> None:
         self._blocking, self._awaiting = blocking, awaiting
 
     # The iterators themselves, so that no frame of ours lies between them and the loop.
@@ -43,6 +45,14 @@ class Completed(Generic[R]):
 
     async def __anext__(self) -> TaskFuture[R]:
         return await anext(self._awaiting)
+
+    def close(self) -> None:
+        """Leave the loop, as ``break`` does."""
+        self._blocking.close()
+
+    async def aclose(self) -> None:
+        """The same of ``async for``."""
+        await self._awaiting.aclose()
 
 
 class Turns:

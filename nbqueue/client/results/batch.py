@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Generic, Literal, TypeVar, cast, overload
 from weakref import finalize
 
@@ -295,7 +295,7 @@ class Batch(LookingBack, Generic[R]):
         """
         return Completed(self._completed(timeout), self._completed_later(timeout))
 
-    def _completed(self, timeout: float | None) -> Iterator[TaskFuture[R]]:
+    def _completed(self, timeout: float | None) -> Generator[TaskFuture[R], None, None]:
         items = self._items
         items.keep_order()
         with items.reading():
@@ -312,7 +312,7 @@ class Batch(LookingBack, Generic[R]):
                 yield future
                 del future
 
-    async def _completed_later(self, timeout: float | None) -> AsyncIterator[TaskFuture[R]]:
+    async def _completed_later(self, timeout: float | None) -> AsyncGenerator[TaskFuture[R], None]:
         items, turns = self._items, Turns(self._items)
         items.keep_order()
         with items.reading():
