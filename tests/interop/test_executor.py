@@ -7,7 +7,10 @@ import concurrent.futures
 import contextlib
 import gc
 import itertools
+import os
+import signal
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -238,8 +241,6 @@ def test_a_buffered_map_with_a_seed_is_refused_since_all_would_draw_the_same(que
 
 
 def test_what_cannot_be_sent_is_refused_and_not_waited_for(executor: Any) -> None:
-    import threading
-
     with pytest.raises(NotSendable):
         executor.submit(len, threading.Lock())
     with pytest.raises(NotSendable):
@@ -282,6 +283,34 @@ def test_an_interrupt_in_a_with_block_cancels_what_it_has_sent(queue: Any, held:
         future = executor.submit(held)
         raise KeyboardInterrupt
     assert future.cancelled()
+
+
+def test_interrupting_a_shutdown_cancels_what_it_waits_for(
+    executor: Any, held: Any, wait_until: Callable[..., Any]
+) -> None:
+    futures = [executor.submit(held, i) for i in range(5)]
+    results = executor.map(held, range(5, 9))
+
+    def press() -> None:
+        wait_until(lambda: held.begun() == 2, timeout=20)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt, match="6 calls were cancelled"):
+        executor.shutdown()
+    thread.join()
+    assert all(future.cancelled() for future in futures)
+    with pytest.raises(concurrent.futures.CancelledError):
+        next(results)
+
+
+def test_tasks_have_executors_of_their_own(queue: Any) -> None:
+    def squares(n: int) -> list[int]:
+        with queue.executor() as executor:
+            return list(executor.map(pow, range(n), [2] * n))
+
+    assert queue.executor().submit(squares, 4).result(timeout=30) == [0, 1, 4, 9]
 
 
 def test_an_exception_in_a_with_block_waits_as_the_standard_librarys_does(queue: Any, held: Any) -> None:
