@@ -6,7 +6,7 @@
                         map ─▶ Batch ────────┴─▶ _Pending: what is open, for shutdown and the end of Python
 
 Always true here: an executor is as light as a queue's handle. It starts, holds and stops no worker; what it has sent
-runs to its end also when nobody holds the executor any more; nothing here leads back to it.
+runs to its end also when nobody holds the executor any more; no open call leads back to it.
 """
 
 from __future__ import annotations
