@@ -191,6 +191,10 @@ class NbqueueBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             return future
         return call.submit(func, callback, self.inner_max_num_threads)
 
+    def apply_async(self, func: Any, callback: Callable[[Any], None] | None = None) -> TaskFuture[Any]:
+        """What joblib before 1.5 calls `submit`."""
+        return self.submit(func, callback)
+
     def retrieve_result_callback(self, future: TaskFuture[Any]) -> Any:
         call = self._call
         try:
@@ -257,7 +261,7 @@ class _Call:
         self._sent = 0
         self._over = False
         self._ended: queues.SimpleQueue[tuple[_Piece, Callable[[Any], None] | None] | None] = queues.SimpleQueue()
-        self.tally = Tally("joblib", parallel.n_tasks, unserved=lambda: self._link.unserved)
+        self.tally = Tally("joblib", getattr(parallel, "n_tasks", None), unserved=lambda: self._link.unserved)
         self._view: Handle | None = None
         self._place = 0
         threading.Thread(target=self._carry, name="nbqueue-joblib", daemon=True).start()
@@ -376,7 +380,7 @@ class _Call:
     def _know_total(self) -> None:
         """joblib draws its input by and by. How long it is is known at its end."""
         parallel = self._parallel
-        if parallel.n_tasks is None and parallel._original_iterator is None:
+        if getattr(parallel, "n_tasks", None) is None and parallel._original_iterator is None:
             self.tally.expect(parallel.n_dispatched_tasks)
 
     def _tell(self, error: BaseException, callback: Any) -> None:
@@ -385,7 +389,8 @@ class _Call:
         if self._over or parallel._aborting:
             return
         tracker = type(callback)(0, 0, parallel)
-        parallel._register_new_job(tracker)
+        # Before joblib 1.5, by hand.
+        getattr(parallel, "_register_new_job", parallel._jobs.append)(tracker)
         tracker._register_outcome({"result": error, "status": "Error"})
 
 
