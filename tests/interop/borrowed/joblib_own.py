@@ -86,7 +86,7 @@ def loky_ended() -> Iterator[None]:
     yield
     from joblib.externals.loky import get_reusable_executor
 
-    get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+    get_reusable_executor().shutdown(wait=True, kill_workers=True)
     gc.collect()
 
 
