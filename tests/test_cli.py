@@ -45,7 +45,7 @@ def test_help_names_every_command() -> None:
     shown = run("--help")
     assert shown.returncode == 0
     for command in ("demo", "worker", "status", "top", "cancel", "purge", "acl", "completion"):
-        assert re.search(rf"^ +{command} +\w", shown.stdout, re.MULTILINE)
+        assert re.search(rf"^ +{command}\s+\w", shown.stdout, re.MULTILINE)
         assert run(command, "--help").stdout.startswith(f"usage: nbqueue {command}")
 
 

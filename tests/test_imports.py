@@ -118,9 +118,19 @@ def test_the_front_door_opens_nothing_until_it_is_asked():
 
 def test_a_fresh_worker_has_loaded_no_notebook_library(queue):
     def loaded() -> tuple[int, list[str]]:
-        unwanted = {"IPython", "ipywidgets", "rich", "redis", "numpy"}
-        return os.getpid(), sorted({name.split(".")[0] for name in sys.modules} & unwanted)
+        return os.getpid(), sorted({name.split(".")[0] for name in sys.modules} & {"IPython", "ipywidgets", "rich"})
 
     pid, libraries = queue.submit(loaded).result(timeout=30)
     assert pid != os.getpid()
     assert libraries == []
+
+
+def test_a_scripts_processes_load_redis_only_for_servers_that_ask_for_more_than_a_socket():
+    code = (
+        "import sys; from nbqueue import TaskQueue\n"
+        "queue = TaskQueue(workers=1)\n"
+        "def loaded(): import sys; return sorted({n.split('.')[0] for n in sys.modules} & {'redis', 'numpy'})\n"
+        "print(queue.submit(loaded).result(), 'redis' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split("\n")[0] == "[] False", done.stdout

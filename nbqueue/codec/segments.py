@@ -124,7 +124,8 @@ class Directory:
             raise NbqueueError(f"The shared memory {path} cannot be used: {error.strerror}.") from error
 
     def __del__(self) -> None:
-        if self._fd >= 0 and self.is_open():
+        # It may have none, where the directory could not even be made.
+        if getattr(self, "_fd", -1) >= 0 and self.is_open():
             os.close(self._fd)
 
     def is_open(self) -> bool:

@@ -99,7 +99,11 @@ class Connection:
             except OSError:
                 # It has ended from the other side.
                 pass
-            sock.close()
+            try:
+                sock.close()
+            except OSError:
+                # A task has closed all descriptors that there are.
+                pass
 
     @property
     def _open(self) -> socket.socket:

@@ -110,6 +110,16 @@ def _is_long(value: object) -> bool:
     return is_long(value, LONG_BYTES)
 
 
+def _imports(error: BaseException) -> bool:
+    """Whether it struck while a module was being imported. Python hides the import itself."""
+    here = error.__traceback__
+    while here is not None:
+        if here.tb_frame.f_code.co_name == "<module>":
+            return True
+        here = here.tb_next
+    return False
+
+
 def _pickled(value: object, name: str, shelf: Shelf | None) -> tuple[int, Any, bool]:
     """What the task `name` returned, as an outbox takes it."""
     try:
@@ -164,6 +174,7 @@ class Worker:
         self._item_since = 0.0
         self._waits = 0
         self._left = spec.max_tasks or -1  # items that it may still run; -1: as many as come
+        self._spoiled = False  # by a task, beyond what can be put right: another process is to take its place
         self._pid = os.getpid()
         self._running = threading.Event()
 
@@ -464,6 +475,8 @@ class Worker:
         try:
             function = self._prepare(body)
         except BaseException as error:  # noqa: BLE001 - unpickling a function runs its author's code
+            if self._why and _imports(error):
+                self._make_way()
             if not (isinstance(error, Interrupted) and self._why == board.CANCEL):
                 self._all_fail(call, error)
             return
@@ -488,7 +501,7 @@ class Worker:
                 if task.lanes:
                     task.end_lanes()
                 self._left -= ended
-                if not self._left or self._slot.leave_asked():
+                if not self._left or self._spoiled or self._slot.leave_asked():
                     self._left = 0
                     break
         finally:
@@ -497,6 +510,8 @@ class Worker:
             self._clean_up(printed)
             self._running_call = None
         self._outbox.close()
+        if self._spoiled:
+            self._left = 0
         if not self._left:
             # What it still holds goes back when its end is noticed.
             with self._lock:
@@ -733,6 +748,9 @@ class Worker:
         look = self._prints.touched or seconds > LOOK_S or item + 1 == call.items
         said = self._look() if look else NOTHING
         if error is not None:
+            if self._why and _imports(error):
+                # A library that was interrupted while it was loaded may refuse to be loaded again.
+                self._spoiled = True
             if self._why == board.CANCEL:
                 self._outbox.stale.add(call.entry)
                 # Calls are often cancelled together: those that wait here may be meant as well.

@@ -285,8 +285,9 @@ def _bell(doorbell: int) -> Any:
         except BlockingIOError:
             # Full: it will ring anyway.
             pass
-        except BrokenPipeError:
-            # The supervisor has been killed, and we are about to be.
+        except OSError:
+            # The supervisor has been killed, and we are about to be. Or a task has closed what is not its own: then
+            # the supervisor finds out when it looks.
             pass
 
     return ring
