@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -114,16 +115,28 @@ def test_a_callback_that_ends_its_thread_does_not_end_the_waiting(
     wait_until(lambda: said.append(capfd.readouterr().err) or "SystemExit" in "".join(said))
 
 
-def test_a_connection_that_breaks_under_the_one_at_the_helm_is_made_again(queue: Any, tmp_path: Path) -> None:
+def test_a_connection_that_breaks_under_the_one_at_the_helm_is_made_again(
+    queue: Any, tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
     queue.submit(abs, -1).result(timeout=20)
     link = queue._core.link
+
+    def cut(number: int) -> None:
+        def shut() -> bool:
+            connection = (link._steps, link._replies)[number % 2].wire._connection
+            # None: the last one has just been given up, and another is about to come.
+            sock = None if connection is None else connection._sock
+            if sock is None:
+                return False
+            sock.shutdown(socket.SHUT_RDWR)
+            return True
+
+        wait_until(shut)
+        (tmp_path / str(number)).touch()
+
     for number in range(6):
         future = queue.submit(held, str(tmp_path / str(number)))
-
-        def cut(number: int = number) -> None:
-            broker = (link._steps, link._replies)[number % 2]
-            broker.wire._connection._sock.shutdown(2)
-            (tmp_path / str(number)).touch()
-
-        threading.Timer(0.05, cut).start()
+        thread = threading.Timer(0.05, cut, [number])
+        thread.start()
         assert future.result(timeout=60) == str(tmp_path / str(number))
+        thread.join()
