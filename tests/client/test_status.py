@@ -101,3 +101,12 @@ futures = [queue.submit(time.sleep, 60) for _ in range({calls})]
     ends = start_script(code.format(calls=0))
     ends.end()
     assert ends.text.endswith("--- stderr ---")
+
+
+def test_workers_that_were_just_started_were_not_told_of(queue: Any) -> None:
+    """`queue.run(3); print(queue.status())` said "no workers"."""
+    for _ in range(3):
+        queue.run(2)
+        assert len(queue.status().workers) == 2
+        queue.shutdown()
+        assert queue.status().workers == ()

@@ -235,7 +235,16 @@ class Link(Helm):
                     if all(now.get(host) != counter for host, counter in before.items()):
                         break
                     time.sleep(0.005)
-                return broker.counts()
+                counts = broker.counts()
+                while self.served_here and time.monotonic() < deadline:
+                    # Workers that this process has just started are known before the server has heard of them.
+                    if sum(w.pid > 0 for host in counts.hosts for w in host.workers) >= self.expected_workers:
+                        break
+                    for host in broker.counters():
+                        broker.poke(host)
+                    time.sleep(0.02)
+                    counts = broker.counts()
+                return counts
         finally:
             broker.wire.close()
 
