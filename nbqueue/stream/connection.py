@@ -135,12 +135,12 @@ def open_with_redis_py(kind: str, timeout_s: float, **options: Any) -> Connectio
 
     Raises
     ------
-    ConnectionError, OSError
-        No server answers; LookupError's text says that a database is missing.
+    OSError
+        No server answers.
     PermissionError
         It refuses this user.
     CommandError
-        It refuses anything else.
+        It refuses anything else, a database that it has not among them.
     """
     import redis.connection
     import redis.exceptions

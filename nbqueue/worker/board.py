@@ -228,7 +228,7 @@ class Slot:
 
     @property
     def names(self) -> Callable[[int], None]:
-        """Names the next item of the call, at a twentieth of what `item` costs: it says nothing else."""
+        """Names the next item of the call, at less than half of what `item` costs: it says nothing else."""
         return partial(self._words.__setitem__, _ITEM)
 
     def aimed_at_me(self) -> int:

@@ -536,7 +536,7 @@ class Worker:
         try:
             self._surroundings.restore()
         except Exception:  # noqa: BLE001 - a task can leave anything behind; what it returned counts all the same
-            self._left = 0
+            self._spoiled = True
         if printed != self._prints.start:
             # So that it is seen when the result is, and not at the next look.
             self._ring(OUTPUT)

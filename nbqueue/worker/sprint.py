@@ -4,7 +4,8 @@
 
     argument tuples ─▶ function ─▶ plain results ─▶ outbox, all at once
 
-What `loop` does for each item (clocks, looks at what was printed, notes) costs 1 µs; here it is a tenth of that.
+With all that `loop` does for each item (clocks, looks at what was printed, notes) a tiny one costs a worker 2 µs, here
+0.4 µs.
 
 Always true here: the slot board names the item before its code runs; a result is one that nothing can change later;
 an item that draws attention to itself (it prints, shows or tells something, waits, forks, runs for long) is the last
