@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 
-__all__ = ["screen_of"]
+__all__ = ["read_all", "screen_of"]
+
+
+def read_all(screen: int) -> bytes:
+    """What was written to a pseudo-terminal, until nobody has it open any more. Closes this end of it."""
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(screen, 65536)
+        except OSError:  # the terminal is closed
+            break
+        if not chunk:
+            break
+        seen += chunk
+    os.close(screen)
+    return seen
 
 
 def screen_of(written: str) -> list[str]:

@@ -10,7 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from screen import screen_of
+from screen import read_all, screen_of
 
 SCRIPT = """
 import sys, time
@@ -101,16 +101,7 @@ def _on_terminal(folder: Path, script: str, stdout: int | None = None, **environ
     out = terminal if stdout is None else stdout
     child = subprocess.Popen([sys.executable, str(file)], stdin=terminal, stdout=out, stderr=terminal, env=env)
     os.close(terminal)
-    seen = b""
-    while True:
-        try:
-            chunk = os.read(screen, 65536)
-        except OSError:  # the terminal is closed
-            break
-        if not chunk:
-            break
-        seen += chunk
-    os.close(screen)
+    seen = read_all(screen)
     piped = b"" if child.stdout is None else child.communicate()[0]
     assert child.wait(timeout=10) == 0, seen.decode()
     return seen.decode(), piped

@@ -12,6 +12,7 @@ import time
 import warnings
 
 import pytest
+from screen import read_all
 
 from nbqueue.progress import views
 from nbqueue.progress.tally import Snapshot, Tally
@@ -296,16 +297,7 @@ def test_a_script_on_a_terminal_leaves_its_last_state_though_it_ends_at_once():
         [sys.executable, "-c", SCRIPT], stdin=terminal, stdout=terminal, stderr=terminal, env=env
     )
     os.close(terminal)
-    seen = b""
-    while True:
-        try:
-            chunk = os.read(screen, 65536)
-        except OSError:  # the terminal is closed
-            break
-        if not chunk:
-            break
-        seen += chunk
-    os.close(screen)
+    seen = read_all(screen)
     assert child.wait(timeout=10) == 0
     text = seen.decode()
     assert "4/4 done" in text
