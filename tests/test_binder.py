@@ -64,9 +64,11 @@ def test_only_one_folder_is_for_binder() -> None:
 
 def test_each_badge_opens_a_notebook_that_is_there() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
-    links = re.findall(r"https://mybinder\.org/v2/gh/\w+/nbqueue/main\?urlpath=(\S+?)\)", readme)
-    opened = [unquote(link).removeprefix("lab/tree/notebooks/") for link in links]
-    assert sorted(set(opened)) == NOTEBOOKS
+    rows = re.findall(r"^\| \[.+?\]\(notebooks/(\S+?)\).*\[open-(\d+)\] \|$", readme, re.MULTILINE)
+    address = r"https://mybinder\.org/v2/gh/\w+/nbqueue/main\?urlpath=(\S+)"
+    links = dict(re.findall(rf"^\[open-(\d+)\]: {address}$", readme, re.MULTILINE))
+    assert [name for name, _ in rows] == NOTEBOOKS
+    assert {name: unquote(links[number]) for name, number in rows} == {n: f"lab/tree/notebooks/{n}" for n in NOTEBOOKS}
 
 
 # The long run: what the Dockerfile says, done by hand, on a machine as small as Binder's
