@@ -241,10 +241,17 @@ def track(iterable: Iterable[T], total: float | None = None, text: str | None = 
     text : str
         What is being done.
 
+    Returns
+    -------
+    iterator
+
     Examples
     --------
     >>> from nbqueue import track
-    >>> [x * x for x in track(range(3), text="squares")]
+    >>> @queue.task
+    ... def squares(n):
+    ...     return [x * x for x in track(range(n), text="squares")]
+    >>> squares(3).result()
     [0, 1, 4]
     """
     context = _current

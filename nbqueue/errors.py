@@ -60,27 +60,77 @@ __all__ = [
 
 
 class NbqueueError(Exception):
-    """Base of everything that nbqueue raises on its own account."""
+    """Base of everything that nbqueue raises on its own account.
+
+    Examples
+    --------
+    >>> from nbqueue import NbqueueError
+    >>> try:
+    ...     TaskQueue(workers=0)
+    ... except NbqueueError as error:
+    ...     print(error)
+    workers=0: give a whole number, 1 or more, or None for one per core.
+    """
 
 
 class BadOption(NbqueueError, ValueError):
-    """An option whose value cannot be meant; the message names the option and what it may be."""
+    """An option whose value cannot be meant; the message names the option and what it may be.
+
+    Examples
+    --------
+    >>> queue.map(abs, [-1], timeout=-5)
+    Traceback (most recent call last):
+    nbqueue.errors.BadOption: timeout=-5: give seconds greater than 0, or None for no limit.
+    """
 
 
 class NotInstalled(NbqueueError, ImportError):
-    """What was asked for needs a package that is not there; the message says how to get it."""
+    """What was asked for needs a package that is not there; the message says how to get it.
+
+    Examples
+    --------
+    >>> try:
+    ...     frame = queue.map(abs, [-1]).to_frame()
+    ... except nbqueue.errors.NotInstalled as error:
+    ...     print(error)                     # to_frame() needs pandas, …
+    """
 
 
 class BadCall(NbqueueError, TypeError):
-    """Arguments of ours that cannot be meant: something to map over that is not iterable, an option among keywords."""
+    """Arguments of ours that cannot be meant: something to map over that is not iterable, an option among keywords.
+
+    Examples
+    --------
+    >>> queue.map(abs, 3)
+    Traceback (most recent call last):
+    nbqueue.errors.BadCall: map needs something to iterate over, not int (3).
+    """
 
 
 class NotSendable(NbqueueError, TypeError):
-    """A function or one of its arguments cannot be pickled; raised where the call is made."""
+    """A function or one of its arguments cannot be pickled; raised where the call is made.
+
+    Examples
+    --------
+    >>> import threading
+    >>> queue.submit(print, threading.Lock())
+    Traceback (most recent call last):
+    nbqueue.errors.NotSendable: `print` could not be sent: argument ...
+    """
 
 
 class ServerError(NbqueueError, ConnectionError):
-    """Base of everything that is wrong with the Redis server."""
+    """Base of everything that is wrong with the Redis server.
+
+    Examples
+    --------
+    >>> from nbqueue import ServerError
+    >>> try:
+    ...     TaskQueue("unix:///nowhere/redis.sock")
+    ... except ServerError as error:
+    ...     print(type(error).__name__)
+    ServerUnreachable
+    """
 
 
 class ServerNotFound(ServerError):
@@ -88,7 +138,14 @@ class ServerNotFound(ServerError):
 
 
 class ServerUnreachable(ServerError):
-    """Nothing that speaks Redis answers at the given address."""
+    """Nothing that speaks Redis answers at the given address.
+
+    Examples
+    --------
+    >>> TaskQueue("unix:///nowhere/redis.sock")
+    Traceback (most recent call last):
+    nbqueue.errors.ServerUnreachable: No Redis server answers at ...
+    """
 
 
 class ServerRefused(ServerError):
@@ -100,7 +157,14 @@ class ServerTooOld(ServerError):
 
 
 class ServerUnsafe(ServerError):
-    """The server may delete our keys (eviction), or would be spoken to unencrypted from afar."""
+    """The server may delete our keys (eviction), or would be spoken to unencrypted from afar.
+
+    Examples
+    --------
+    >>> TaskQueue("redis://example.net")
+    Traceback (most recent call last):
+    nbqueue.errors.ServerUnsafe: ...
+    """
 
 
 class PoolError(NbqueueError):
@@ -116,7 +180,15 @@ class UnsupportedKernel(NbqueueError):
 
 
 class TaskError(NbqueueError):
-    """How a task ended, where that was not by an exception of its own."""
+    """How a task ended, where that was not by an exception of its own.
+
+    Examples
+    --------
+    >>> import os
+    >>> from nbqueue import TaskError
+    >>> isinstance(queue.submit(os._exit, 3).exception(), TaskError)
+    True
+    """
 
 
 class WorkerDied(TaskError):
@@ -134,6 +206,15 @@ class WorkerDied(TaskError):
         The largest resident memory that the last process had, in bytes.
     last_output : str
         The last lines that the call printed, and of a crash in compiled code where in the task it was.
+
+    Examples
+    --------
+    >>> import os
+    >>> error = queue.submit(os._exit, 3).exception()
+    >>> type(error)
+    <class 'nbqueue.errors.WorkerDied'>
+    >>> error.exitcode, error.attempts
+    (3, 2)
     """
 
     def __init__(
@@ -166,6 +247,13 @@ class TaskTimeout(TaskError):
     ----------
     timeout_s : float or None
         The limit in seconds.
+
+    Examples
+    --------
+    >>> import time
+    >>> batch = queue.map(time.sleep, [0, 60], timeout=0.2)
+    >>> batch.results(return_exceptions=True)
+    [None, TaskTimeout(...)]
     """
 
     def __init__(self, message: str, *, timeout_s: float | None = None) -> None:
@@ -177,7 +265,14 @@ class TaskTimeout(TaskError):
 
 
 class ResultNotSendable(TaskError):
-    """The task ran to its end, but what it returned cannot be pickled."""
+    """The task ran to its end, but what it returned cannot be pickled.
+
+    Examples
+    --------
+    >>> import threading
+    >>> type(queue.submit(threading.Lock).exception())
+    <class 'nbqueue.errors.ResultNotSendable'>
+    """
 
 
 class BadMessage(TaskError):
@@ -193,6 +288,13 @@ class RemoteError(TaskError):
         Qualified name of the original exception's type.
     traceback_text : str
         The original traceback, as text.
+
+    Examples
+    --------
+    >>> import sys
+    >>> error = queue.submit(sys.exit, 7).exception()    # no task ends a kernel
+    >>> type(error).__name__, error.type_name
+    ('RemoteError', 'SystemExit')
     """
 
     def __init__(self, message: str, *, type_name: str = "", traceback_text: str = "") -> None:
@@ -205,11 +307,28 @@ class RemoteError(TaskError):
 
 
 class InputNotAvailable(NbqueueError, EOFError):
-    """A task asked for keyboard input; workers have none."""
+    """A task asked for keyboard input; workers have none.
+
+    Examples
+    --------
+    >>> type(queue.submit(input).exception())
+    <class 'nbqueue.errors.InputNotAvailable'>
+    """
 
 
 class TaskCancelled(NbqueueError, concurrent.futures.CancelledError):
-    """The task was cancelled. A ``concurrent.futures.CancelledError``, not asyncio's."""
+    """The task was cancelled. A ``concurrent.futures.CancelledError``, not asyncio's.
+
+    Examples
+    --------
+    >>> import time
+    >>> future = queue.submit(time.sleep, 60)
+    >>> future.cancel()
+    True
+    >>> future.result()
+    Traceback (most recent call last):
+    nbqueue.errors.TaskCancelled: `sleep` was cancelled.
+    """
 
 
 def _rebuild(cls: type[NbqueueError], message: str, state: dict[str, Any]) -> NbqueueError:

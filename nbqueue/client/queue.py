@@ -77,6 +77,12 @@ class TaskQueue:
     Raises
     ------
     BadOption, ServerNotFound, ServerUnreachable, ServerRefused, ServerTooOld, ServerUnsafe, UnsupportedKernel
+        Each message says what to do. All are in `nbqueue.errors`.
+
+    Notes
+    -----
+    Handles of one name and server are one queue: ``TaskQueue()`` in a cell that is run again joins what is there. As a
+    ``with`` block it waits at the end for everything that was sent, then stops its workers.
 
     Examples
     --------
@@ -145,6 +151,8 @@ class TaskQueue:
 
         Parameters
         ----------
+        fn : callable
+            What is decorated; without it, this gives the decorator.
         name : str
             Shown in progress bars and messages; the function's own by default.
         retries : int
@@ -171,14 +179,27 @@ class TaskQueue:
             fresh entropy, which its ``seed`` tells; a retry and ``replay()`` draw the same numbers. What a task with
             `rng` calls in its turn draws, unless it has a seed, from one that is made of that task's own.
 
+        Raises
+        ------
+        BadOption
+            For an option that does not exist or cannot be meant, and for what is no function.
+
         Examples
         --------
-        >>> @queue.task(rng="rng", seed=7)                          # doctest: +SKIP
-        ... def mean(n, rng):
-        ...     return rng.random(n).mean()
-        >>> means = mean.map([1_000] * 10)                          # doctest: +SKIP
-        >>> means.seed                                              # doctest: +SKIP
-        7
+        >>> @queue.task(retries=2, timeout=60)
+        ... def halve(x):
+        ...     return x / 2
+        >>> halve(3).result()
+        1.5
+
+        The same numbers, whoever draws them:
+
+        >>> @queue.task(rng="rng", seed=7)
+        ... def draw(n, rng):
+        ...     return [rng.random() for _ in range(n)]
+        >>> once, again = draw.map([2, 2]), draw.map([2, 2])
+        >>> once.results() == again.results(), once.seed
+        (True, 7)
         """
         if fn is None:
             # Wrong options are refused where they are written.
@@ -211,10 +232,28 @@ class TaskQueue:
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskFuture[Any]:
         """Call any function in a worker, as ``Executor.submit`` does.
 
+        Parameters
+        ----------
+        fn : callable
+            A function, or a task, whose options then hold.
+        *args, **kwargs
+            Its arguments. They are pickled now: what is changed afterwards is not seen.
+
+        Returns
+        -------
+        TaskFuture
+            At once; the call is on its way.
+
         Raises
         ------
         NotSendable
             If the function or an argument cannot be pickled; the message names it.
+
+        Examples
+        --------
+        >>> future = queue.submit(pow, 2, 10)
+        >>> future.result()
+        1024
         """
         if isinstance(fn, Task):
             return fn.submit(*args, **kwargs)
@@ -241,7 +280,32 @@ class TaskQueue:
     ) -> Batch[Any]:
         """Call any function with the first items of all `iterables`, then the second, …
 
-        The options are those of `task`; the result is a `Batch`.
+        Parameters
+        ----------
+        fn : callable
+            A function, or a task.
+        *iterables : iterable
+            One for each parameter; the shortest ends it. A generator is drawn while results come back.
+        timeout, retries, retry_on, chunksize, progress, on_interrupt, name, rng, seed
+            As in `task`. Keywords of the function itself go through a task: ``queue.task(fn).map(items, power=3)``.
+
+        Returns
+        -------
+        Batch
+            Results that are still arriving, in order.
+
+        Raises
+        ------
+        BadCall
+            If there is nothing to iterate over.
+        BadOption, NotSendable
+
+        Examples
+        --------
+        >>> queue.map(len, ["any", "function", "will", "do"]).results()
+        [3, 8, 4, 2]
+        >>> queue.map(pow, [2, 3], [5, 2], timeout=60).results()
+        [32, 9]
         """
         given: dict[str, Any] = {
             "timeout": timeout, "retries": retries, "retry_on": retry_on, "chunksize": chunksize,
@@ -264,7 +328,19 @@ class TaskQueue:
     ) -> Batch[R]: ...
     @user_frames_only
     def starmap(self, fn: Callable[..., Any], arguments: Iterable[Iterable[Any]], **options: Any) -> Batch[Any]:
-        """Call any function with ``*a`` for each `a` of `arguments`. The options are those of `task`."""
+        """Call any function with ``*a`` for each `a` of `arguments`. The options are those of `task`.
+
+        Raises
+        ------
+        BadCall
+            If `arguments`, or an item of it, cannot be iterated over.
+        BadOption, NotSendable
+
+        Examples
+        --------
+        >>> queue.starmap(pow, [(2, 5), (3, 2)]).results()
+        [32, 9]
+        """
         task = fn.options(**options) if isinstance(fn, Task) else Task(fn, self, self._named(fn, options))
         return task.starmap(require_iterable(arguments, "starmap"))
 
@@ -354,6 +430,19 @@ class TaskQueue:
         ----------
         nworkers : int, optional
             By default what ``TaskQueue(workers=)`` was given, else as many as cores may be used.
+
+        Raises
+        ------
+        BadOption
+            For a number below 1 or above 256.
+        PoolError
+            If they could not be started.
+
+        Examples
+        --------
+        >>> queue.run(2)
+        >>> len(queue.status().workers)
+        2
         """
         check_workers(nworkers, "nworkers")
         core = self._here()
@@ -366,6 +455,14 @@ class TaskQueue:
         A worker is replaced as soon as it is idle: running calls finish, the others go on with the rest. So calls
         that are made afterwards run in processes that have loaded nothing yet. Does nothing if no workers run;
         workers that others have started stay. Interrupting the wait leaves the replacement going on.
+
+        Examples
+        --------
+        >>> import os
+        >>> before = queue.submit(os.getpid).result()
+        >>> queue.restart_workers()
+        >>> queue.submit(os.getpid).result() == before
+        False
         """
         self._here().restart()
 
@@ -374,12 +471,35 @@ class TaskQueue:
         """Stop the workers that this process started; `run` starts them again.
 
         What was sent is handed to the server, idle workers fetch once more, running calls finish; the rest
-        stays queued. Results stay readable. Does nothing if no workers run.
+        stays queued. Results stay readable. Does nothing if no workers run. Interrupting it cancels what runs.
+
+        Raises
+        ------
+        PoolError
+            If what was sent could not be handed to the server within 30 s; the workers then go on.
+
+        Examples
+        --------
+        >>> future = queue.submit(abs, -3)
+        >>> queue.shutdown()
+        >>> future.result()
+        3
         """
         self._here().shutdown(self._interrupt_all)
 
     def cancel(self) -> None:
-        """Cancel every call that this process has open on the queue, queued and running alike."""
+        """Cancel every call that this process has open on the queue, queued and running alike.
+
+        Whoever waits for one gets `TaskCancelled`. Calls of other processes go on; ``nbqueue cancel URL`` ends those.
+
+        Examples
+        --------
+        >>> import time
+        >>> future = queue.submit(time.sleep, 60)
+        >>> queue.cancel()
+        >>> future.cancelled()
+        True
+        """
         # The last first: cancelling what runs makes room, in which what is still queued must not start.
         for sink in reversed(self._here().link.sinks()):
             if isinstance(sink, TaskFuture | Arriving):
@@ -387,7 +507,21 @@ class TaskQueue:
 
     @user_frames_only
     def status(self) -> QueueStatus:
-        """What is queued, running (by whom, for how long), done and failed, in all clients together."""
+        """What is queued, running (by whom, for how long), done and failed, in all clients together.
+
+        Raises
+        ------
+        ServerError
+            If the server does not answer.
+
+        Examples
+        --------
+        >>> queue.submit(abs, -3).result()
+        3
+        >>> status = queue.status()
+        >>> status.done > 0, len(status.workers)
+        (True, 2)
+        """
         core = self._here()
         counts = core.link.counts()
         workers = tuple(worker for host in counts.hosts for worker in host.workers)
@@ -427,11 +561,19 @@ class TaskQueue:
         failed : bool
             Only those that failed, reached their timeout, or whose worker died.
 
+        Returns
+        -------
+        sequence of TaskRecord
+            ``.name``, ``.arguments``, ``.outcome``, ``.error``, ``.worker``, ``.attempts``, ``.seconds``, and
+            ``.queued``, ``.started``, ``.finished`` in Unix time.
+
         Examples
         --------
-        >>> queue.history(5)                                      # doctest: +SKIP
-        >>> [task.name for task in queue.history(failed=True)]    # doctest: +SKIP
-        ['simulate[3]']
+        >>> queue.submit(len, "abc").result()
+        3
+        >>> last, = queue.history(1)
+        >>> last.name, last.arguments, last.outcome
+        ('len', "'abc'", 'done')
         """
         return self._here().link.history.last(n, failed=failed)
 

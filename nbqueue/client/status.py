@@ -21,14 +21,35 @@ MOST_WORKERS = 16
 
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
-    """A look at a queue. Counts come from the stream, what runs from the workers' slot boards.
+    """A look at a queue. Counts come from the stream, what runs from the workers' slot boards. Made by `status`.
 
-    `queued` calls wait for a worker; `delayed` ones wait for their next attempt; `running` items run now.
-    `done`, `failed`, `cancelled` and `retried` count since the queue was made (or was empty for a week).
-    A call of a map is a chunk of several items: `queued` counts chunks, the others items. `refused` counts
-    messages on the server that were not ours or could not be trusted: those that workers met, and those that
-    came back to this process. `memory_bytes` is what the Redis server uses for all its data, and
-    `memory_limit_bytes` what it may (0: not known, or no limit).
+    Attributes
+    ----------
+    queue, server : str
+        The queue's name, and where it is.
+    queued : int
+        Calls that wait for a worker. A call of a map is a chunk of several items; all other counts are of items.
+    running : tuple of RunningTask
+        What runs now: ``.name``, ``.attempt``, ``.seconds``, …
+    delayed : int
+        Calls that wait for their next attempt.
+    done, failed, cancelled, retried : int
+        Items since the queue was made (or was empty for a week).
+    refused : int
+        Messages on the server that were not ours or could not be trusted: those that workers met, and those that
+        came back to this process.
+    workers : tuple of WorkerState
+        ``.slot``, ``.pid``, ``.state``, ``.task`` (None: it runs none) and ``.memory_bytes`` of each.
+    memory_bytes, memory_limit_bytes : int
+        What the Redis server uses for all its data, and what it may (0: not known, or no limit).
+
+    Examples
+    --------
+    >>> queue.map(abs, range(-3, 0)).results()
+    [3, 2, 1]
+    >>> print(queue.status())
+    queue 'tasks' on private
+      ... queued · ... running · ... done...
     """
 
     queue: str
@@ -46,6 +67,14 @@ class QueueStatus:
 
     @property
     def running(self) -> tuple[RunningTask, ...]:
+        """What runs now, of all workers.
+
+        Examples
+        --------
+        >>> status = queue.status()
+        >>> len(status.running) <= len(status.workers)
+        True
+        """
         return tuple(worker.task for worker in self.workers if worker.task is not None)
 
     def __repr__(self) -> str:

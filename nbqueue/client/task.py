@@ -51,12 +51,17 @@ class Task(Generic[P, R]):
     its value, so recursion and helpers that happen to be tasks work; `submit` and `map` send work from there
     too.
 
+    In a class body it is a method, whose instance travels as the first argument.
+
     Examples
     --------
-    >>> @queue.task(retries=2, timeout=60)          # doctest: +SKIP
-    ... def simulate(seed, steps=1_000): ...
-    >>> simulate(1).result()                        # doctest: +SKIP
-    >>> simulate.map(range(100), steps=10).results()  # doctest: +SKIP
+    >>> @queue.task(retries=2, timeout=60)
+    ... def power(base, exponent=2):
+    ...     return base**exponent
+    >>> power(3).result()
+    9
+    >>> power.map(range(4), exponent=3).results()
+    [0, 1, 8, 27]
     """
 
     def __init__(self, fn: Callable[P, R], submitter: Submitter, options: Options) -> None:
@@ -73,13 +78,45 @@ class Task(Generic[P, R]):
             return self.submit(*args, **kwargs)
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
-        """Send one call, also from inside a task."""
+        """Send one call, also from inside a task.
+
+        Returns
+        -------
+        TaskFuture
+            At once; the call is on its way.
+
+        Raises
+        ------
+        NotSendable
+            If the function or an argument cannot be pickled; the message names it.
+
+        Examples
+        --------
+        >>> @queue.task
+        ... def total(numbers):
+        ...     if len(numbers) < 3:
+        ...         return sum(numbers)
+        ...     left = total.submit(numbers[:2])           # another worker
+        ...     return total(numbers[2:]) + left.result()  # right here
+        >>> total.submit([1, 2, 3, 4]).result()
+        10
+        """
         with user_frames_only:
             future = self._submitter.submit_call(self._fn, (*self._bound, *args), dict(kwargs), self._options)
         return cast("TaskFuture[R]", future)
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the undecorated function here and now."""
+        """Run the undecorated function here and now, in this process, and return its value.
+
+        Examples
+        --------
+        >>> import os
+        >>> @queue.task
+        ... def where():
+        ...     return os.getpid()
+        >>> where.local() == os.getpid(), where().result() == os.getpid()
+        (True, False)
+        """
         with user_frames_only:
             given: dict[str, Any] = kwargs
             if self._options.rng is not None:
@@ -90,21 +127,48 @@ class Task(Generic[P, R]):
     def map(self, *iterables: Iterable[Any], **kwargs: Any) -> Batch[R]:
         """Call the task with the first items of all `iterables`, then the second, …; all keywords go to it.
 
-        Raises
-        ------
-        BadCall
-            If one of them is not iterable.
+        Parameters
+        ----------
+        *iterables : iterable
+            One for each parameter; the shortest ends it. A generator is drawn while results come back.
+        **kwargs
+            Of the function, the same for all items, and sent once. Options of the map come before it:
+            ``task.options(chunksize=1).map(…)``.
 
         Returns
         -------
         Batch
             Results that are still arriving, in order.
+
+        Raises
+        ------
+        BadCall
+            If one of them is not iterable, or a keyword is an option that the function does not take.
+        NotSendable
+            If the function or a keyword cannot be pickled. An item that cannot be is an error of that item.
+
+        Examples
+        --------
+        >>> @queue.task
+        ... def scale(x, by):
+        ...     return x * by
+        >>> scale.map([1, 2, 3], by=10).results()
+        [10, 20, 30]
         """
         return self._map(zip_arguments(iterables, self._bound), length_of(iterables), kwargs)
 
     @user_frames_only
     def starmap(self, arguments: Iterable[Iterable[Any]], **kwargs: Any) -> Batch[R]:
-        """Call the task with ``*a`` for each `a` of `arguments`."""
+        """Call the task with ``*a`` for each `a` of `arguments`; all keywords go to it. As `map` otherwise.
+
+        Examples
+        --------
+        >>> @queue.task
+        ... def scale(x, by):
+        ...     return x * by
+        >>> scale.starmap([(1, 10), (2, 100)]).results()
+        [10, 200]
+        """
         given = require_iterable(arguments, "starmap")
         items = ((*self._bound, *require_iterable(a, f"item {i} of starmap")) for i, a in enumerate(given))
         return self._map(items, length_of((arguments,)), kwargs)
@@ -132,11 +196,26 @@ class Task(Generic[P, R]):
 
     @user_frames_only
     def options(self, **changes: Unpack[TaskOptions]) -> Task[P, R]:
-        """The same task with other options: name, retries, retry_on, timeout, chunksize, progress, rng, seed, …
+        """The same task with other options, those of `TaskQueue.task`: name, retries, timeout, chunksize, …
+
+        Returns
+        -------
+        Task
+            Another one; this one stays as it is.
 
         Raises
         ------
         BadOption
+            For an option that does not exist or cannot be meant.
+
+        Examples
+        --------
+        >>> @queue.task
+        ... def power(base, exponent=2):
+        ...     return base**exponent
+        >>> quick = power.options(timeout=5, name="quick power")
+        >>> quick(3)
+        <TaskFuture quick power ...>
         """
         options = self._options.with_(**changes)
         check_rng(self._fn, options)

@@ -51,6 +51,14 @@ class Put(Generic[T]):
     digest : str
         Names the content: equal content travels once. What lies in shared memory has a name by chance, since to digest
         it takes longer than to copy it.
+
+    Examples
+    --------
+    >>> table = queue.put({"a": 1, "b": 2})
+    >>> table
+    <Put dict, ...>
+    >>> queue.submit(sorted, table).result()
+    ['a', 'b']
     """
 
     __slots__ = ("__weakref__", "_form", "_segment", "_type_name", "_value", "digest", "message", "scope", "size_bytes")
@@ -76,7 +84,13 @@ class Put(Generic[T]):
         return memoryview(self.message)[HEAD_BYTES:]
 
     def get(self) -> T:
-        """The object, as it was when it was put. Arrays in it are read-only; all who ask get the same one."""
+        """The object, as it was when it was put. Arrays in it are read-only; all who ask get the same one.
+
+        Examples
+        --------
+        >>> queue.put([1, 2, 3]).get()
+        [1, 2, 3]
+        """
         if not self._value:
             value: T = unpack(self.body, self._segment)
             self._value.append(value)

@@ -179,6 +179,13 @@ class QueueExecutor(Executor):
             After `shutdown`.
         NotSendable
             If the function or an argument cannot be pickled; the message names it.
+
+        Examples
+        --------
+        >>> with queue.executor() as executor:
+        ...     future = executor.submit(pow, 2, 10)
+        >>> future.result()
+        1024
         """
         with self._pending:
             if isinstance(fn, Task):
@@ -240,6 +247,15 @@ class QueueExecutor(Executor):
             By the iterator: a result was not there in time. The rest is cancelled.
         Exception
             By the iterator: whatever the task raised. The rest is cancelled.
+
+        Examples
+        --------
+        >>> import itertools
+        >>> with queue.executor() as executor:
+        ...     powers = executor.map(pow, itertools.count(2), itertools.count(2), buffersize=4)
+        ...     [next(powers), next(powers)]
+        ...     powers.close()
+        [4, 27]
         """
         if buffersize is not None and not isinstance(buffersize, int):
             raise TypeError("buffersize must be an integer or None")
@@ -284,6 +300,14 @@ class QueueExecutor(Executor):
             Return when every call of this executor has ended. Interrupting that cancels them, as any waiting does.
         cancel_futures : bool
             Cancel what no worker has begun. A chunk of a `map` counts as one.
+
+        Examples
+        --------
+        >>> executor = queue.executor()
+        >>> future = executor.submit(abs, -3)
+        >>> executor.shutdown()
+        >>> future.done()
+        True
         """
         pending = self._pending
         pending.closed = True

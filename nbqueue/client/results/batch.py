@@ -54,10 +54,14 @@ class Batch(LookingBack, Generic[R]):
 
     Examples
     --------
-    >>> batch = simulate.map(range(1_000))   # doctest: +SKIP
-    >>> batch.results()                      # doctest: +SKIP
-    >>> for future in batch.as_completed():  # doctest: +SKIP
-    ...     print(future.result())
+    >>> batch = queue.map(pow, range(5), [2] * 5)
+    >>> batch.results()
+    [0, 1, 4, 9, 16]
+    >>> batch[3], batch[-2:], len(batch)
+    (9, [9, 16], 5)
+    >>> for value in batch:
+    ...     print(value, end=" ")
+    0 1 4 9 16
     """
 
     def __init__(
@@ -88,14 +92,33 @@ class Batch(LookingBack, Generic[R]):
 
     @property
     def name(self) -> str:
+        """What its card is called.
+
+        Examples
+        --------
+        >>> queue.map(abs, [-1], name="distances").name
+        'distances'
+        """
         return self._items.name
 
     @property
     def tally(self) -> Tally:
+        """What counts for the card; `progress` is a look at it."""
         return self._items.tally
 
     @property
     def seed(self) -> int | None:
+        """What its random numbers are made from, where its task has the option ``rng``; else None.
+
+        Examples
+        --------
+        >>> def draw(n, rng):
+        ...     return [rng.random() for _ in range(n)]
+        >>> batch = queue.map(draw, [2, 2], rng="rng")
+        >>> again = queue.map(draw, [2, 2], rng="rng", seed=batch.seed)
+        >>> batch.results() == again.results()
+        True
+        """
         return self._items.seed
 
     # Asking
@@ -232,6 +255,12 @@ class Batch(LookingBack, Generic[R]):
         Exception
             What the first failed item, or the input itself, raised. The others' results stay: ask again with
             ``return_exceptions=True``.
+
+        Examples
+        --------
+        >>> batch = queue.map(int, ["1", "x", "3"])
+        >>> batch.results(return_exceptions=True)
+        [1, ValueError("invalid literal for int() with base 10: 'x'"), 3]
         """
         with user_frames_only:
             if not self._wait(timeout):
@@ -252,6 +281,12 @@ class Batch(LookingBack, Generic[R]):
         Exception
             What the input itself raised: then there are fewer items than there should be. Those that there are have
             ended, and what items raise is no matter here.
+
+        Examples
+        --------
+        >>> batch = queue.map(abs, range(-3, 0))
+        >>> batch.wait(timeout=60)
+        True
         """
         with user_frames_only:
             ended = self._wait(timeout)
@@ -267,15 +302,48 @@ class Batch(LookingBack, Generic[R]):
 
     @property
     def done(self) -> bool:
-        """True when every item has ended."""
+        """True when every item has ended, however.
+
+        Examples
+        --------
+        >>> batch = queue.map(abs, range(-3, 0))
+        >>> batch.wait(), batch.done
+        (True, True)
+        """
         return self._items.done
 
     @property
     def progress(self) -> Snapshot:
+        """Counts, rate and remaining time as they are now.
+
+        Returns
+        -------
+        Snapshot
+            ``.total``, ``.done``, ``.failed``, ``.cancelled``, ``.running``, ``.retried`` in items; ``.elapsed_s`` and
+            ``.eta_s`` in seconds, ``.rate`` in items a second; ``.fraction`` from 0 to 1. What is not known is None.
+
+        Examples
+        --------
+        >>> batch = queue.map(abs, range(-3, 0))
+        >>> batch.wait()
+        True
+        >>> batch.progress.done, batch.progress.total, batch.progress.fraction
+        (3, 3, 1.0)
+        """
         return self.tally.snapshot()
 
     @property
     def futures(self) -> Sequence[TaskFuture[R]]:
+        """One for each item, made when asked for.
+
+        Examples
+        --------
+        >>> batch = queue.map(print, ["one", "two"])
+        >>> batch.wait()
+        True
+        >>> [future.stdout for future in batch.futures]
+        ['one\\n', 'two\\n']
+        """
         return Futures(self)
 
     def as_completed(self, timeout: float | None = None) -> Completed[R]:
@@ -288,10 +356,9 @@ class Batch(LookingBack, Generic[R]):
 
         Examples
         --------
-        >>> for future in batch.as_completed():          # doctest: +SKIP
-        ...     print(future.name, future.result())
-        >>> async for future in batch.as_completed():    # doctest: +SKIP
-        ...     print(future.name, future.result())
+        >>> batch = queue.map(abs, [-3, 2])
+        >>> sorted((future.name, future.result()) for future in batch.as_completed())
+        [('abs[0]', 3), ('abs[1]', 2)]
         """
         return Completed(self._completed(timeout), self._completed_later(timeout))
 
@@ -340,6 +407,14 @@ class Batch(LookingBack, Generic[R]):
         """Futures of the items that ended with an exception so far, in order.
 
         A list, which a notebook shows as a table of what failed, by type and line.
+
+        Examples
+        --------
+        >>> batch = queue.map(int, ["1", "x", "3"])
+        >>> batch.wait()
+        True
+        >>> [future.name for future in batch.failed]
+        ['int[1]']
         """
         return Failures(map(self.future, self._items.failed_places()), self._items.total)
 
@@ -350,11 +425,26 @@ class Batch(LookingBack, Generic[R]):
         ------
         IndexError
             If there is no such item.
+
+        Examples
+        --------
+        >>> batch = queue.map(abs, [-3, 2])
+        >>> batch.future(0).result()
+        3
         """
         return self._items.future(index)
 
     def cancel(self) -> None:
-        """End every item that has not ended, queued and running alike. What has arrived stays."""
+        """End every item that has not ended, queued and running alike. What has arrived stays.
+
+        Examples
+        --------
+        >>> import time
+        >>> batch = queue.map(time.sleep, [60] * 100)
+        >>> batch.cancel()
+        >>> batch.progress.cancelled
+        100
+        """
         self._items.cancel()
 
     def retry_failed(self) -> Batch[R]:
@@ -364,6 +454,19 @@ class Batch(LookingBack, Generic[R]):
         -------
         Batch
             This batch.
+
+        Examples
+        --------
+        >>> @queue.task
+        ... def check(x):
+        ...     return x // limit
+        >>> limit = 0
+        >>> batch = check.map([3, 5])
+        >>> len(batch.failed) if batch.wait() else 0
+        2
+        >>> limit = 2
+        >>> batch.retry_failed().results()
+        [1, 2]
         """
         places, items = self._items.reopen_failed()
         if places and self._view is not None:

@@ -59,6 +59,16 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         than 256 kB on one stream, the first and the last 128 kB. While it runs, what has arrived so far.
     displays : list of dict
         What it has displayed: figures and what it gave to ``display``, as dicts from mime type to data.
+
+    Examples
+    --------
+    >>> future = queue.submit(pow, 2, 10)
+    >>> future.result()
+    1024
+    >>> future
+    <TaskFuture pow done>
+    >>> future.attempts, future.seconds < 10
+    (1, True)
     """
 
     many = False
@@ -123,21 +133,56 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
 
     @property
     def stdout(self) -> str:
+        """What it has printed to stdout; while it runs, what has arrived so far.
+
+        Examples
+        --------
+        >>> future = queue.submit(print, "got", 3)
+        >>> future.result()
+        >>> future.stdout
+        'got 3\\n'
+        """
         transcript = self._transcript()
         return "" if transcript is None else transcript.text(OUT)
 
     @property
     def stderr(self) -> str:
+        """What it has printed to stderr; while it runs, what has arrived so far.
+
+        Examples
+        --------
+        >>> def warn():
+        ...     import sys
+        ...     print("careful", file=sys.stderr)
+        >>> future = queue.submit(warn)
+        >>> future.result()
+        >>> future.stderr
+        'careful\\n'
+        """
         transcript = self._transcript()
         return "" if transcript is None else transcript.text(ERR)
 
     @property
     def displays(self) -> list[dict[str, Any]]:
+        """What it has displayed, as dicts from mime type to data: text as str, pictures in base64.
+
+        Only tasks that a notebook has called display anything.
+
+        Examples
+        --------
+        >>> queue.submit(abs, -3).displays
+        []
+        """
         transcript = self._transcript()
         return [] if transcript is None else [dict(event["data"]) for event in transcript.displays]
 
     def result(self, timeout: float | None = None) -> R:
-        """The task's value; waits for it.
+        """The task's value; waits for it. Interrupting the wait cancels the call, see `on_interrupt`.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait.
 
         Raises
         ------
@@ -149,6 +194,11 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
             Whatever the task raised, with a traceback into its own code.
         WorkerDied, TaskTimeout, ResultNotSendable, RemoteError
             See `nbqueue.errors`.
+
+        Examples
+        --------
+        >>> queue.submit(sorted, [3, 1, 2]).result()
+        [1, 2, 3]
         """
         with user_frames_only:
             error = self.exception(timeout)
@@ -161,7 +211,20 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         return cast(R, self._decoded()[0])
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """The exception with which the task ended, None if it returned. Waits, and raises as `result` does."""
+        """The exception with which the task ended, None if it returned. Waits for it.
+
+        Raises
+        ------
+        TimeoutError
+            If it has not ended within `timeout` seconds.
+        TaskCancelled
+            If it was cancelled.
+
+        Examples
+        --------
+        >>> queue.submit(int, "x").exception()
+        ValueError("invalid literal for int() with base 10: 'x'")
+        """
         with user_frames_only:
             self._wait(timeout)
             if self.cancelled():
@@ -173,7 +236,25 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
     @overload
     def __call__(self, block: bool = True, timeout: float | None = None) -> R | None: ...
     def __call__(self, block: bool = True, timeout: float | None = None) -> R | None:
-        """The result as in the article that this grew from: waits if `block`, else None if not ready yet."""
+        """The result as in the article that this grew from: waits if `block`, else None if not ready yet.
+
+        Parameters
+        ----------
+        block : bool
+        timeout : float, optional
+            Seconds to wait; then None.
+
+        Raises
+        ------
+        Exception
+            As `result`, but for TimeoutError.
+
+        Examples
+        --------
+        >>> future = queue.submit(abs, -3)
+        >>> future()
+        3
+        """
         with user_frames_only:
             if not self.done():
                 if not block:
@@ -214,14 +295,31 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
 
         Examples
         --------
-        >>> batch.failed[0].replay()         # doctest: +SKIP
-        >>> %debug                           # doctest: +SKIP
+        >>> future = queue.submit(int, "x")
+        >>> type(future.exception())
+        <class 'ValueError'>
+        >>> future.replay()                  # and then, in a cell of its own: %debug
+        Traceback (most recent call last):
+        ValueError: invalid literal for int() with base 10: 'x'
         """
         with user_frames_only:
             return cast(R, replay(self.name, self._kept()))
 
     def cancel(self) -> bool:
-        """End the call as cancelled, also when it is running. False if it has ended before."""
+        """End the call as cancelled, also when it is running: its worker is interrupted, after a grace killed.
+
+        Returns
+        -------
+        bool
+            False if it has ended before.
+
+        Examples
+        --------
+        >>> import time
+        >>> future = queue.submit(time.sleep, 60)
+        >>> future.cancel(), future.cancelled()
+        (True, True)
+        """
         with self._condition:
             if self._state in _DONE:
                 return self._state != FINISHED

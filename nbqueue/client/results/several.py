@@ -123,6 +123,13 @@ def told(cancelled: int, going_on: int) -> str:
 def as_completed(futures: Iterable[AnyFuture[R]], timeout: float | None = None) -> Iterator[AnyFuture[R]]:
     """Futures in the order in which they end. Interrupting the loop cancels those that have not.
 
+    Parameters
+    ----------
+    futures : iterable of Future
+        Of this package, or of any other executor.
+    timeout : float, optional
+        Seconds for all of them together.
+
     Raises
     ------
     TimeoutError
@@ -131,8 +138,8 @@ def as_completed(futures: Iterable[AnyFuture[R]], timeout: float | None = None) 
     Examples
     --------
     >>> from nbqueue import as_completed
-    >>> for future in as_completed([simulate(seed) for seed in range(8)]):  # doctest: +SKIP
-    ...     print(future.result())
+    >>> sorted(future.result() for future in as_completed([queue.submit(abs, x) for x in (-3, 2, -1)]))
+    [1, 2, 3]
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     watch = _Watch(futures)
@@ -178,8 +185,17 @@ def gather(
     Raises
     ------
     TimeoutError
+        If they have not all ended in time; they go on.
     Exception
         What the first failed future raised; the others go on.
+
+    Examples
+    --------
+    >>> from nbqueue import gather
+    >>> gather([queue.submit(pow, 2, n) for n in range(4)])
+    [1, 2, 4, 8]
+    >>> gather([queue.submit(int, "1"), queue.submit(int, "x")], return_exceptions=True)
+    [1, ValueError("invalid literal for int() with base 10: 'x'")]
     """
     waited_for = list(futures)
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -220,7 +236,28 @@ def wait(
     timeout: float | None = None,
     return_when: str = concurrent.futures.ALL_COMPLETED,
 ) -> DoneAndNotDoneFutures[R]:
-    """``concurrent.futures.wait``: ``(done, not_done)``. Interrupting it cancels what has not ended."""
+    """As ``concurrent.futures.wait``: wait for some or all. Interrupting it cancels what has not ended.
+
+    Parameters
+    ----------
+    futures : iterable of Future
+    timeout : float, optional
+        Seconds to wait; then what has not ended is in `not_done`.
+    return_when : str
+        ``ALL_COMPLETED``, ``FIRST_COMPLETED`` or ``FIRST_EXCEPTION`` of `concurrent.futures`.
+
+    Returns
+    -------
+    (done, not_done)
+        Two sets of futures.
+
+    Examples
+    --------
+    >>> from nbqueue import wait
+    >>> done, not_done = wait([queue.submit(abs, x) for x in (-3, 2)])
+    >>> sorted(future.result() for future in done), not_done
+    ([2, 3], set())
+    """
     watch = _Watch(futures)
     with user_frames_only, begun(lambda: interrupt_all(list(watch.open))), watch:
         everything = watch.open

@@ -59,9 +59,16 @@ class LookingBack(ABC):
 
         Examples
         --------
-        >>> frame = batch.to_frame()                                   # doctest: +SKIP
-        >>> frame.groupby("worker").duration_s.agg(["count", "sum"])   # doctest: +SKIP
-        >>> frame[frame.state == "failed"]                             # doctest: +SKIP
+        >>> batch = queue.map(int, ["1", "x", "3"])
+        >>> batch.wait()
+        True
+        >>> frame = batch.to_frame()
+        >>> list(frame.state)
+        ['done', 'failed', 'done']
+        >>> list(frame[frame.state == "failed"].index)
+        [1]
+
+        How busy each worker was: ``frame.groupby("worker").duration_s.agg(["count", "sum"])``.
         """
         with user_frames_only:
             frame_of = _loaded("frame", "to_frame()", "pandas").frame_of
@@ -84,7 +91,11 @@ class LookingBack(ABC):
 
         Examples
         --------
-        >>> batch.timeline()                                           # doctest: +SKIP
+        >>> batch = queue.map(abs, range(-10, 0))
+        >>> batch.wait()
+        True
+        >>> batch.timeline()
+        <Timeline size ... with 1 Axes>
         """
         with user_frames_only:
             draw = _loaded("picture", "timeline()", "matplotlib").draw
@@ -102,12 +113,31 @@ class LookingBack(ABC):
         """Seconds that workers have spent in the items, one after the other; None before the first has ended.
 
         All attempts count that have ended, and what a worker that died had begun does not.
+
+        Examples
+        --------
+        >>> import time
+        >>> batch = queue.map(time.sleep, [0.02] * 4)
+        >>> batch.wait()
+        True
+        >>> 0.07 <= batch.serial_time
+        True
         """
         return self._items.seconds
 
     @property
     def wall_time(self) -> float | None:
-        """Seconds from the call of `map` to the end of the last item, or until now; None before the first has ended."""
+        """Seconds from the call of `map` to the end of the last item, or until now; None before the first has ended.
+
+        Examples
+        --------
+        >>> import time
+        >>> batch = queue.map(time.sleep, [0.02] * 4)
+        >>> batch.wait()
+        True
+        >>> 0.01 <= batch.wall_time
+        True
+        """
         progress = self.progress
         return progress.elapsed_s if progress.settled else None
 
@@ -117,9 +147,18 @@ class LookingBack(ABC):
 
         A loop in the notebook may be faster than one of several workers that share a memory bus, so it says how busy
         the workers were rather than what they saved.
+
+        Examples
+        --------
+        >>> batch = queue.map(abs, range(-10, 0))
+        >>> batch.wait()
+        True
+        >>> batch.speedup == batch.serial_time / batch.wall_time
+        True
         """
         serial, wall = self.serial_time, self.wall_time
         return serial / wall if serial is not None and wall else None
+
 
 def _loaded(room: str, what: str, package: str) -> Any:
     """What makes something of the facts, and needs a package that need not be there."""
