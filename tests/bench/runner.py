@@ -123,7 +123,7 @@ def run_one(work: Work, peer: str, repetition: int, *, quick: bool, workers: int
                 [sys.executable, "-c", NOTEBOOK.read_text("utf-8"), peer, work.measure, str(workers),
                  json.dumps(sizes), str(out)],
                 cwd=home,
-                env=_environment(home, mark),
+                env=environment_of(home, mark),
                 stdin=subprocess.DEVNULL,
                 # A file: a daemon that keeps a pipe open would be waited for.
                 stdout=sink,
@@ -151,7 +151,7 @@ def _ends(process: subprocess.Popen[bytes], limit_s: float) -> bool:
     return False
 
 
-def _environment(home: Path, mark: str) -> dict[str, str]:
+def environment_of(home: Path, mark: str) -> dict[str, str]:
     """Whatever a library leaves lies in the run's own directory. No library is tuned, none tells anybody of its use."""
     for name in ("config", "run"):
         (home / name).mkdir(mode=0o700)
