@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nbqueue.client.task import Task
     from nbqueue.context import report, track
     from nbqueue.errors import (
+        InputFailed,
         NbqueueError,
         NotSendable,
         RemoteError,
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 # Loaded when first asked for: importing nbqueue must cost a notebook nothing.
 _HOMES = {
     "Batch": "client.results.batch",
+    "InputFailed": "errors",
     "NbqueueError": "errors",
     "NotSendable": "errors",
     "Put": "client.queue",
@@ -61,6 +63,7 @@ _HOMES = {
 
 __all__ = [
     "Batch",
+    "InputFailed",
     "NbqueueError",
     "NotSendable",
     "Put",

@@ -22,6 +22,7 @@ The ground floor of all floors: imports nothing of ours. All of these survive a 
     │   ├── WorkerDied                  its process was killed, crashed or left
     │   ├── TaskTimeout                 it ran longer than its own limit
     │   ├── ResultNotSendable           what it returned cannot be pickled
+    │   ├── InputFailed                 it did not run, since a call whose value it needs has failed
     │   ├── BadMessage                  a message whose signature is wrong
     │   └── RemoteError                 its exception could not be rebuilt here
     ├── InputNotAvailable (EOFError)    a task called input()
@@ -38,6 +39,7 @@ __all__ = [
     "BadMessage",
     "BadOption",
     "ForkedQueue",
+    "InputFailed",
     "InputNotAvailable",
     "NbqueueError",
     "NotInstalled",
@@ -273,6 +275,35 @@ class ResultNotSendable(TaskError):
     >>> type(queue.submit(threading.Lock).exception())
     <class 'nbqueue.errors.ResultNotSendable'>
     """
+
+
+class InputFailed(TaskError):
+    """The task did not run: a future among its arguments has failed, or one among that one's.
+
+    Its ``__cause__`` is the exception of the call that failed first.
+
+    Attributes
+    ----------
+    input : str
+        Name of the task that failed first.
+
+    Examples
+    --------
+    >>> def ratio(x, y):
+    ...     return x / y
+    >>> try:
+    ...     queue.submit(abs, queue.submit(ratio, 1, 0)).result()
+    ... except nbqueue.InputFailed as error:
+    ...     print(error.input, "failed with", repr(error.__cause__))
+    ratio failed with ZeroDivisionError('division by zero')
+    """
+
+    def __init__(self, message: str, *, input: str = "") -> None:
+        super().__init__(message)
+        self.input = input
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.args[0], self.__dict__.copy()))
 
 
 class BadMessage(TaskError):

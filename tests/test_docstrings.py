@@ -34,6 +34,7 @@ WITHOUT = {
     "nbqueue.TaskFuture.on_broken": SENDER,
     "nbqueue.TaskFuture.on_event": SENDER,
     "nbqueue.TaskFuture.on_reply": SENDER,
+    "nbqueue.TaskFuture.on_unmet": SENDER,
     "nbqueue.TaskFuture.unanswered": SENDER,
     "nbqueue.TaskQueue.submit_call": SENDER,
     "nbqueue.TaskQueue.submit_items": SENDER,

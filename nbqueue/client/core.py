@@ -21,6 +21,7 @@ from nbqueue.client.relay import page
 from nbqueue.client.results.batch import Batch
 from nbqueue.client.results.frames import users_level
 from nbqueue.client.results.future import TaskFuture
+from nbqueue.client.results.inputs import Inputs
 from nbqueue.client.results.waiting import Interrupted, because, wait_until
 from nbqueue.client.sending.listener import Link
 from nbqueue.client.sending.options import Options
@@ -32,11 +33,12 @@ from nbqueue.codec.blobs import Put, Share, Sharing, find, pack
 from nbqueue.codec.captured import LARGE_BYTES, Captures
 from nbqueue.codec.frames import held_by, refer
 from nbqueue.codec.functions import Large, digest, dump_arguments, dump_function, dump_function_apart, dump_put
+from nbqueue.codec.inputs import FutureMet
 from nbqueue.codec.messages import CallBody, dump_call
 from nbqueue.codec.parts import type_name
 from nbqueue.codec.seal import Seal, fingerprint, new_secret
 from nbqueue.codec.segments import Shelf
-from nbqueue.errors import NbqueueError, PoolError
+from nbqueue.errors import NbqueueError, NotSendable, PoolError
 from nbqueue.stream.connect import Address
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import WorkerLimits
@@ -306,7 +308,13 @@ class Core:
             rng = options.rng, seed, 0
         function, setting, blobs, puts = self.make(fn, name)
         handles: list[Put[Any]] = [] if share is None else Sharing(share)
-        arguments = dump_arguments(args, kwargs, name, fn, handles, self.shelf)
+        inputs: Inputs | None = None
+        try:
+            arguments = dump_arguments(args, kwargs, name, fn, handles, self.shelf)
+        except FutureMet:
+            inputs = Inputs(self.link, share, self.shelf)
+            handles = Sharing(inputs)
+            arguments = dump_arguments(args, kwargs, name, fn, handles, self.shelf)
         if handles:
             puts = puts | {handle.digest: handle for handle in handles}
         body = CallBody(
@@ -315,6 +323,7 @@ class Core:
             retry_on=options.retry_on_names,
             puts=tuple(puts),
             rng=rng,
+            inputs=() if inputs is None else inputs.names,
         )
         future = make(name, self.link)
         future._print_on(page())
@@ -322,7 +331,11 @@ class Core:
         if rng is not None:
             future.seed = rng[1]
         held = held_by(arguments)
-        future._sent(self.link.submit(dump_call(body), (function, setting), blobs, future, puts=puts, held=held), fn)
+        if inputs is None:
+            call = self.link.submit(dump_call(body), (function, setting), blobs, future, puts=puts, held=held)
+            future._sent(call, fn)
+        else:
+            inputs.send(dump_call(body), (function, setting), blobs, future, fn, puts, held)
         self.start_workers()
         return future
 
@@ -331,7 +344,10 @@ class Core:
     ) -> None:
         """Raises NotSendable, which says what of these cannot be pickled: for those who send several in one call."""
         self.make(fn, name)
-        dump_arguments(args, kwargs, name, fn)
+        try:
+            dump_arguments(args, kwargs, name, fn)
+        except FutureMet as error:
+            raise NotSendable(f"`{name}` could not be sent: {error}") from None
 
     def submit_items(
         self,

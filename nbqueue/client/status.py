@@ -32,7 +32,7 @@ class QueueStatus:
     running : tuple of RunningTask
         What runs now: ``.name``, ``.attempt``, ``.seconds``, …
     delayed : int
-        Calls that wait for their next attempt.
+        Calls that wait for their next attempt, or for others whose values they need.
     done, failed, cancelled, retried : int
         Items since the queue was made (or was empty for a week).
     refused : int

@@ -49,7 +49,7 @@ class Task(Generic[P, R]):
 
     Calling it returns a `TaskFuture` at once. Inside a task, calling it runs the function there and returns
     its value, so recursion and helpers that happen to be tasks work; `submit` and `map` send work from there
-    too.
+    too. Futures among the arguments stand for their values, see `TaskFuture`.
 
     In a class body it is a method, whose instance travels as the first argument.
 

@@ -26,7 +26,7 @@ from nbqueue.codec.segments import Segment
 from nbqueue.errors import NbqueueError
 
 __all__ = [
-    *("Put", "Share", "Sharing", "Store", "are_put", "arrived", "as_keywords", "find", "got", "handle_of"),
+    *("Put", "Share", "Sharing", "Store", "are_put", "arrived", "as_it_is", "as_keywords", "find", "got", "handle_of"),
     *("keywords_handle", "load_keywords", "pack", "size_text", "unpack"),
 ]
 
@@ -135,7 +135,7 @@ class Put(Generic[T]):
         return pack(pickled, buffers)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_as_it_is, (self.get(),)) if is_reference(self.body) else (_from_message, (self.message,))
+        return (as_it_is, (self.get(),)) if is_reference(self.body) else (_from_message, (self.message,))
 
 
 # Of the handles of this process: by digest, and by the id of their object, which they keep alive.
@@ -310,7 +310,8 @@ def load_keywords(keywords: bytes) -> dict[str, Any]:
     return found
 
 
-def _as_it_is(value: Any) -> Any:
+def as_it_is(value: Any) -> Any:
+    """What a pickle makes of another object that stands for this one."""
     return value
 
 

@@ -44,9 +44,11 @@ class Frame(bytes):
         return _read(self)[1]
 
 
-def refer(shelf: Shelf, stream: Sequence[Any], buffers: Sequence[memoryview]) -> Frame | None:
+def refer(
+    shelf: Shelf, stream: Sequence[Any], buffers: Sequence[memoryview], least_bytes: int = SHARED_BYTES
+) -> Frame | None:
     """Write a pickle, as far as it is large, and the buffers that were left out of it; None if there is no room."""
-    inline = b"".join(stream) if sum(map(len, stream)) < SHARED_BYTES else None
+    inline = b"".join(stream) if sum(map(len, stream)) < least_bytes else None
     shelved = shelf.shelve([*([stream] if inline is None else []), *([buffer] for buffer in buffers)])
     if shelved is None:
         return None

@@ -7,6 +7,7 @@ worker could import that. Who is to blame is searched only after a pickle has fa
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import io
 import pickle
@@ -21,6 +22,7 @@ from cloudpickle import cloudpickle as _internals
 
 from nbqueue.codec.blobs import Put, Sharing, arrived, got, handle_of, pack
 from nbqueue.codec.frames import SHARED_BYTES, refer
+from nbqueue.codec.inputs import FutureMet, Unfit
 from nbqueue.codec.parts import Part, arguments, contents, has_code, parts, type_name
 from nbqueue.codec.remembered import Remembered
 from nbqueue.codec.segments import Shelf
@@ -102,13 +104,18 @@ def dumps(
         return file.getvalue()
 
 
-def dump_frame(obj: object, handles: list[Put[Any]] | None = None, shelf: Shelf | None = None) -> bytes:
+def dump_frame(
+    obj: object,
+    handles: list[Put[Any]] | None = None,
+    shelf: Shelf | None = None,
+    least_bytes: int = SHARED_BYTES,
+) -> bytes:
     """As `dumps`, for a message; what is large lies on the shelf, as far as there is one with room for it."""
     if shelf is not None:
-        stream, buffers = _dump_apart(obj, handles, SHARED_BYTES)
-        if not buffers and sum(map(len, stream)) < SHARED_BYTES:
+        stream, buffers = _dump_apart(obj, handles, least_bytes)
+        if not buffers and sum(map(len, stream)) < least_bytes:
             return b"".join(stream)
-        frame = refer(shelf, stream, buffers)
+        frame = refer(shelf, stream, buffers, least_bytes)
         if frame is not None:
             return frame
     return dumps(obj, None, handles)
@@ -286,6 +293,8 @@ def dump_arguments(
     ------
     NotSendable
         An argument cannot be pickled, or they are too large together. The message names the one at fault.
+    FutureMet
+        There is a future among them, and `handles` is not what takes those.
     """
     call = (args, kwargs)
     if (
@@ -299,6 +308,8 @@ def dump_arguments(
     else:
         try:
             data = dump_frame(call, handles, shelf)
+        except FutureMet:
+            raise
         except Exception as error:
             blame = _blame_arguments(args, kwargs, fn, error)
             raise NotSendable(f"`{name}` could not be sent: {blame}") from error
@@ -441,7 +452,9 @@ def _blame_function(fn: object, error: Exception) -> str:
 def _blame_arguments(
     args: tuple[Any, ...], kwargs: dict[str, Any], fn: Callable[..., Any] | None, error: Exception
 ) -> str:
-    part = next((part for part in arguments(args, kwargs, fn) if _failure(part.value) is not None), None)
+    failures = ((part, _failure(part.value)) for part in arguments(args, kwargs, fn))
+    # Futures may be among them.
+    part = next((part for part, why in failures if why is not None and type(why) is not FutureMet), None)
     return f"its arguments {_verdict(None, error)}" if part is None else " ".join(_blame(part))
 
 
@@ -477,7 +490,7 @@ def _blame(part: Part) -> tuple[str, str]:
     """("argument `conn` (sqlite3.Connection)", "cannot be pickled. Open it inside the task.")"""
     name, value, error = part.name, part.value, _failure(part.value)
     for _ in range(_BLAME_LEVELS):
-        if error is None or _too_deep(error):
+        if error is None or _too_deep(error) or _is_unfit(value, error):
             break
         inner = next(((step, v, e) for step, v in contents(value) if (e := _failure(v)) is not None), None)
         if inner is None:
@@ -495,6 +508,10 @@ def _failure(value: object) -> Exception | None:
 
 
 def _verdict(value: object, error: Exception | None) -> str:
+    if isinstance(error, FutureMet | Unfit):
+        return f"cannot be sent: {error}"
+    if isinstance(value, concurrent.futures.Future):
+        return "cannot be pickled. Pass its result()."
     if error is not None and _too_deep(error):
         return "is nested too deeply to be pickled. Send it in a flatter form, such as a list."
     if isinstance(value, types.GeneratorType):
@@ -504,6 +521,12 @@ def _verdict(value: object, error: Exception | None) -> str:
     if has_code(value) or value is None:
         return f"cannot be pickled ({type(error).__name__}: {error})."
     return "cannot be pickled. Create it inside the task."
+
+
+def _is_unfit(value: object, error: Exception) -> bool:
+    """Whether it is this that cannot be sent, whatever it holds."""
+    said = isinstance(error, FutureMet | Unfit) and not isinstance(value, list | tuple | dict)
+    return said or isinstance(value, concurrent.futures.Future)
 
 
 def _too_deep(error: BaseException) -> bool:

@@ -215,6 +215,10 @@ def _as_before_protocol_2(cls: Any, *_: object) -> Any:
     return cls() if isinstance(cls, type) and issubclass(cls, _Stub) else _stub_type("object")()
 
 
+def _future(_name: str, task: str) -> _Stub:
+    return _stub_type(f"future {task}")()
+
+
 def _put(digest: str) -> Any:
     # A handle shows itself, and nothing of what it stands for.
     return _handles.get(digest) or _stub_type("Put")()
@@ -227,6 +231,9 @@ _MAKERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("cloudpickle.cloudpickle", "_function_setstate"): _name_function,
     ("cloudpickle.cloudpickle", "subimport"): _module,
     ("nbqueue.codec.blobs", "arrived"): _put,
+    ("nbqueue.codec.blobs", "as_it_is"): lambda value: value,
+    ("nbqueue.codec.frames", "load_frame"): glimpse_values,
+    ("nbqueue.codec.inputs", "value_of"): _future,
     ("copyreg", "_reconstructor"): _as_before_protocol_2,
 }
 

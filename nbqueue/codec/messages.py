@@ -39,6 +39,7 @@ __all__ = [
     "only_item",
     "plain_items",
     "type_name",
+    "value_in",
 ]
 
 VALUE, EXCEPTION, ERROR, RETRYING, SKIPPED = b"vxers"
@@ -62,6 +63,7 @@ class CallBody:
     is given; `common` is a pickled dict of keyword arguments for every item, or empty. `retry_on` has the
     names of the exception types that `retries` is for; empty means all. `puts` are the digests of what was put that
     the function and the items hold. `rng` says which parameter receives a random generator, and from what it is made.
+    `inputs` are the names of calls of the same client whose values the items hold.
     """
 
     name: str
@@ -75,6 +77,7 @@ class CallBody:
     retry_on: tuple[str, ...] = ()
     puts: tuple[str, ...] = ()
     rng: Rng | None = None
+    inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,7 @@ def dump_call(body: CallBody) -> bytes:
     return pickle.dumps(
         (
             *(body.name, body.function, body.setting, body.timeout_s, body.retries),
-            *(body.packed, body.frames, body.common, body.retry_on, body.puts, body.rng),
+            *(body.packed, body.frames, body.common, body.retry_on, body.puts, body.rng, body.inputs),
         ),
         protocol=5,
     )
@@ -139,6 +142,11 @@ def dump_reply(body: ReplyBody) -> bytes:
 
 def load_reply(data: bytes) -> ReplyBody:
     return ReplyBody(*pickle.loads(data))
+
+
+def value_in(body: ReplyBody) -> Any:
+    """What a call of one item gave, as its reply tells. Runs users' unpickling code."""
+    return pickle.loads(body.packed)[0] if body.packed else load_frame(body.frames[0])
 
 
 def dump_event(kind: str, **details: Any) -> bytes:

@@ -6,7 +6,11 @@ from nbqueue.codec.functions import LARGEST_BYTES, dump_frame
 from nbqueue.codec.segments import Shelf
 from nbqueue.errors import ResultNotSendable
 
-__all__ = ["LARGEST_BYTES", "dump_value"]
+__all__ = ["LARGEST_BYTES", "LONG_BYTES", "dump_value"]
+
+# A value that is longer goes through shared memory where there is some: to sign it twice and to pass it through the
+# server takes longer.
+LONG_BYTES = 64_000
 
 
 def dump_value(value: object, name: str, shelf: Shelf | None = None) -> bytes:
@@ -18,7 +22,7 @@ def dump_value(value: object, name: str, shelf: Shelf | None = None) -> bytes:
         If it cannot be pickled, or is larger than 500 MB when it is.
     """
     try:
-        data = dump_frame(value, None, shelf)
+        data = dump_frame(value, None, shelf, LONG_BYTES)
     except Exception as error:
         raise ResultNotSendable(
             f"`{name}` ran to its end, but its result ({_type_name(value)}) cannot be pickled: {error}. Return plain "

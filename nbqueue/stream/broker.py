@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 from nbqueue.errors import ServerRefused
 from nbqueue.stream.connect import CommandError, ForgotScripts, Wire
-from nbqueue.stream.keys import GROUP, Keys
+from nbqueue.stream.keys import GROUP, Keys, value_name
 from nbqueue.stream.records import Call, Fetched, HostState, Incoming, OpenEntry, QueueCounts, Report
 
-__all__ = ["BLOCK_MS", "Beat", "Broker", "Forgot", "Hello", "NeedBlobs", "OtherEpoch", "Taken"]
+__all__ = ["BLOCK_MS", "Beat", "Broker", "Ended", "Forgot", "Hello", "NeedBlobs", "OtherEpoch", "Taken"]
 
 # A blocked read under FLUSHALL sleeps on in Redis 6.2, so it must end by itself soon; a reconnect would
 # notice nothing either.
@@ -66,6 +66,12 @@ class NeedBlobs(NamedTuple):
     """Nothing was taken: send these blobs along."""
 
     digests: tuple[str, ...]
+
+
+class Ended(NamedTuple):
+    """Nothing was taken: these calls, whose values are needed, are not open. Read the replies to their end."""
+
+    numbers: tuple[int, ...]
 
 
 class Beat(NamedTuple):
@@ -149,7 +155,7 @@ class Broker:
 
     def submit(
         self, client: str, epoch: str, calls: Sequence[Call], blobs: Mapping[str, bytes]
-    ) -> Taken | OtherEpoch | NeedBlobs:
+    ) -> Taken | OtherEpoch | NeedBlobs | Ended:
         """Take `calls` (their numbers rising) and the `blobs` that the server may not have yet."""
         return self.parse_submit(self.step("submit", *self._submit_args(client, epoch, calls, blobs)))
 
@@ -160,16 +166,20 @@ class Broker:
         return self.command("submit", *self._submit_args(client, epoch, calls, blobs))
 
     @staticmethod
-    def parse_submit(answer: Any) -> Taken | OtherEpoch | NeedBlobs:
+    def parse_submit(answer: Any) -> Taken | OtherEpoch | NeedBlobs | Ended:
         if answer[0] == b"OK":
             return Taken(answer[1], answer[2])
         if answer[0] == b"EPOCH":
             return OtherEpoch()
+        if answer[0] == b"ENDED":
+            return Ended(tuple(map(int, answer[1:])))
         return NeedBlobs(tuple(digest.decode() for digest in answer[1:]))
 
     @staticmethod
     def _submit_args(client: str, epoch: str, calls: Sequence[Call], blobs: Mapping[str, bytes]) -> list[Any]:
         needs = {digest for call in calls for digest in call.digests}
+        # There, as soon as those calls have ended.
+        needs -= {value_name(client, need) for call in calls for need in call.needs}
         args: list[Any] = [client, epoch, str(len(blobs))]
         for digest, data in blobs.items():
             args += (digest, data)
@@ -178,6 +188,7 @@ class Broker:
         args.append(str(len(calls)))
         for call in calls:
             args += (str(call.n), " ".join(call.digests), str(call.items), str(call.first), call.payload)
+            args.append(" ".join(call.needs))
         return args
 
     def read_replies_command(self, client: str, cursor: bytes, *, block_ms: int | None) -> tuple[Any, ...]:
@@ -251,7 +262,8 @@ class Broker:
     # All clients
 
     def open_entries(self) -> Iterator[OpenEntry]:
-        """Calls that are queued, taken by a worker, or wait for a retry; those that were there when it began."""
+        """Calls that are queued, taken by a worker, or wait for a retry or for others; those that were there when it
+        began."""
         for stream, key in (("0", self.keys.first), ("1", self.keys.normal)):
             left, start = self.wire.call("XLEN", key), "-"
             while left > 0:
@@ -361,6 +373,9 @@ class Broker:
     def blob(self, digest: str) -> bytes | None:
         data: bytes | None = self.wire.call("HGET", self.keys.blob(digest), "b")
         return data
+
+    def blobs(self, digests: Iterable[str]) -> list[bytes | None]:
+        return self._read_all(*[("HGET", self.keys.blob(digest), "b") for digest in digests])
 
     def finish_command(self, reports: Sequence[Report]) -> tuple[Any, ...]:
         return self.command("finish", *self._finish_args(reports))

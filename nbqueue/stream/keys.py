@@ -12,9 +12,12 @@ key            type    what                                        dies
 ``o:<client>`` hash    open call → ``entry|items done``            with its last open call
 ``c:<client>`` hash    ``epoch`` and ``mark`` (highest call taken) 7 days after its last open call
 ``r:<client>`` stream  replies and events, trimmed by the client   7 days after the last reply
-``f:<digest>`` hash    a blob: ``b`` bytes, ``refs`` open calls    1 hour after its last open call
-``z``, ``zp``  zset,   delayed retries: due time; parked content   with the last delayed retry
-               hash
+``f:<digest>`` hash    a blob: ``b`` bytes, ``refs`` open calls;   1 hour after its last open call
+                       of a value (see `value_name`), a field for
+                       each call that waits for it, too
+``z``, ``zp``  zset,   what lies in no stream: due time; content.  with the last of it
+               hash    Delayed retries, and calls that wait for
+                       what others give, which are never due
 ``hb``         hash    host → heartbeat counter                    7 days after the last beat
 ``e``          string  epoch of the server's memory of this queue  7 days after the last beat
 ``hw``         hash    host → number of its workers                7 days after the last beat
@@ -34,10 +37,15 @@ from dataclasses import dataclass
 
 from nbqueue.errors import BadOption
 
-__all__ = ["GROUP", "Keys"]
+__all__ = ["GROUP", "Keys", "value_name"]
 
 GROUP = "w"
 _NAME = re.compile(r"[^\s{}]{1,200}\Z")
+
+
+def value_name(client: str, n: str | int) -> str:
+    """What the value of a call is called, as a blob, where other calls need it. No digest is such a word."""
+    return f"v{client}.{n}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,13 +29,15 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call on its way out. `digests` name the blobs that it needs: its function first."""
+    """A call on its way out. `digests` name the blobs that it needs: its function first. `needs` are the open calls
+    whose values it is to be given, which `digests` name as well."""
 
     n: int
     digests: tuple[str, ...]
     items: int
     payload: bytes
     first: int = 0
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +166,10 @@ def _known(cls: type[_T], data: dict[str, object]) -> _T:
 
 @dataclass(frozen=True, slots=True)
 class QueueCounts:
-    """What the streams and counters say: `queued` not yet fetched, `fetched` not yet finished, `refused` entries
-    that were no calls of ours or could not be trusted. `memory_bytes` is what the server uses, for all its data, and
-    `memory_limit_bytes` what it may; 0 where it does not tell, or there is no limit."""
+    """What the streams and counters say: `queued` not yet fetched, `fetched` not yet finished, `delayed` until a retry
+    is due or what they need of others is there, `refused` entries that were no calls of ours or could not be trusted.
+    `memory_bytes` is what the server uses, for all its data, and `memory_limit_bytes` what it may; 0 where it does not
+    tell, or there is no limit."""
 
     queued: int
     fetched: int

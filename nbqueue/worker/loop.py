@@ -26,21 +26,21 @@ from functools import partial
 from typing import Any
 
 from nbqueue import context
-from nbqueue.codec import messages
+from nbqueue.codec import inputs, messages
 from nbqueue.codec.blobs import Put, Store, load_keywords
 from nbqueue.codec.frames import is_reference, load_frame
 from nbqueue.codec.functions import all_plain_and_short, is_long, is_plain
 from nbqueue.codec.functions import digest as digest_of
-from nbqueue.codec.messages import ERROR, EXCEPTION, SKIPPED, VALUE, CallBody, call_id
+from nbqueue.codec.messages import ERROR, EXCEPTION, SKIPPED, VALUE, CallBody, call_id, value_in
 from nbqueue.codec.seal import Seal, body_of
 from nbqueue.codec.segments import Guest, Shelf
 from nbqueue.codec.shelves import visit
 from nbqueue.codec.tracebacks import dump_exception
-from nbqueue.codec.values import dump_value
+from nbqueue.codec.values import LONG_BYTES, dump_value
 from nbqueue.errors import BadMessage, NbqueueError, ResultNotSendable, ServerError, TaskTimeout
 from nbqueue.stream.broker import BLOCK_MS, Broker
 from nbqueue.stream.connect import LOWEST_LIMIT_BYTES, Address, CommandError, ForgotScripts, Wire, may_be_too_large
-from nbqueue.stream.keys import Keys
+from nbqueue.stream.keys import Keys, value_name
 from nbqueue.stream.records import Fetched, Report, Setting
 from nbqueue.worker import attempt, board
 from nbqueue.worker.modules import LocalModules
@@ -70,8 +70,6 @@ REPLY_TIMEOUT_S = 12.0
 LATE_READ_S = BLOCK_MS / 1000 + 1.0
 # Between attempts to connect. Longer than the client's: there may be hundreds of workers.
 LONGEST_PAUSE_S = 0.5
-# A value that is longer has its own pickle, whose size is looked at.
-LONG_BYTES = 100_000
 FUNCTIONS_KEPT = 128
 # matplotlib's backend in workers, loaded by the tasks that use it.
 FIGURES = "nbqueue.worker.telling.figures"
@@ -463,6 +461,7 @@ class Worker:
             self._running.set()
         try:
             self._fetch_blobs(body)
+            values = self._fetch_inputs(call, body) if body.inputs else None
         except BadMessage as error:
             self._refuse(call, error)
             return
@@ -485,6 +484,8 @@ class Worker:
             self._try_flush()
         task = self._context(body, call)
         context.set_current(task)
+        if values:
+            inputs.hold(values)
         try:
             kwargs = self._kwargs_of_sprints(call, body, plain)
             item = call.first
@@ -509,6 +510,8 @@ class Worker:
             self._news.take()
             self._clean_up(printed)
             self._running_call = None
+            if values:
+                inputs.let_go(values)
         self._outbox.close()
         if self._spoiled:
             self._left = 0
@@ -574,6 +577,22 @@ class Worker:
                 oldest, _ = self._functions.popitem(last=False)
                 self._paces.pop(oldest, None)
                 self._lengths.pop(oldest, None)
+
+    def _fetch_inputs(self, call: Fetched, body: CallBody) -> dict[str, Callable[[], Any]]:
+        """What makes the values of other calls that this one needs, whose seals are right."""
+        names = [value_name(call.client, n) for n in body.inputs]
+        with self._io:
+            found = self._broker.blobs(names)
+        values: dict[str, Callable[[], Any]] = {}
+        for n, name, message in zip(body.inputs, names, found, strict=True):
+            if message is None:
+                # The server lost its data, then the client submits the call again and this answer counts no more.
+                raise BadMessage("The value of another call, which this one needs, is no longer on the server.")
+            reply = messages.load_reply(self._seal.open("reply", call_id(call.client, n), message))
+            if reply.items != 1 or reply.kinds:
+                raise BadMessage("Another call, whose value this one needs, has none.")
+            values[name] = partial(value_in, reply)
+        return values
 
     def _prepare(self, body: CallBody) -> Any:
         if body.setting:

@@ -13,6 +13,7 @@ import nbqueue
 
 NAMES = [
     "Batch",
+    "InputFailed",
     "NbqueueError",
     "NotSendable",
     "Put",

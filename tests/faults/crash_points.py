@@ -202,8 +202,8 @@ class Plan:
     def note(self, names: tuple[str, ...]) -> None:
         """Write down what this actor does, for the test of the table."""
         actor = self._actor()
-        if set(names) == {"stand"}:
-            # For as many calls as were fetched.
+        if set(names) in ({"stand"}, {"blob"}):
+            # For as many calls as were fetched, or as many values as one needs.
             names = names[:1]
         word = f"{actor} {' '.join(names)}\n"
         if actor and word not in self._seen:
@@ -371,6 +371,8 @@ def _kernel(order: dict[str, Any]) -> int:
 
     assert [future.result(20) for future in [square(i) for i in range(4)]] == [0, 1, 4, 9]
     queue.status()
+    # One that needs another, which needs another.
+    assert square(square(square(2))).result(20) == 256
     running = wait()
     while not started.exists():
         time.sleep(0.005)

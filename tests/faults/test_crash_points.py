@@ -351,7 +351,26 @@ def _foreign(play: Play, _: Callable[..., Any]) -> int:
     return 4
 
 
+def _graph(play: Play, _wait_until: Callable[..., Any]) -> int:
+    """Calls that need one other each, and one that needs two."""
+    fresh = secrets.token_hex(4)
+
+    @play.queue.task
+    def add(*numbers: int) -> int:
+        assert fresh
+        return sum(numbers)
+
+    chain = add(1)
+    for _ in range(4):
+        chain = add(chain, 1)
+    both = add(add(2), add(3))
+    assert (chain.result(timeout=20), both.result(timeout=20)) == (5, 5)
+    return 8
+
+
 WORKER_WORK = {
+    "blob/graph": _graph,
+    "finish+fetch/graph": _graph,
     "finish": _long_chunk,
     "finish/retry": _flaky,
     "release": _ahead,
@@ -360,7 +379,10 @@ WORKER_WORK = {
 }
 
 
-@pytest.mark.parametrize(("row", "stage"), _points("worker", "finish/retry", "release/nested"))
+VARIANTS = ("finish/retry", "release/nested", "blob/graph", "finish+fetch/graph")
+
+
+@pytest.mark.parametrize(("row", "stage"), _points("worker", *VARIANTS))
 def test_a_worker_dies_or_is_cut_off(row: str, stage: Stage, play: Play, wait_until: Callable[..., Any]) -> None:
     # An own list that holds something is read after a reply was lost.
     before = [Stage("worker", "fetch", LOST, CUT)] if row == "own" else []
@@ -551,6 +573,7 @@ def test_a_client_is_cut_off(
     ask(lambda: play.queue.status())
     futures += play.squares()
     _are_squares(futures[4:])
+    _graph(play, wait_until)
     wait_until(play.happened)
     assert len(refused) <= (row in ASKED)
     assert gate.cancelled()

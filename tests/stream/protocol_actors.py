@@ -10,6 +10,8 @@ the protocol asks of the real ones:
   it goes past an item that has ended while another worker ran it. FINISH and the next fetch leave in one write.
 - A supervisor never uses a consumer's name twice, and lists a worker as living before it fetches.
 - Whoever cancels a call names its retried items as well: ``7``, ``7.0``, ``7.1`` …
+- A client that hears that a needed call has ended reads its replies to their end, and sends again: with the value, or
+  not at all where there is none. What it needs was numbered before.
 
 Each of these is a line of code somewhere else; `Actors` has a switch for the ones that a mutant takes away.
 """
@@ -24,11 +26,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import hiredis
-from protocol_model import FIRST, HELD, NORMAL, PARKED, QUEUED, Model
+from protocol_model import FIRST, HELD, NORMAL, PARKED, QUEUED, WAITING, Model
 
-from nbqueue.stream.broker import Broker, Forgot, NeedBlobs, OtherEpoch, Taken
+from nbqueue.stream.broker import Broker, Ended, Forgot, NeedBlobs, OtherEpoch, Taken
 from nbqueue.stream.connect import CommandError, ForgotScripts, Wire
-from nbqueue.stream.keys import GROUP, Keys
+from nbqueue.stream.keys import GROUP, Keys, value_name
 from nbqueue.stream.records import Call, Fetched, HostState, Report
 from nbqueue.stream.server import PrivateServer
 
@@ -39,26 +41,28 @@ LATER_S = 5000.0
 SLACK_S = 40
 BLOBS = ("d0", "d1", "d2")
 OK, FAIL, RETRY, LATER, SKIP, DIED, CANCELLED = "ok", "fail", "retry", "later", "skip", "died", "cancelled"
-REFUSED = "refused"
+REFUSED, UNMET = "refused", "unmet"
 
 
 @dataclass
 class Sent:
-    """A call as its client keeps it until the end. `outcomes`: item → (kind, value), first one only."""
+    """A call as its client keeps it until the end. `outcomes`: item → (kind, value), first one only. `inputs` are calls
+    of one item that were open when it was made, and whose values it needs."""
 
     n: int
     values: list[str]
     digests: tuple[str, ...]
     outcomes: dict[int, tuple[str, str | None]] = field(default_factory=dict)
+    inputs: tuple[int, ...] = ()
 
     @property
     def unsettled(self) -> list[int]:
         return [i for i in range(len(self.values)) if i not in self.outcomes]
 
-    def call(self, *, first: int = 0, forged: bool = False) -> Call:
+    def call(self, *, first: int = 0, forged: bool = False, needs: tuple[str, ...] = ()) -> Call:
         values = ["forged"] * len(self.values) if forged else self.values
         payload = json.dumps({"offset": 0, "values": values}).encode()
-        return Call(self.n, self.digests, len(self.values), payload, first)
+        return Call(self.n, self.digests, len(self.values), payload, first, needs)
 
 
 @dataclass
@@ -68,7 +72,19 @@ class Client:
     cursor: bytes = b"0"
     calls: dict[int, Sent] = field(default_factory=dict)
     unsure: bool = False  # a SUBMIT has had no answer
-    submits: list[tuple[str, list[int]]] = field(default_factory=list)
+    submits: list[tuple[str, list[int], dict[int, tuple[str, ...]]]] = field(default_factory=list)
+
+    def needs(self, n: int) -> tuple[str, ...]:
+        """What this call needs and has not come yet, as far as the client knows."""
+        return tuple(str(m) for m in self.calls[n].inputs if self.calls[m].unsettled)
+
+    def content(self, digest: str) -> bytes:
+        """Of a blob: a value is what was replied."""
+        if not digest.startswith(f"v{self.name}."):
+            return digest.encode()
+        kind, value = self.calls[int(digest.rpartition(".")[2])].outcomes[0]
+        assert kind == OK, "only a value can be given to others"
+        return json.dumps([(0, kind, value)]).encode()
 
 
 @dataclass
@@ -220,21 +236,28 @@ class Actors:
         blobs: Sequence[str] = (),
         epoch: str = "",
         forged: bool = False,
+        needs: dict[int, tuple[str, ...]] | None = None,
     ) -> Any:
-        """One SUBMIT, and a second one with the blobs that the server asks for."""
+        """One SUBMIT, and further ones with the blobs that the server asks for, and for what has ended meanwhile."""
         epoch = epoch or client.epoch
-        calls = []
-        for n in numbers:
-            sent = client.calls[n]
-            calls.append(sent.call(first=min(sent.unsettled, default=0), forged=forged))
-        for _ in range(2):
-            answer = self.broker.submit(client.name, epoch, calls, {d: d.encode() for d in blobs})
+        for _ in range(4):
+            calls = []
+            for n in numbers:
+                sent = client.calls[n]
+                needed = client.needs(n) if needs is None else needs[n]
+                calls.append(sent.call(first=min(sent.unsettled, default=0), forged=forged, needs=needed))
+            answer = self.broker.submit(client.name, epoch, calls, {d: client.content(d) for d in blobs})
             expected = self.model.submit(client.name, epoch, calls, blobs)
             if isinstance(answer, NeedBlobs):
                 assert set(answer.digests) == expected
                 blobs = answer.digests
-                continue
-            break
+            elif isinstance(answer, Ended):
+                assert list(answer.numbers) == expected
+                self.read(client)
+                assert not any(client.calls[n].unsettled for n in answer.numbers), "a call has ended without a word"
+                numbers = [n for n in numbers if client.calls[n].unsettled]
+            else:
+                break
         if isinstance(answer, Taken):
             assert answer == (expected, self.model.workers())
         else:
@@ -242,22 +265,31 @@ class Actors:
             assert expected == "epoch"
         return answer
 
-    def make_calls(self, client: Client, counts: Sequence[int], kind: int = 0) -> list[int]:
+    def make_calls(
+        self, client: Client, counts: Sequence[int], kind: int = 0, reach: Sequence[int] = ()
+    ) -> list[int]:
+        """New calls. Those of one item need the open ones that are so many places before them, as far as there are."""
         digests = (BLOBS[:1], BLOBS[:2], BLOBS[1:], ())[kind % 4]
         start = max(client.calls, default=0) + 1
         for n, items in enumerate(counts, start):
-            client.calls[n] = Sent(n, [f"{client.name}/{n}/{i}" for i in range(items)], digests)
+            single = [m for m, sent in client.calls.items() if len(sent.values) == 1 and sent.unsettled]
+            inputs = tuple({single[-back]: None for back in reach if back <= len(single)}) if items == 1 else ()
+            wanted = (*digests, *(value_name(client.name, m) for m in inputs))
+            values = [f"{client.name}/{n}/{i}" for i in range(items)]
+            client.calls[n] = Sent(n, values, wanted, inputs=inputs)
         return list(range(start, start + len(counts)))
 
-    def submit(self, client: Client, counts: Sequence[int], kind: int = 0, fate: str = "") -> list[int]:
+    def submit(
+        self, client: Client, counts: Sequence[int], kind: int = 0, fate: str = "", reach: Sequence[int] = ()
+    ) -> list[int]:
         if client.unsure:
             self.resync(client)
-        numbers = self.make_calls(client, counts, kind)
+        numbers = self.make_calls(client, counts, kind, reach)
         if fate == "never arrived":
             client.unsure = True
             return numbers
-        blobs = client.calls[numbers[0]].digests if kind >= 3 else ()
-        client.submits.append((client.epoch, numbers))
+        blobs = [d for d in client.calls[numbers[0]].digests if d in BLOBS] if kind >= 3 else ()
+        client.submits.append((client.epoch, numbers, {n: client.needs(n) for n in numbers}))
         answer = self.send(client, numbers, blobs=blobs)
         client.unsure = fate == "reply lost"
         if isinstance(answer, OtherEpoch) and not client.unsure:
@@ -278,6 +310,7 @@ class Actors:
                     sent = client.calls[int(number)]
                     items = [int(split)] if split else range(len(sent.values))
                     sent.outcomes |= {i: (REFUSED, None) for i in items if i not in sent.outcomes}
+                    self.end_dependents(client, sent)
         if trim and client.cursor != b"0":
             self.broker.wire.call(*self.broker.trim_replies_command(client.name, client.cursor))
             self.model.replies[client.name] = 0
@@ -298,6 +331,15 @@ class Actors:
             assert value == sent.values[i]
             assert self.model.runs[item]
         sent.outcomes[i] = (kind, value)
+        if kind != OK:
+            self.end_dependents(client, sent)
+
+    def end_dependents(self, client: Client, sent: Sent) -> None:
+        """It has ended without a value: what needs it ends as well."""
+        for other in client.calls.values():
+            if sent.n in other.inputs and other.unsettled:
+                other.outcomes[0] = (UNMET, None)
+                self.end_dependents(client, other)
 
     def cancel(self, client: Client, numbers: Sequence[int]) -> None:
         self.read(client)
@@ -313,6 +355,7 @@ class Actors:
             sent = client.calls[n]
             self.model.cancelled.add((client.name, str(n)))
             sent.outcomes |= dict.fromkeys(sent.unsettled, (CANCELLED, None))
+            self.end_dependents(client, sent)
 
     # Workers
 
@@ -372,7 +415,14 @@ class Actors:
     def take(self, worker: Worker, calls: Sequence[Fetched]) -> None:
         for got in calls:
             for digest in got.digests:
-                assert self.broker.blob(digest) == digest.encode(), "an open call lost its blob"
+                content = self.broker.blob(digest)
+                if digest in BLOBS:
+                    assert content == digest.encode(), "an open call lost its blob"
+                    continue
+                number = digest.rpartition(".")[2]
+                reply = [[0, OK, f"{got.client}/{number}/0"]]
+                assert content is not None, "a value that a call needs is not there"
+                assert json.loads(content) == reply
             content = json.loads(got.payload)
             worker.copies.append(Copy(got, content["offset"], content["values"], got.first, got.first))
 
@@ -738,7 +788,8 @@ class Actors:
         commands += [("ZRANGE", keys.delayed, 0, -1, "WITHSCORES"), ("HKEYS", keys.prefix + "zp")]
         commands += [("HGETALL", keys.counts)]
         commands += [("HGETALL", keys.beats), ("HGETALL", keys.prefix + "hw"), ("HGETALL", keys.pool)]
-        commands += [("HMGET", keys.blob(digest), "b", "refs") for digest in BLOBS]
+        blobs = [*BLOBS, *model.values()]
+        commands += [("HMGET", keys.blob(digest), "b", "refs") for digest in blobs]
         for client in self.clients:
             commands += [("HMGET", f"{keys.prefix}c:{client.name}", "epoch", "mark")]
             commands += [("HGETALL", keys.open_calls(client.name)), ("XLEN", keys.replies(client.name))]
@@ -752,7 +803,9 @@ class Actors:
         due = pairs(next(answers))
         assert due.keys() == {name.decode() for name in next(answers)}
         parked = {f"{call.client} {call.name}": call.due_ms for call in model.parked()}
-        assert due.keys() == parked.keys()
+        waiting = {f"{call.client} {call.name}" for call in model.waiting()}
+        assert due.keys() == parked.keys() | waiting
+        assert {due[name] for name in waiting} <= {b"inf"}, "what waits for others is never due"
         for name, span in parked.items():
             assert span, f"nobody knows when {name} is due"
             assert span[0] <= int(due[name]) <= span[1], f"{name} is due when its delay is over"
@@ -764,7 +817,7 @@ class Actors:
         published = {name: self.state_of(Host(name, offers=n)).to_json().encode() for name, n in offers.items()}
         assert pairs(next(answers)) == published
         refs = model.refs()
-        for digest in BLOBS:
+        for digest in blobs:
             content, count = next(answers)
             assert (content is not None) == (digest in model.blobs)
             assert int(count or 0) == refs[digest], f"references of {digest}"
@@ -778,6 +831,7 @@ class Actors:
                 assert int(done) == call.done
                 assert entry == call.entry or call.where != HELD
                 assert entry == f"z/{call.attempt}" or call.where != PARKED
+                assert entry == f"w/{len(call.needs)}" or call.where != WAITING
                 assert "s:" + entry[0] == call.stream or call.where != QUEUED
             assert not expected, "a call is forgotten"
             assert replies == model.replies[client.name], "a reply for every report that counted"
@@ -805,7 +859,7 @@ class Actors:
         waiting = [model.length(stream) - model.pending(stream) for stream in (FIRST, NORMAL)]
         assert counts.queued == max(0, sum(waiting))
         assert counts.fetched == model.pending(FIRST) + model.pending(NORMAL)
-        assert counts.delayed == len(model.parked())
+        assert counts.delayed == len(model.parked()) + len(model.waiting())
         told = {"done": counts.done, "failed": counts.failed, "cancelled": counts.cancelled}
         told |= {"retried": counts.retried, "refused": counts.refused}
         assert told == {name: model.counts[name] for name in told}

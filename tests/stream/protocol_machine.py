@@ -16,7 +16,7 @@ import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from protocol_actors import BLOBS, FAIL, LATER_S, OK, Host, Worker
 from protocol_model import FIRST, NORMAL
-from protocol_sequences import HardSequences, cuts, picks, runs, sizes, strange
+from protocol_sequences import HardSequences, cuts, needed, picks, runs, sizes, strange
 
 from nbqueue.stream.connect import CommandError
 from nbqueue.stream.keys import GROUP
@@ -46,9 +46,15 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
     def something_to_do(self, counts: list[int]) -> None:
         self.submit(self.clients[0], counts, 3)
 
-    @rule(c=picks, counts=sizes, kind=picks, fate=st.sampled_from(["", "", "reply lost", "never arrived"]))
-    def client_submits(self, c: int, counts: list[int], kind: int, fate: str) -> None:
-        self.submit(self.clients[c % len(self.clients)], counts, kind, fate)
+    @rule(
+        c=picks,
+        counts=sizes,
+        kind=picks,
+        fate=st.sampled_from(["", "", "reply lost", "never arrived"]),
+        reach=needed,
+    )
+    def client_submits(self, c: int, counts: list[int], kind: int, fate: str, reach: list[int]) -> None:
+        self.submit(self.clients[c % len(self.clients)], counts, kind, fate, reach)
 
     @rule(c=picks, trim=st.booleans())
     def client_reads(self, c: int, trim: bool) -> None:
@@ -71,8 +77,8 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
         """The words are old and must count for nothing: they are told from the first by forged values."""
         client = self.clients[c % len(self.clients)]
         if client.submits:
-            epoch, numbers = client.submits[s % len(client.submits)]
-            self.send(client, numbers, blobs=BLOBS, epoch=epoch, forged=True)
+            epoch, numbers, needs = client.submits[s % len(client.submits)]
+            self.send(client, numbers, blobs=BLOBS, epoch=epoch, forged=True, needs=needs)
 
     @rule(c=picks, k=picks, many=st.integers(1, 2))
     def client_cancels(self, c: int, k: int, many: int) -> None:
@@ -278,7 +284,7 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
         worker = crew[0].workers[0]
         for client in self.clients:
             self.resync(client)
-        for _ in range(20):
+        for _ in range(200):
             self.pass_time(LATER_S)
             self.beat(crew[0])
             self.fetch(worker, 100)

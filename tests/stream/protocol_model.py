@@ -1,8 +1,9 @@
 """What the stream protocol promises, as a small pure model: no Redis, no bytes, and a clock that is told.
 
 `protocol_machine` tells it what its actors do and compares its forecast with the server's answer. The model
-knows nothing of scripts: a call is queued, held by a consumer or parked; a copy of it in a worker's hands is
-current or old. Items are counted over all copies of a call, so that one that runs too often is noticed.
+knows nothing of scripts: a call is queued, held by a consumer, parked or waiting for what others give; a copy of
+it in a worker's hands is current or old. Items are counted over all copies of a call, so that one that runs too
+often is noticed.
 Every key of the queue has its place here as well: until when it lives, or that it lives on.
 """
 
@@ -12,9 +13,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from nbqueue.stream.keys import value_name
 from nbqueue.stream.records import Call, Fetched, Report
 
-QUEUED, HELD, PARKED = "queued", "held", "parked"
+QUEUED, HELD, PARKED, WAITING = "queued", "held", "parked", "waiting"
 FIRST, NORMAL = "s:0", "s:1"
 IDLE_S, BLOB_IDLE_S, INBOX_S = 7 * 86400.0, 3600.0, 60.0
 
@@ -40,6 +42,7 @@ class Open:
     stream: str = NORMAL
     due: float = 0.0
     due_ms: tuple[int, int] | None = None  # not before, not after; by the server's clock
+    needs: set[str] = field(default_factory=set)  # calls whose values have not come
 
     @property
     def base(self) -> tuple[str, str]:
@@ -85,7 +88,7 @@ class Model:
         return epoch, mark
 
     def submit(self, client: str, epoch: str, calls: Iterable[Call], blobs: Iterable[str]):
-        """``"epoch"``, the missing digests, or the mark."""
+        """``"epoch"``, the missing digests, a list of needed calls that have ended, or the mark."""
         record = self.records.get(client)
         if record is None or record[0] != epoch:
             return "epoch"
@@ -93,15 +96,22 @@ class Model:
             self.blobs.add(digest)
             self._keep("f:" + digest, BLOB_IDLE_S)
         missing = {d for call in calls for d in call.digests} - self.blobs
+        missing -= {value_name(client, need) for call in calls for need in call.needs}
         if missing:
             return missing
-        for call in calls:
-            if call.n > record[1]:
-                record[1] = call.n
-                name = str(call.n)
-                self.open[client, name] = Open(
-                    client, name, call.items, call.digests, done=call.first, first=call.first
-                )
+        new = [call for call in calls if call.n > record[1]]
+        there = {name for who, name in self.open if who == client} | {str(call.n) for call in new}
+        ended = [int(need) for call in new for need in call.needs if need not in there]
+        if ended:
+            return ended
+        for call in new:
+            record[1] = call.n
+            name = str(call.n)
+            opened = Open(client, name, call.items, call.digests, done=call.first, first=call.first)
+            self.open[client, name] = opened
+            if call.needs:
+                opened.where, opened.needs = WAITING, set(call.needs)
+            else:
                 self._keep(NORMAL, IDLE_S)
         self._keep("c:" + client, IDLE_S)
         self._see_streams()
@@ -109,9 +119,13 @@ class Model:
 
     def cancel(self, client: str, names: Iterable[str]) -> list[str]:
         """The names that were open. The host of each that was held finds a word in its inbox."""
-        ended = [name for name in names if (client, name) in self.open]
-        for name in ended:
-            call = self.open[client, name]
+        ended = []
+        for name in names:
+            call = self.open.get((client, name))
+            if call is None:
+                # Also one that has ended with another, whose value it needs.
+                continue
+            ended.append(name)
             if call.where == HELD:
                 host = call.holder.partition(":")[0]
                 self.inbox.setdefault(host, []).append((call.entry, call.holder))
@@ -221,7 +235,7 @@ class Model:
                     call.client, name, 1, call.digests, 0, 0, upto - 1, attempt=2, where=PARKED, due=due
                 )
             if call.done >= call.items:
-                self._close(call)
+                self._close(call, has_value=not report.failed)
         return True
 
     def release(self, consumer: str, entries: Iterable[str]) -> int:
@@ -353,7 +367,7 @@ class Model:
         for entry in self.foreign:
             keys["s:" + entry[0]] = None
         for call in self.open.values():
-            if call.where == PARKED:
+            if call.where in (PARKED, WAITING):
                 keys["z"] = keys["zp"] = None
             else:
                 keys[call.stream] = None
@@ -377,8 +391,16 @@ class Model:
     def parked(self) -> list[Open]:
         return [call for call in self.open.values() if call.where == PARKED]
 
+    def waiting(self) -> list[Open]:
+        return [call for call in self.open.values() if call.where == WAITING]
+
+    def values(self) -> list[str]:
+        """Names of the blobs that are values of calls, or will be."""
+        return sorted(key[2:] for key in self.lifetimes() if key.startswith("f:v"))
+
     def length(self, stream: str) -> int:
-        calls = sum(call.where != PARKED and call.stream == stream for call in self.open.values())
+        there = (QUEUED, HELD)
+        calls = sum(call.where in there and call.stream == stream for call in self.open.values())
         return calls + sum("s:" + entry[0] == stream for entry in self.foreign)
 
     def pending(self, stream: str) -> int:
@@ -416,14 +438,30 @@ class Model:
             self.counts[name] += by
             self._keep("n", IDLE_S)
 
-    def _close(self, call: Open) -> None:
+    def _close(self, call: Open, *, has_value: bool = False) -> None:
         del self.open[call.client, call.name]
+        self._pass_on(call, has_value)
         refs = self.refs()
         for digest in call.digests:
             if not refs[digest]:
                 self._keep("f:" + digest, BLOB_IDLE_S)
         if not self.open_of(call.client):
             self._keep("c:" + call.client, IDLE_S)
+
+    def _pass_on(self, call: Open, has_value: bool) -> None:
+        """What waits for a call that has ended gets its value, or ends as well."""
+        name = value_name(call.client, call.name)
+        for other in [other for other in self.open_of(call.client).values() if call.name in other.needs]:
+            if not has_value:
+                if (other.client, other.name) in self.open:
+                    self._count("cancelled", 1)
+                    self._close(other)
+                continue
+            self.blobs.add(name)
+            other.needs.discard(call.name)
+            if not other.needs:
+                other.where = QUEUED
+                self._keep(NORMAL, IDLE_S)
 
     def _end(self, call: Open, i: int) -> None:
         item = call.item(i)

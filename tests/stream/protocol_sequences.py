@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hypothesis.strategies as st
 from hypothesis.stateful import rule
-from protocol_actors import BLOBS, FAIL, LATER, OK, RETRY, Actors, Client, Worker
+from protocol_actors import BLOBS, FAIL, LATER, LATER_S, OK, RETRY, Actors, Client, Worker
 from protocol_model import FIRST, INBOX_S, NORMAL, QUEUED
 
 picks = st.integers(0, 5)
@@ -14,6 +14,7 @@ cuts = st.sampled_from(["", "cut", "fetch lost", "both lost", "scripts forgotten
 STEPS = ("hello", "submit", "finish", "cancel", "register", "beat", "leave", "reap", "reclaim", "release", "prepare")
 strange = st.sampled_from(["words", "like a call", "forged"])
 sizes = st.lists(st.integers(1, 4), min_size=1, max_size=4)
+needed = st.lists(st.integers(1, 3), max_size=2)
 
 
 class HardSequences(Actors):
@@ -240,6 +241,51 @@ class HardSequences(Actors):
         self.forget_two_hosts()
 
     @rule(
+        ends=st.lists(kinds, min_size=2, max_size=2),
+        before=st.booleans(),
+        reads=st.booleans(),
+        fate=st.sampled_from(["", "", "all lost", "an hour", "dies", "refused", "cancelled", "no answer"]),
+        chain=st.booleans(),
+    )
+    def hard_call_needs_others(self, ends: list[str], before: bool, reads: bool, fate: str, chain: bool) -> None:
+        """Two that may end before or after a third is sent, which needs them; perhaps a fourth needs that one."""
+        client, worker, other = self.two_workers()
+        home = self.host_of(worker)
+        second = self.submit(client, [1, 1])[1]
+        self.fetch(worker, 2)
+        if before:
+            self.run(worker, ends[:1])
+        (n,) = self.submit(client, [1], 0, "never arrived" if fate == "no answer" else "", [1, 2])
+        if chain:
+            self.submit(client, [1], 1, "", [1])
+        self.server_and_model_agree()
+        if reads:
+            self.read(client)
+        if fate == "all lost":
+            self.lose_everything()
+            self.resync(client)
+        elif fate == "an hour":
+            self.pass_time(LATER_S)
+        elif fate == "dies":
+            self.crash(worker, cap=-1, zombie=True)
+        elif fate == "refused":
+            self.refuse(worker)
+        elif fate == "cancelled" and client.calls[second].unsettled:
+            self.cancel(client, [second])
+        self.server_and_model_agree()
+        self.run(worker, ends[0 if not before else 1 :])
+        self.server_and_model_agree()
+        self.beat(home)
+        for _ in range(3):
+            self.fetch(other, 1000)
+            while other.copies:
+                self.run(other, [OK])
+        self.resync(client)
+        if {*ends, fate} <= {OK, ""}:
+            assert client.calls[n].outcomes[0][0] == OK, "a call whose inputs are there does not run"
+        self.forget_two_hosts()
+
+    @rule(
         what=strange,
         stream=st.sampled_from([FIRST, NORMAL]),
         cut=st.booleans(),
@@ -381,8 +427,8 @@ class HardSequences(Actors):
         if step == "hello":
             self.resync(client)
         elif step == "submit" and client.submits:
-            epoch, numbers = client.submits[-1]
-            self.send(client, numbers, blobs=BLOBS, epoch=epoch, forged=True)
+            epoch, numbers, needs = client.submits[-1]
+            self.send(client, numbers, blobs=BLOBS, epoch=epoch, forged=True, needs=needs)
         elif step == "finish" and worker.last:
             self.repeat(worker)
         elif step == "cancel":

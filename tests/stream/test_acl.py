@@ -116,6 +116,7 @@ def test_a_whole_job_runs_with_the_least_rights_and_needs_each_of_them(
 
     # Calls, maps, retries, limits, calls inside tasks, what takes long, what is cancelled.
     assert queue.submit(pow, 2, 5).result(timeout=30) == 32
+    assert queue.submit(pow, queue.submit(abs, -2), 5).result(timeout=30) == 32
     assert queue.map(abs, range(-200, 0)).results(timeout=30) == list(range(200, 0, -1))
 
     def second_time(path: str) -> str:
@@ -155,6 +156,7 @@ def test_a_whole_job_runs_with_the_least_rights_and_needs_each_of_them(
         look = [*command, "status", "--queue", "jobs", "--json"]
         told = subprocess.run(look, env=env, capture_output=True, check=True, timeout=30)
         assert [worker["slot"] for worker in json.loads(told.stdout)["workers"]] == [0]
+        subprocess.run([*command, "cancel", "--queue", "jobs"], env=env, capture_output=True, check=True, timeout=30)
         program.send_signal(signal.SIGINT)
         _, errors = program.communicate(timeout=20)
         assert (program.returncode, errors) == (0, b"")

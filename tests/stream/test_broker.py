@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
-from nbqueue.stream.broker import Beat, Broker, Forgot, NeedBlobs, OtherEpoch, Taken
+from nbqueue.stream.broker import Beat, Broker, Ended, Forgot, NeedBlobs, OtherEpoch, Taken
 from nbqueue.stream.connect import Address, CommandError, Wire
 from nbqueue.stream.keys import GROUP
 from nbqueue.stream.records import Call, Fetched, HostState, Incoming, Report
@@ -292,6 +293,58 @@ def test_a_retry_is_not_early(broker: Broker) -> None:
     assert answer.due_s is not None
     assert 59 < answer.due_s <= 60
     assert fetch(broker) == []
+
+
+def test_a_call_waits_for_what_it_needs_and_finds_it(broker: Broker, assert_drained: Callable[[], None]) -> None:
+    needs = replace(call(3, 1, "vc.1", "vc.2"), needs=("1", "2"))
+    broker.hello("c", EPOCH)
+    assert broker.submit("c", EPOCH, [call(1), call(2), needs], {}) == Taken(3, 0)
+    assert (broker.counts().queued, broker.counts().delayed) == (2, 1)
+    assert [entry.entry for entry in broker.open_entries()][2:] == ["w/2"]
+    first, second = fetch(broker)
+    broker.finish([report(first)])
+    assert fetch(broker) == []
+    broker.finish([report(second)])
+    (got,) = fetch(broker)
+    assert (got.n, got.digests, got.payload) == ("3", ("vc.1", "vc.2"), b"payload 3")
+    assert broker.blobs(got.digests) == [b"reply", b"reply"]
+    broker.finish([report(got)])
+    assert_drained()
+
+
+def test_a_call_that_needs_what_has_ended_is_not_taken(broker: Broker) -> None:
+    submit(broker, call(1), call(2))
+    for got in fetch(broker):
+        broker.finish([report(got)])
+    needs = replace(call(4, 1, "vc.1", "vc.3"), needs=("1", "3"))
+    assert broker.submit("c", EPOCH, [call(3), needs], {}) == Ended((1,))
+    assert broker.counts().queued == 0
+    given = replace(needs, needs=("3",))
+    assert broker.submit("c", EPOCH, [call(3), given], {}) == NeedBlobs(("vc.1",))
+    assert broker.submit("c", EPOCH, [call(3), given], {"vc.1": b"value"}) == Taken(4, 0)
+    # Again: it was taken, whatever has become of what it needs.
+    (got,) = fetch(broker)
+    broker.finish([report(got)])
+    assert broker.submit("c", EPOCH, [call(3), given], {}) == Taken(4, 0)
+    broker.cancel("c", ["4"])
+
+
+@pytest.mark.parametrize("how", ["fails", "is cancelled", "dies", "is refused"])
+def test_what_waits_ends_with_what_it_needs(broker: Broker, how: str, assert_drained: Callable[[], None]) -> None:
+    submit(broker, call(1), replace(call(2, 1, "d", "vc.1"), needs=("1",)))
+    submit(broker, replace(call(3, 1, "vc.2", "vc.1"), needs=("2", "1")))
+    (got,) = fetch(broker)
+    if how == "fails":
+        broker.finish([report(got, failed=1)])
+    elif how == "is cancelled":
+        assert broker.cancel("c", ["1", "2"]) == ["1"]
+    elif how == "dies":
+        broker.reclaim("h:1", got.entry, 0, -1, b"reply")
+    else:
+        broker.refuse_call(got, b"refused")
+    counts = broker.counts()
+    assert (counts.delayed, counts.cancelled) == (0, 3 if how == "is cancelled" else 2)
+    assert_drained()
 
 
 def test_released_calls_go_first_and_are_not_charged(broker: Broker) -> None:

@@ -273,3 +273,26 @@ def test_a_retry_whose_entry_others_have_deleted_does_not_stop_its_worker(broker
     assert broker.finish([Report(got, 0, 1, 0, b"reply", retry_delay_s=0.0)]) == [False]
     assert broker.counts().fetched == 0
     broker.cancel("c", ["1"])
+
+
+@pytest.mark.parametrize("failed", [0, 1], ids=["value", "failure"])
+def test_a_parked_call_that_others_have_deleted_does_not_stop_what_it_waits_for(broker: Broker, failed: int) -> None:
+    submit(broker, Call(1, (), 1, b"payload"), Call(2, (), 1, b"payload", needs=("1",)))
+    broker.wire.call("DEL", broker.keys.prefix + "zp")
+    (got,) = broker.sift(fetch(broker))
+    assert broker.finish([Report(got, 0, 1, failed, b"reply")]) == [True]
+    assert broker.sift(fetch(broker)) == []
+    broker.cancel("c", ["2"])
+    assert broker.counts().delayed == 0
+
+
+@pytest.mark.parametrize("failed", [0, 1], ids=["value", "failure"])
+def test_what_others_say_of_who_waits_touches_no_call_that_does_not(broker: Broker, failed: int) -> None:
+    submit(broker, Call(1, (), 1, b"payload"), Call(2, (), 1, b"payload"))
+    words = [word for name in ("2", "77", "x", "b") for word in (name, "")]
+    broker.wire.call("HSET", broker.keys.blob("vc.1"), *words)
+    first, second = broker.sift(fetch(broker))
+    assert broker.finish([Report(first, 0, 1, failed, b"reply")]) == [True]
+    assert broker.sift(fetch(broker, own=True)) == [second]
+    assert broker.finish([Report(second, 0, 1, 0, b"reply")]) == [True]
+    broker.wire.call("DEL", broker.keys.blob("vc.1"))

@@ -71,7 +71,8 @@ DUE = "for _, member in ipairs(redis.call('ZRANGEBYSCORE', P .. 'z', '-inf', now
 ANSWER = "local out = {'OK', next_due[2] and math.max(0, next_due[2] - now) or -1}"
 PASS = "pass_memory_limit()", "pass_memory_limit()", ""
 HELD_BY = "local rows = redis.call('XPENDING', key_of(entry), GROUP, id_of(entry), id_of(entry), 1, consumer)"
-NEXT_DUE = "local next_due = redis.call('ZRANGE', P .. 'z', 0, 0, 'WITHSCORES')"
+NEXT_DUE = "local next_due = redis.call('ZRANGEBYSCORE', P .. 'z', '-inf', '(+inf', 'WITHSCORES', 'LIMIT', 0, 1)"
+SOME = "if some_wait == nil then some_wait = redis.call('EXISTS', P .. 'z') == 1 end"
 NOTHING_RUNS = "item and cap say nothing where no entry is said to run"
 ANY_EPOCH = "redis.call('GET', P .. 'e') ~= ARGV[4]"
 
@@ -86,7 +87,9 @@ EXEMPT = [
     Exempt("reap", "return 1", "1", "3", "any number but 0 says yes"),
     Exempt("announce", "return 1", "1", "3", "any number but 0 says yes"),
     Exempt("beat", ANSWER, "0", "1", "a millisecond later", nth=1),
-    Exempt("beat", NEXT_DUE, "0", "1", "of two the first is taken", nth=2),
+    Exempt("beat", NEXT_DUE, "1", "3", "of several the first is taken"),
+    Exempt("_common", SOME, "some_wait == nil", "true", "it saves a command"),
+    Exempt("_common", "if do_some_wait() then", "do_some_wait()", "true", "it saves a command"),
     Exempt("beat", GIVE_BACK, "1", "3", NOTHING_RUNS),
     Exempt("beat", GIVE_BACK, "0", "1", NOTHING_RUNS),
     Exempt("leave", GIVE_BACK, "1", "3", NOTHING_RUNS),
@@ -125,6 +128,9 @@ STRANGERS = {
     ("_common", "if type(v[at]) ~= 'string' then return nil end"),
     ("_common", "for _, n in ipairs(redis.call('HVALS', P .. 'hw')) do sum = sum + (tonumber(n) or 0) end"),
     ("_common", "local function host_of(consumer) return string.match(consumer, '^[^:]*') end"),
+    ("_common", "if entry and string.sub(entry, 1, 1) == 'w' then"),
+    ("_common", "elseif e then"),
+    ("_common", "ended[#ended + 1] = {name, e and e.d or ''}"),
     ("beat", "ready()"),
     ("finish", PARKED),
     ("finish", "if not read(entry) then drop(client, n, entry) end"),

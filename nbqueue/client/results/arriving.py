@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from nbqueue import context
@@ -336,6 +336,9 @@ class Arriving(Asked):
             self._calls.pop(call.call.n, None)
             self._changed.notify_all()
         return True
+
+    def on_unmet(self, source: Any, note: Callable[[NbqueueError | None], None]) -> None:
+        raise NotImplementedError("items of a batch need no other calls")
 
     def first_open(self, call: OpenCall) -> int:
         return self._ledger.first_open(call.base, call.base + call.call.items) - call.base

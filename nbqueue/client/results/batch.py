@@ -20,6 +20,7 @@ from nbqueue.client.results.items import Futures
 from nbqueue.client.results.waiting import because, tick
 from nbqueue.client.sending.listener import Link
 from nbqueue.client.sending.recipe import Recipe
+from nbqueue.codec.inputs import Unfit
 from nbqueue.progress.page import Page
 from nbqueue.progress.tally import Snapshot, Tally
 from nbqueue.progress.views import Handle, open_view, show_again
@@ -79,6 +80,9 @@ class Batch(LookingBack, Generic[R]):
         self._view: Handle | None = open_view(self.tally, arriving.cancel) if show else None
         arriving.start(page())
         finalize(self, arriving.drop).atexit = False
+
+    def __reduce_ex__(self, _protocol: Any) -> Any:
+        raise Unfit("a batch is many results. Use its results(), or single ones of its futures.")
 
     def __repr__(self) -> str:
         s = self.progress

@@ -18,12 +18,13 @@ from nbqueue import context
 from nbqueue.client.results.card import CallCard
 from nbqueue.client.results.failures import note_of
 from nbqueue.client.results.frames import hand_out, user_frames_only
-from nbqueue.client.results.outcome import Outcome, first_outcome
+from nbqueue.client.results.outcome import Outcome, Unmet, first_outcome
 from nbqueue.client.results.replay import Kept, replay
 from nbqueue.client.results.waiting import Interrupted, because, tick, wait_until
 from nbqueue.client.sending.listener import Link, OpenCall
+from nbqueue.codec.inputs import FutureMet
 from nbqueue.codec.messages import ERROR, RETRYING, VALUE, ReplyBody
-from nbqueue.errors import NbqueueError, TaskCancelled
+from nbqueue.errors import InputFailed, NbqueueError, TaskCancelled
 from nbqueue.progress.page import ERR, OUT, Page
 from nbqueue.progress.prints import Prints, Transcript
 
@@ -41,6 +42,11 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
 
     Calling it waits for the result, as does ``result()``; awaiting it works in cells. Interrupting any of
     these cancels the call, unless its task has the option ``on_interrupt="detach"``.
+
+    As an argument of another call, also within lists, tuples, dicts and the like, it stands for its value: that call
+    waits on the server, not here, and is given what this one returns. If this one fails, that one does not run and ends
+    with `InputFailed`; if this one is cancelled, so is that one. A value that you have looked at is sent as it is when
+    the call is made. A call that needs an open item of a batch is sent only when that has ended, by this process.
 
     Attributes
     ----------
@@ -344,12 +350,29 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         assert self._outcome is not None
         return self._outcome.get(lambda: note_of(self.name, self._kept(), self.worker, self.attempts))
 
+    def __reduce_ex__(self, _protocol: Any) -> Any:
+        raise FutureMet("a future may only be, or lie in, an argument of a single call. Use its result().")
+
+    def _cancel_inputs(self, call: OpenCall | None) -> None:
+        """What only this call needed, and what only that needed: nobody waits for it any more."""
+        link, calls = self._link, [] if call is None else [call]
+        while calls and link is not None:
+            for source in link.needless(calls.pop()):
+                future = cast("TaskFuture[Any]", source.sink)
+                if not future._detached:
+                    future.cancel()
+                    calls.append(source)
+
     def _interrupted(self) -> str:
         """Whoever waited was interrupted. Says what has become of the call."""
         # Inside a task nobody is left who could ask again.
         if self._detached and not context.in_task() and not self.done():
             return f"`{self.name}` goes on: ask for its result() later, or cancel() it."
-        return f"`{self.name}` was cancelled." if self.cancel() else f"`{self.name}` has ended."
+        call = self._call
+        if not self.cancel():
+            return f"`{self.name}` has ended."
+        self._cancel_inputs(call)
+        return f"`{self.name}` was cancelled."
 
     def _wait(self, timeout: float | None, interrupted: Interrupted | None = None) -> None:
         if self._state in _DONE:
@@ -446,6 +469,22 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
 
     def on_broken(self, call: OpenCall, item: int, error: NbqueueError) -> bool:
         self._arrive(Outcome(ERROR, error, True), None)
+        return True
+
+    def on_unmet(self, source: Any, note: Callable[[NbqueueError | None], None]) -> None:
+        if source.cancelled():
+            note(None)
+            self.cancel()
+            return
+        outcome = source._outcome
+        first, why = (outcome.first, outcome.why) if isinstance(outcome, Unmet) else (source, source._failure() or "")
+        how = "failed" if first is source else f"did not run, because `{first.name}` failed"
+        error = InputFailed(f"`{self.name}` did not run: its input `{source.name}` {how} ({why}).", input=first.name)
+        note(error)
+        self._arrive(Unmet(error, first, why), None)
+
+    def _more(self) -> bool:
+        """It is to be sent later, as the link knows while that is so."""
         return True
 
     def first_open(self, call: OpenCall) -> int:

@@ -9,15 +9,25 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from nbqueue.client.results.failures import annotate
-from nbqueue.codec.frames import load_frame
+from nbqueue.codec.blobs import as_it_is
+from nbqueue.codec.frames import held_by, load_frame
 from nbqueue.codec.messages import ERROR, SKIPPED, VALUE, ReplyBody
+from nbqueue.codec.segments import Segment
 from nbqueue.codec.tracebacks import Gist, gist_of, load_exception
-from nbqueue.errors import BadMessage, RemoteError
+from nbqueue.errors import BadMessage, InputFailed, RemoteError
 
-__all__ = ["Outcome", "first_outcome", "skipped"]
+__all__ = ["Outcome", "Unmet", "first_outcome", "skipped"]
+
+
+class Failed(Protocol):
+    """A future of a call that ended without a value."""
+
+    name: str
+
+    def _decoded(self) -> tuple[Any, BaseException | None]: ...
 
 
 class Outcome:
@@ -58,6 +68,16 @@ class Outcome:
                 self._gist = self._find_gist()
             return self._gist
 
+    def sent_on(self) -> tuple[tuple[Callable[..., Any], tuple[Any, ...]], tuple[Segment, ...]]:
+        """A value as an argument of another call: what a pickle is to make of it, and where that lies.
+
+        One that somebody has looked at travels as it is now, since it may lie nowhere else any more.
+        """
+        with self._lock:
+            if self._decoded:
+                return (as_it_is, (self._data,)), ()
+            return (load_frame, (bytes(self._data),)), held_by(self._data)
+
     def _look(self, note: Callable[[], str] | None) -> None:
         if self.kind != VALUE and self._gist is None:
             self._gist = self._find_gist()
@@ -86,6 +106,24 @@ class Outcome:
             return gist_of(pickle.dumps(self._data) if self._decoded else self._data)
         except Exception as error:  # noqa: BLE001 - bytes that make no sense
             return Gist("RemoteError", f"cannot be read: {type(error).__name__}")
+
+
+class Unmet(Outcome):
+    """Of a call that did not run: the `error` tells of what it needs, of which `first` failed, because of `why`."""
+
+    __slots__ = ("first", "why")
+
+    def __init__(self, error: InputFailed, first: Failed, why: str) -> None:
+        super().__init__(ERROR, error, False)
+        self.first = first
+        self.why = why
+
+    def _decode(self) -> Any:
+        self._data.__cause__ = self.first._decoded()[1]
+        return self._data
+
+    def _find_gist(self) -> Gist:
+        return gist_of(pickle.dumps(self._data))
 
 
 def first_outcome(kind: int, body: ReplyBody) -> Outcome:

@@ -6,8 +6,8 @@ Always true here: arguments are kept only until their call has succeeded, and ea
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from nbqueue import context
@@ -17,10 +17,12 @@ from nbqueue.client.sending.recipe import Holding, Prepared, items_of, latest
 from nbqueue.codec.blobs import are_put, load_keywords
 from nbqueue.codec.frames import load_frame
 from nbqueue.codec.glimpse import glimpse_arguments, glimpse_keywords, glimpse_values
+from nbqueue.codec.inputs import holding
 from nbqueue.codec.messages import load_call
 from nbqueue.codec.seal import body_of
 from nbqueue.codec.seeds import Rng, generator
 from nbqueue.errors import NbqueueError, NotSendable
+from nbqueue.stream.keys import value_name
 
 __all__ = ["Kept", "replay"]
 
@@ -28,20 +30,28 @@ __all__ = ["Kept", "replay"]
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What a call is made of. `keywords` are pickled, for `arguments` that are plain or where they are sent apart;
-    `attempts` is how often an exception of its own may end it, `rng` what gives it its random numbers."""
+    `attempts` is how often an exception of its own may end it, `rng` what gives it its random numbers, `inputs` the
+    futures among its arguments that were open when it was made, by the names of their values."""
 
     fn: Callable[..., Any]
     arguments: Prepared
     keywords: bytes = b""
     attempts: int = 1
     rng: Rng | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, fn: Callable[..., Any], call: OpenCall, item: int = 0) -> Kept:
         """From a call's sealed message, which is of our own making."""
         body = load_call(body_of(call.call.payload))
         rng = None if body.rng is None else (*body.rng[:2], body.rng[2] + item)
-        return cls(fn, items_of(call)[item], body.common, body.retries + 1, rng)
+        inputs: dict[str, Any] = {}
+        if call.node is not None:
+            inputs.update(call.node.items)
+            for source in call.node.inputs:
+                future: Any = source.sink
+                inputs[value_name(future._link.client, source.call.n)] = future
+        return cls(fn, items_of(call)[item], body.common, body.retries + 1, rng, inputs)
 
     @property
     def _pickled(self) -> bytes | None:
@@ -54,7 +64,8 @@ class Kept:
         """Fresh arguments. Runs users' unpickling code."""
         if isinstance(self.arguments, tuple):
             return self.arguments, load_keywords(self.keywords) if self.keywords else {}
-        args, kwargs = load_frame(self._pickled or b"")
+        with holding({name: future.result for name, future in self.inputs.items()}):
+            args, kwargs = load_frame(self._pickled or b"")
         return args, load_keywords(self.keywords) if are_put(self.keywords) else kwargs
 
     def glimpse(self) -> str:

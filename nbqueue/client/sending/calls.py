@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from nbqueue.codec.segments import Segment
 from nbqueue.errors import NbqueueError
 from nbqueue.stream.records import Call
 
-__all__ = ["Input", "OpenCall", "Sink"]
+__all__ = ["Input", "Node", "OpenCall", "Sink"]
 
 
 class Input(Protocol):
@@ -43,6 +43,10 @@ class Sink(Protocol):
     def unanswered(self, call: OpenCall) -> Sequence[int]:
         """Items of the call that have no outcome: open, or cancelled."""
 
+    def on_unmet(self, source: Any, note: Callable[[NbqueueError | None], None]) -> None:
+        """A call does not run, since `source`, another sink whose value it needs, has ended without one. `note` is to
+        be called before anybody can hear of it, with the error, or None if it is cancelled as that one was."""
+
 
 @dataclass(slots=True)
 class OpenCall:
@@ -56,3 +60,15 @@ class OpenCall:
     sent_at: float = 0.0
     puts: Mapping[str, Put[Any]] = field(default_factory=dict)  # what its function and items hold, by digest
     held: tuple[Segment, ...] = ()  # where its large arguments lie
+    node: Node | None = None  # of one that needs others, or is needed
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A call's place in a graph of calls. See `graph`."""
+
+    inputs: tuple[OpenCall, ...] = ()  # those that were open when this one was made, until it has a value
+    dependents: list[OpenCall] = field(default_factory=list)  # until this one has ended
+    reply: bytes = b""  # sealed, once there is a value
+    held: tuple[Segment, ...] = ()  # where that lies
+    items: Mapping[str, Any] = field(default_factory=dict)  # of batches that it needed: futures by their values' names

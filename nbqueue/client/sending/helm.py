@@ -29,12 +29,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from nbqueue.client.sending import claims
+from nbqueue.client.sending import claims, graph
 from nbqueue.client.sending.calls import OpenCall
 from nbqueue.client.sending.history import History
 from nbqueue.client.sending.presses import Presses
 from nbqueue.codec import messages
-from nbqueue.codec.messages import call_id
+from nbqueue.codec.messages import ReplyBody, call_id
 from nbqueue.codec.seal import Seal, body_of
 from nbqueue.errors import (
     BadMessage,
@@ -44,7 +44,7 @@ from nbqueue.errors import (
     ServerRefused,
     ServerUnreachable,
 )
-from nbqueue.stream.broker import BLOCK_MS, Broker, Hello, NeedBlobs, OtherEpoch
+from nbqueue.stream.broker import BLOCK_MS, Broker, Ended, Hello, NeedBlobs, OtherEpoch
 from nbqueue.stream.connect import (
     LOWEST_LIMIT_BYTES,
     Address,
@@ -225,14 +225,45 @@ class Helm:
         self._resume.set()
 
     def cancel(self, calls: Iterable[OpenCall]) -> None:
-        """Forget calls, and have the server forget them: queued, delayed and running alike."""
+        """Forget calls and those that need them, and have the server forget them: queued, waiting and running alike."""
+        needed = []
         with self._lock:
             for opened in calls:
                 if self._open.pop(opened.call.n, None) is not None:
                     self._cancels += self._names(opened)
                     self.history.note_cancelled(opened, opened.sink.unanswered(opened))
+                    if opened.node is not None:
+                        needed.append(opened)
             self._changed.notify_all()
             self._wake()
+        for opened in needed:
+            self._end_dependents(opened)
+
+    def _end_dependents(self, source: OpenCall) -> None:
+        """It has ended without a value: so do those that need it, and those that need them."""
+        sources = deque([source])
+        while sources:
+            source = sources.popleft()
+            with self._lock:
+                ended = graph.cut(source, self._open)
+                for opened in ended:
+                    # The server does it by itself, unless that one had a value there already.
+                    self._cancels += self._names(opened)
+                if ended:
+                    self._changed.notify_all()
+                    self._wake()
+            for opened in ended:
+                self._end_unmet(opened, source)
+            sources += ended
+
+    def _end_unmet(self, opened: OpenCall, source: OpenCall) -> None:
+        def note(error: NbqueueError | None) -> None:
+            if error is None:
+                self.history.note_cancelled(opened, (0,))
+            else:
+                self.history.note_broken(opened, (0,), error)
+
+        opened.sink.on_unmet(source.sink, note)
 
     @property
     def _is_helmsman(self) -> bool:
@@ -470,7 +501,10 @@ class Helm:
                         # Cancelled, or ended, before it left.
                         continue
                     first = opened.sink.first_open(opened)
-                    calls.append(opened.call if not first else replace(opened.call, first=first))
+                    call = opened.call if not first else replace(opened.call, first=first)
+                    if opened.node is not None:
+                        call = replace(call, needs=graph.needs(opened, self._open))
+                    calls.append(call)
                     size += len(opened.call.payload)
                     for digest, data in opened.blobs.items():
                         if digest not in self._sent_blobs and digest not in blobs:
@@ -524,6 +558,8 @@ class Helm:
         self._not_full()
         if isinstance(answer, OtherEpoch):
             self._say_hello(steps)
+        elif isinstance(answer, Ended):
+            self._catch_up(steps, answer)
         elif isinstance(answer, NeedBlobs):
             self._sent_blobs -= set(answer.digests)
         else:
@@ -533,6 +569,18 @@ class Helm:
             self.workers = answer.workers
             if asked.numbers:
                 self._taken(asked.numbers, asked.last)
+
+    def _catch_up(self, steps: Broker, answer: Ended) -> None:
+        """Calls have ended that others need, and it was not known here yet: those are sent with the values then."""
+        while arrived := steps.read_replies(self.client, self._cursor):
+            self._dispatch(arrived)
+        with self._lock:
+            self._wake()
+            lost = [self._open[n] for n in answer.numbers if n in self._open]
+        for opened in lost:
+            # Somebody has deleted what the server knew of them.
+            self._end_broken(opened, 0, BadMessage("The server has forgotten this call. Make it again."))
+            self._over(opened, b"", None)
 
     def _not_full(self) -> None:
         if self._full_s:
@@ -560,9 +608,7 @@ class Helm:
                 "proto-max-bulk-len, load the data in the task, or send it in parts."
             )
             self._end_broken(opened, 0, error)
-            with self._changed:
-                self._open.pop(opened.call.n, None)
-                self._changed.notify_all()
+            self._over(opened, b"", None)
 
     def _let_go(self) -> None:
         steps = self._steps
@@ -622,6 +668,7 @@ class Helm:
                 if refusal is None:
                     self._event(opened, shift, data)
                 continue
+            body: ReplyBody | None = None
             try:
                 if refusal is not None:
                     ended = self._end_broken(opened, shift, refusal)
@@ -634,12 +681,22 @@ class Helm:
                     ended = opened.sink.on_reply(opened, body.first + shift, body)
             except BaseException as error:  # noqa: BLE001 - a bad reply or callback must not stop all others
                 sys.excepthook(*sys.exc_info())
+                body = None
                 ended = self._end_broken(opened, shift, BadMessage(f"A reply could not be read: {error!r}"))
             if ended:
-                with self._changed:
-                    self._open.pop(opened.call.n, None)
-                    if not self._open:
-                        self._changed.notify_all()
+                self._over(opened, incoming.message, body)
+
+    def _over(self, opened: OpenCall, message: bytes, body: ReplyBody | None) -> None:
+        """A call has ended, with this reply if there was one that could be read."""
+        with self._changed:
+            self._open.pop(opened.call.n, None)
+            has_value = body is not None and not body.kinds
+            if opened.node is not None and body is not None and has_value:
+                graph.pass_on(self.client, opened, message, body)
+            if not self._open or body is None:
+                self._changed.notify_all()
+        if opened.node is not None and not has_value:
+            self._end_dependents(opened)
 
     def _end_broken(self, opened: OpenCall, item: int, error: NbqueueError) -> bool:
         self.history.note_broken(opened, opened.sink.unanswered(opened), error)

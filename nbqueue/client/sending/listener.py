@@ -10,20 +10,21 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, finalize
 
+from nbqueue.client.sending import graph
 from nbqueue.client.sending.calls import Input, OpenCall, Sink
 from nbqueue.client.sending.helm import STEP_TIMEOUT_S, Helm
 from nbqueue.codec.blobs import Put
-from nbqueue.codec.messages import call_id
+from nbqueue.codec.messages import ReplyBody, call_id, dump_reply
 from nbqueue.codec.seal import Seal
 from nbqueue.codec.segments import Segment
 from nbqueue.errors import ForkedQueue, NbqueueError
 from nbqueue.stream.broker import Broker
 from nbqueue.stream.connect import Address, Wire, explaining
-from nbqueue.stream.keys import Keys
+from nbqueue.stream.keys import Keys, value_name
 from nbqueue.stream.records import Call, QueueCounts
 
 __all__ = ["Link", "OpenCall", "Sink"]
@@ -93,6 +94,10 @@ class Link(Helm):
         """The sealed message of what was put."""
         return self._seal.close("blob", digest, body)
 
+    def seal_value(self, name: str, reply: ReplyBody) -> bytes:
+        """The sealed message of a value that calls need, as if it were the reply of a call of that name."""
+        return self._seal.close("reply", call_id(self.client, name), dump_reply(reply))
+
     def _message(self, handle: Put[Any]) -> bytes:
         if handle.scope == self._keys.prefix:
             return handle.message
@@ -122,8 +127,9 @@ class Link(Helm):
         splits: bool = False,
         puts: Mapping[str, Put[Any]] = _NO_PUTS,
         held: tuple[Segment, ...] = (),
+        inputs: Sequence[OpenCall] = (),
     ) -> OpenCall:
-        """Put a call on its way; returns at once.
+        """Put a call on its way; returns at once. It goes with the values of its `inputs`, which were wanted.
 
         Raises
         ------
@@ -133,18 +139,36 @@ class Link(Helm):
         if puts:
             digests = (*digests, *(digest for digest in puts if digest not in digests))
             blobs = {**blobs, **{digest: self._message(handle) for digest, handle in puts.items()}}
+        if inputs:
+            digests = (*digests, *(value_name(self.client, source.call.n) for source in inputs))
+        unmet: OpenCall | None = None
         with self._lock:
             self._last = n = self._last + 1
             payload = self._seal.close("call", call_id(self.client, n), body)
             opened = OpenCall(Call(n, digests, items, payload), blobs, sink, base, splits, time.time(), puts, held)
-            self._open[n] = opened
-            self._outbox.append(n)
+            if inputs:
+                unmet = graph.join(self.client, opened, inputs, self._open)
+            if unmet is None:
+                self._open[n] = opened
+                self._outbox.append(n)
             if self._thread is None:
                 self._start()
-        if not self._send_here(opened):
+        if unmet is not None:
+            self._end_unmet(opened, unmet)
+        elif not self._send_here(opened):
             with self._lock:
                 self._wake()
         return opened
+
+    def want(self, call: OpenCall) -> bool:
+        """Have its value kept for a call that is about to be made. False if it has ended."""
+        with self._lock:
+            return graph.want(call, self._open)
+
+    def needless(self, call: OpenCall) -> list[OpenCall]:
+        """Open calls that only this one, which has ended, needed."""
+        with self._lock:
+            return graph.needless(call, self._open)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until the server has taken everything submitted so far. False if it has not in time."""

@@ -16,6 +16,7 @@ from nbqueue.client.sending.seeds import seed_for
 from nbqueue.codec.blobs import Put, as_keywords
 from nbqueue.codec.frames import SHARED_BYTES, held_by, size_of
 from nbqueue.codec.functions import all_plain_and_short, dump_arguments, dump_frame, is_long, is_plain
+from nbqueue.codec.inputs import FutureMet
 from nbqueue.codec.messages import CallBody, dump_call, load_call
 from nbqueue.codec.seal import body_of
 from nbqueue.codec.seeds import Rng
@@ -99,6 +100,8 @@ class Recipe:
         handles: list[Put[Any]] = []
         try:
             keywords = dump_frame(self.kwargs, handles, self._shelf)
+        except FutureMet:
+            raise self._no_futures("its keywords") from None
         except Exception:
             # Refused with the name of the argument.
             dump_arguments((), self.kwargs, self.options.name, self.fn, [])
@@ -162,11 +165,19 @@ class Recipe:
         try:
             kwargs = {} if self._apart else self.kwargs
             frame = dump_arguments(args, kwargs, self.options.name, self.fn, handles, self._shelf)
+        except FutureMet:
+            return self._no_futures("an item")
         except NotSendable as error:
             return error
         if not handles and type(frame) is bytes:
             return frame
         return Holding(frame, {handle.digest: handle for handle in handles} if handles else _NONE, held_by(frame))
+
+    def _no_futures(self, where: str) -> NotSendable:
+        return NotSendable(
+            f"`{self.options.name}` could not be sent: {where} of the map holds a future. Make single calls, as in "
+            "[task(future) for future in futures]: each waits for its own, on the server."
+        )
 
     def pack(
         self, items: Sequence[Prepared], start: int

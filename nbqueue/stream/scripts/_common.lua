@@ -2,7 +2,8 @@
 -- the same slot. keys.py has the table of keys.
 --
 -- An *entry* is written "<stream>/<id>", for example "1/1700000000000-0". The hash o:<client> maps an open
--- call to "<current entry>|<items done>"; while a retry waits, the entry is "z/<attempt>".
+-- call to "<current entry>|<items done>"; while a retry waits, the entry is "z/<attempt>", and while a call waits for
+-- what others give, "w/<how many of them are open>".
 local P = KEYS[1]
 local GROUP = 'w'
 local IDLE_S = 604800
@@ -21,6 +22,9 @@ end
 local function pass_memory_limit()
   redis.call('XACK', NORMAL, GROUP, '0-1')
 end
+
+-- Where the value of a call lies that others need: a blob under this name.
+local function value_of(client, n) return P .. 'f:v' .. client .. '.' .. n end
 
 local function key_of(entry) return P .. 's:' .. string.sub(entry, 1, 1) end
 local function id_of(entry) return string.sub(entry, 3) end
@@ -46,7 +50,16 @@ local function read(entry)
   return {c = f[2], n = f[4], d = f[6], i = f[8], s = f[10], p = f[12]}
 end
 
--- What was parked for a retry; nil for what we did not park, or where nothing is.
+-- Whether a call lies in no stream: it waits for its retry, or for what others give.
+local function is_parked(entry) return string.find(entry, '^[zw]') end
+
+local function park(e, due)
+  local member = e.c .. ' ' .. e.n
+  redis.call('ZADD', P .. 'z', due, member)
+  redis.call('HSET', P .. 'zp', member, cmsgpack.pack({e.c, e.n, e.d, e.i, e.s, e.p}))
+end
+
+-- What was parked; nil for what we did not park, or where nothing is.
 local function unpark(parked)
   local _, v = pcall(cmsgpack.unpack, parked)
   if type(v) ~= 'table' then return nil end
@@ -67,7 +80,7 @@ end
 
 -- XACK before XDEL: the other way round leaves a pending entry without content.
 local function drop(client, n, entry)
-  if string.sub(entry, 1, 1) == 'z' then
+  if is_parked(entry) then
     local member = client .. ' ' .. n
     redis.call('ZREM', P .. 'z', member)
     redis.call('HDEL', P .. 'zp', member)
@@ -93,15 +106,6 @@ local function let_go(digests)
   end
 end
 
--- A call has ended: forget it, and let its client's keys die if it was the last.
-local function close(client, n, digests)
-  redis.call('HDEL', P .. 'o:' .. client, n)
-  let_go(digests)
-  if redis.call('EXISTS', P .. 'o:' .. client) == 0 then
-    redis.call('EXPIRE', P .. 'c:' .. client, IDLE_S)
-  end
-end
-
 local function tell(client, n, kind, body)
   redis.call('XADD', P .. 'r:' .. client, '*', 'n', n, 'k', kind, 'p', body)
   redis.call('EXPIRE', P .. 'r:' .. client, IDLE_S)
@@ -111,6 +115,76 @@ local function count(name, by)
   if by ~= 0 then
     redis.call('HINCRBY', P .. 'n', name, by)
     redis.call('EXPIRE', P .. 'n', IDLE_S)
+  end
+end
+
+-- A call that needs what others give is never due: the end of the last of those brings it to the stream.
+local function wait(e, needs, done)
+  local open = 0
+  for need in string.gmatch(needs, '%d+') do
+    redis.call('HSET', value_of(e.c, need), e.n, '')
+    open = open + 1
+  end
+  park(e, '+inf')
+  stand(e.c, e.n, 'w/' .. open, done)
+end
+
+-- Whether any call waits for others. It is asked once in a step, since no step that ends calls makes one wait.
+local some_wait
+local function do_some_wait()
+  if some_wait == nil then some_wait = redis.call('EXISTS', P .. 'z') == 1 end
+  return some_wait
+end
+
+-- The calls that wait for what call n gives, which has ended. It is theirs if it is a `value`, and else they end:
+-- returns the name and the digests of each that does.
+local function pass_on(client, n, value)
+  local key = value_of(client, n)
+  local ended = {}
+  local found
+  -- Beside the blob's own, there is a field for each of them.
+  local fields = redis.call('HGETALL', key)
+  for at = 1, #fields, 2 do
+    local name = fields[at]
+    local entry, done = standing(client, name)
+    if entry and string.sub(entry, 1, 1) == 'w' then
+      found = true
+      local open = tonumber(id_of(entry)) - 1
+      if value and open > 0 then
+        stand(client, name, 'w/' .. open, done)
+      else
+        local e = unpark(redis.call('HGET', P .. 'zp', client .. ' ' .. name))
+        drop(client, name, entry)
+        if not value then
+          -- At once: it may need another that ends with this one.
+          redis.call('HDEL', P .. 'o:' .. client, name)
+          ended[#ended + 1] = {name, e and e.d or ''}
+        elseif e then
+          stand(client, name, add(1, e), done)
+        end
+      end
+    end
+  end
+  if value and found then redis.call('HSET', key, 'b', value) end
+  return ended
+end
+
+-- A call has ended: forget it, and let its client's keys die if it was the last. Without a `value`, what waits for it
+-- ends with it, and what waits for that.
+local function close(client, n, digests, value)
+  local ended = {{n, digests}}
+  local at = 1
+  redis.call('HDEL', P .. 'o:' .. client, n)
+  while ended[at] do
+    let_go(ended[at][2])
+    if do_some_wait() then
+      for _, waiting in ipairs(pass_on(client, ended[at][1], value)) do ended[#ended + 1] = waiting end
+    end
+    at = at + 1
+  end
+  count('cancelled', #ended - 1)
+  if redis.call('EXISTS', P .. 'o:' .. client) == 0 then
+    redis.call('EXPIRE', P .. 'c:' .. client, IDLE_S)
   end
 end
 

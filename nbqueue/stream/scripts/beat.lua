@@ -38,7 +38,7 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', P .. 'z', '-inf', now, 'LIMI
     stand(e.c, e.n, add(0, e), 0)
   end
 end
-local next_due = redis.call('ZRANGE', P .. 'z', 0, 0, 'WITHSCORES')
+local next_due = redis.call('ZRANGEBYSCORE', P .. 'z', '-inf', '(+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 local out = {'OK', next_due[2] and math.max(0, next_due[2] - now) or -1}
 for _, value in ipairs(redis.call('HGETALL', P .. 'hb')) do out[#out + 1] = value end
 lifetimes()

@@ -1,5 +1,6 @@
--- End calls as cancelled, queued, delayed or running alike. A running one is forgotten at once; its host is
--- told, so that it stops the work. ARGV: client, then call names. Returns the names that were still open.
+-- End calls as cancelled, queued, waiting or running alike, and those that need what they give. A running one is
+-- forgotten at once; its host is told, so that it stops the work. ARGV: client, then call names. Returns the names
+-- that were still open.
 local client = ARGV[1]
 local out = {}
 pass_memory_limit()
@@ -8,7 +9,7 @@ for at = 2, #ARGV do
   local current = standing(client, n)
   if current then
     local digests = ''
-    if string.sub(current, 1, 1) == 'z' then
+    if is_parked(current) then
       local e = unpark(redis.call('HGET', P .. 'zp', client .. ' ' .. n))
       if e then digests = e.d end
     else

@@ -44,17 +44,15 @@ for at = 1, #ARGV, 11 do
         hold(digests)
       end
       parked.s = attempt .. ' ' .. crashes .. ' 0 ' .. charged
-      local member = client .. ' ' .. name
-      redis.call('ZADD', P .. 'z', parked.due, member)
-      redis.call('HSET', P .. 'zp', member,
-        cmsgpack.pack({parked.c, parked.n, parked.d, parked.i, parked.s, parked.p}))
+      park(parked, parked.due)
       stand(client, name, 'z/' .. attempt, 0)
       count('retried', 1)
     end
     if upto < total then
       stand(client, n, current, upto)
     elseif not (retry and total == 1) then
-      close(client, n, digests)
+      -- Of a call with one item, this reply is what it gives.
+      close(client, n, digests, failed == 0 and reply)
     end
     tell(client, n, 'r', reply)
     count('done', items - failed - (retry and 1 or 0))

@@ -2,9 +2,11 @@
 -- ARGV: client, epoch,
 --       number of blobs, then (digest, bytes) each,
 --       number of needed digests, then each,
---       number of calls, then (n, digests, items, first item, payload) each, n rising.
--- Returns {'OK', mark, workers}, {'EPOCH'} (the server lost this client's record: say hello first) or
--- {'NEED', digest...} (blobs that the server no longer has; nothing was taken).
+--       number of calls, then (n, digests, items, first item, payload, needs) each, n rising; needs are the names of
+--       open calls whose values it is to be given, separated by blanks.
+-- Returns {'OK', mark, workers}, {'EPOCH'} (the server lost this client's record: say hello first),
+-- {'NEED', digest...} (blobs that the server no longer has; nothing was taken) or {'ENDED', n...} (needed calls that
+-- are not open any more, what they gave is in the client's replies; nothing was taken).
 local client, epoch = ARGV[1], ARGV[2]
 local key = P .. 'c:' .. client
 local record = redis.call('HMGET', key, 'epoch', 'mark')
@@ -28,12 +30,23 @@ for _ = 1, tonumber(take()) do
 end
 if #missing > 1 then return missing end
 local mark = tonumber(record[2])
+local ended = {'ENDED'}
+local coming = {}
+for call = at + 1, #ARGV, 6 do
+  if tonumber(ARGV[call]) > mark then
+    coming[ARGV[call]] = true
+    for need in string.gmatch(ARGV[call + 5], '%d+') do
+      if not coming[need] and not standing(client, need) then ended[#ended + 1] = need end
+    end
+  end
+end
+if #ended > 1 then return ended end
 for _ = 1, tonumber(take()) do
-  local n, digests, items, first, payload = take(), take(), take(), take(), take()
+  local n, digests, items, first, payload, needs = take(), take(), take(), take(), take(), take()
   if tonumber(n) > mark then
     mark = tonumber(n)
     local e = {c = client, n = n, d = digests, i = items, s = '1 0 ' .. first .. ' -1', p = payload}
-    stand(client, n, add(1, e), first)
+    if needs == '' then stand(client, n, add(1, e), first) else wait(e, needs, first) end
     hold(digests)
   end
 end

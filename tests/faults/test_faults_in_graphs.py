@@ -1,0 +1,182 @@
+"""Calls that need others, while workers, servers and kernels die: each still ends once, with its value."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+
+from nbqueue import TaskCancelled, TaskQueue
+from nbqueue.codec.seal import fingerprint, user_secret
+from nbqueue.errors import ServerError
+from nbqueue.stream.broker import Broker
+from nbqueue.stream.connect import Address, Wire
+from nbqueue.stream.keys import Keys
+
+
+def held(go: Path, value: Any) -> Any:
+    while not go.exists():
+        time.sleep(0.005)
+    return value
+
+
+def add(*numbers: Any) -> Any:
+    return sum(numbers)
+
+
+def _client(queue: Any) -> redis.Redis:
+    return redis.Redis(unix_socket_path=queue._core.address().path)
+
+
+def _forget(queue: Any) -> None:
+    with _client(queue) as client:
+        client.flushall()
+
+
+def _kill(queue: Any) -> None:
+    with _client(queue) as client:
+        os.kill(client.info("server")["process_id"], signal.SIGKILL)
+
+
+def _delayed(queue: Any) -> int:
+    try:
+        return int(queue.status().delayed)
+    except ServerError:
+        # It is just coming back.
+        return -1
+
+
+@pytest.mark.parametrize("lose", [_forget, _kill])
+def test_a_server_that_is_lost_costs_a_graph_nothing(
+    lose: Callable[[Any], None], queue: Any, tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    """While calls wait for what has ended, for what runs and for what waits itself."""
+    go = tmp_path / "go"
+    ended = [queue.submit(np.full, 20_000, float(i)) for i in range(3)]
+    running = queue.submit(held, go, 7.0)
+    small = queue.submit(abs, -1)
+    waiting = [queue.submit(lambda x, y: float(x[0]) + y, each, running) for each in ended]
+    waiting.append(queue.submit(add, small, running))
+    last = queue.submit(add, *waiting)
+    concurrent.futures.wait([*ended, small], 20)
+    wait_until(lambda: queue.status().delayed == 5)
+    lose(queue)
+    wait_until(lambda: _delayed(queue) == 5)
+    del ended, small
+    go.touch()
+    assert [future.result(timeout=30) for future in waiting] == [7.0, 8.0, 9.0, 8.0]
+    assert last.result(timeout=30) == 32.0
+
+
+def test_the_memory_of_a_server_is_lost_again_and_again(queue: Any, wait_until: Callable[..., Any]) -> None:
+    task = queue.task(add)
+    levels = [[task(i) for i in range(30)]]
+    for _ in range(4):
+        before = levels[-1]
+        levels.append([task(before[i - 1], before[i]) for i in range(30)])
+    expected = list(range(30))
+    for _ in range(4):
+        expected = [expected[i - 1] + expected[i] for i in range(30)]
+    for share in (1, 30, 60, 90):
+        wait_until(lambda share=share: sum(f.done() for level in levels for f in level) >= share, timeout=30)
+        _forget(queue)
+    assert [future.result(timeout=30) for future in levels[-1]] == expected
+
+
+def _diamond(queue: Any, width: int, wait_until: Callable[..., Any]) -> None:
+    """With values of 100 kB; a worker is killed in the middle."""
+
+    @queue.task
+    def middle(x: Any, i: int) -> Any:
+        return x + i
+
+    @queue.task
+    def end(parts: list[Any]) -> float:
+        return float(sum(part[-1] for part in parts))
+
+    first = queue.submit(np.arange, 12_500.0)
+    parts = [middle(first, i) for i in range(width)]
+    last = end(parts)
+    wait_until(lambda: sum(part.done() for part in parts) > width // 3, timeout=60)
+    victim = next(worker.pid for worker in queue.status().workers if worker.pid)
+    os.kill(victim, signal.SIGKILL)
+    assert last.result(timeout=120) == sum(12_499.0 + i for i in range(width))
+
+
+def test_a_diamond_survives_the_killing_of_a_worker(queue: Any, wait_until: Callable[..., Any]) -> None:
+    _diamond(queue, 60, wait_until)
+
+
+@pytest.mark.soak
+def test_a_diamond_of_1_000_tasks_survives_the_killing_of_a_worker(
+    queue: Any, wait_until: Callable[..., Any]
+) -> None:
+    _diamond(queue, 998, wait_until)
+
+
+CLIENT = """
+from nbqueue import TaskQueue
+queue = TaskQueue({url!r}, {key!r})
+
+@queue.task
+def add(*numbers):
+    return sum(numbers)
+
+chain = add(1)
+for _ in range(5):
+    chain = add(chain, 1)
+last = add(chain, *[add(i) for i in range(4)])
+assert queue._core.link.flush(10)
+print("sent", flush=True)
+print("result", last.result(60), flush=True)
+"""
+
+
+def test_a_graph_goes_on_while_its_kernel_is_frozen(
+    redis_server: Any, new_key: str, start_script: Callable[..., Any], wait_until: Callable[..., Any]
+) -> None:
+    script = start_script(CLIENT.format(url=redis_server.url, key=new_key))
+    script.line("sent")
+    os.kill(script.process.pid, signal.SIGSTOP)
+    queue = TaskQueue(redis_server.url, new_key)
+    queue.run(2)
+    try:
+        wait_until(lambda: queue.status().done == 11, timeout=20)
+    finally:
+        os.kill(script.process.pid, signal.SIGCONT)
+    assert script.line("result") == "12"
+    script.end()
+    queue.shutdown()
+
+
+def test_what_waits_is_ended_with_what_it_needs_by_whoever_cancels_or_kills(
+    redis_server: Any, new_key: str, tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    """Also on the server, where nothing is left of it, with its kernel or without."""
+    from nbqueue.client.clearing import cancel_calls
+    from nbqueue.codec.seal import Seal
+
+    queue = TaskQueue(redis_server.url, new_key)
+    first = queue.submit(held, tmp_path / "never", 1)
+    waiting = queue.submit(add, queue.submit(add, first), first)
+    queue.run(1)
+    wait_until(lambda: queue.status().delayed == 2 and queue.status().running)
+    keys = Keys.of(new_key, fingerprint(user_secret()))
+    broker = Broker(Wire(Address(path=redis_server.path), timeout_s=5.0), keys)
+    broker.connect()
+    assert {entry.entry[0] for entry in broker.open_entries()} == {"1", "w"}
+    assert cancel_calls(broker, Seal(user_secret(), keys.prefix)) == 3
+    broker.wire.close()
+    with pytest.raises(TaskCancelled):
+        waiting.result(timeout=20)
+    queue.shutdown()
+    with redis_server.client() as client:
+        assert not [key for key in client.keys(f"{keys.prefix}*") if client.ttl(key) == -1]
