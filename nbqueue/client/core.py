@@ -330,12 +330,12 @@ class Core:
         future._detached = options.detached
         if rng is not None:
             future.seed = rng[1]
-        held = held_by(arguments)
+        held, stream = held_by(arguments), options.stream
+        sent = dump_call(body), (function, setting), blobs, future
         if inputs is None:
-            call = self.link.submit(dump_call(body), (function, setting), blobs, future, puts=puts, held=held)
-            future._sent(call, fn)
+            future._sent(self.link.submit(*sent, puts=puts, held=held, stream=stream), fn)
         else:
-            inputs.send(dump_call(body), (function, setting), blobs, future, fn, puts, held)
+            inputs.send(*sent, fn, puts, held, stream)
         self.start_workers()
         return future
 

@@ -168,6 +168,10 @@ class TaskQueue:
         on_interrupt : {"cancel", "detach"}
             What the interrupt of a cell does to a call that the cell waits for: cancel it, or let it run on, so that
             only the waiting ends and the result can be asked for later.
+        priority : {"high", "normal", "low"}
+            Which of the calls that wait a worker takes next: those of high priority before all others, those of low
+            priority behind them. Nothing starves: where a worker finds calls of two priorities each time, it takes
+            one of the lower for six of the higher. What runs is not interrupted.
         rng : str
             The parameter that receives a random generator, made anew for each call and each item of a map: a
             ``numpy.random.Generator``, or a ``random.Random`` where workers have no NumPy. Do not pass it yourself.
@@ -274,6 +278,7 @@ class TaskQueue:
         chunksize: int | None = None,
         progress: bool | None = None,
         on_interrupt: str | None = None,
+        priority: str | None = None,
         name: str | None = None,
         rng: str | None = None,
         seed: int | None = None,
@@ -286,7 +291,7 @@ class TaskQueue:
             A function, or a task.
         *iterables : iterable
             One for each parameter; the shortest ends it. A generator is drawn while results come back.
-        timeout, retries, retry_on, chunksize, progress, on_interrupt, name, rng, seed
+        timeout, retries, retry_on, chunksize, progress, on_interrupt, priority, name, rng, seed
             As in `task`. Keywords of the function itself go through a task: ``queue.task(fn).map(items, power=3)``.
 
         Returns
@@ -309,7 +314,7 @@ class TaskQueue:
         """
         given: dict[str, Any] = {
             "timeout": timeout, "retries": retries, "retry_on": retry_on, "chunksize": chunksize,
-            "progress": progress, "on_interrupt": on_interrupt, "name": name,
+            "progress": progress, "on_interrupt": on_interrupt, "priority": priority, "name": name,
             "rng": rng, "seed": seed,
         }  # fmt: skip
         changes = {option: value for option, value in given.items() if value is not None}

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from nbqueue.errors import ServerRefused
 from nbqueue.stream.connect import CommandError, ForgotScripts, Wire
-from nbqueue.stream.keys import GROUP, Keys, value_name
+from nbqueue.stream.keys import GROUP, STREAMS, Keys, value_name
 from nbqueue.stream.records import Call, Fetched, HostState, Incoming, OpenEntry, QueueCounts, Report
 
 __all__ = ["BLOCK_MS", "Beat", "Broker", "Ended", "Forgot", "Hello", "NeedBlobs", "OtherEpoch", "Taken"]
@@ -118,7 +118,7 @@ class Broker:
         self.ensure_group()
 
     def ensure_group(self) -> None:
-        """Make both streams and their group if they are missing, also when memory is full."""
+        """Make the streams and their group if they are missing, also when memory is full."""
         self.step("prepare")
 
     def command(self, name: str, *args: Any) -> tuple[Any, ...]:
@@ -187,7 +187,7 @@ class Broker:
         args += needs
         args.append(str(len(calls)))
         for call in calls:
-            args += (str(call.n), " ".join(call.digests), str(call.items), str(call.first), call.payload)
+            args += (str(call.n), " ".join(call.digests), str(call.items), str(call.first), call.stream, call.payload)
             args.append(" ".join(call.needs))
         return args
 
@@ -224,21 +224,20 @@ class Broker:
     def counts(self) -> QueueCounts:
         """What the streams say now. Several reads, not one step."""
         self.ensure_group()
-        keys = self.keys
-        first, normal, pending0, pending1, delayed, counts, pool = self._read_all(
-            ("XLEN", keys.first),
-            ("XLEN", keys.normal),
-            ("XPENDING", keys.first, GROUP),
-            ("XPENDING", keys.normal, GROUP),
+        keys, streams = self.keys, self.keys.streams
+        *told, delayed, counts, pool = self._read_all(
+            *[("XLEN", key) for key in streams],
+            *[("XPENDING", key, GROUP) for key in streams],
             ("ZCARD", keys.delayed),
             ("HGETALL", keys.counts),
             ("HGETALL", keys.pool),
         )
-        fetched = pending0[0] + pending1[0]
+        lengths, pending = told[: len(streams)], told[len(streams) :]
+        fetched = sum(summary[0] for summary in pending)
         n = _numbers(counts)
         memory = self._memory()
         return QueueCounts(
-            queued=max(0, first + normal - fetched),
+            queued=max(0, sum(lengths) - fetched),
             fetched=fetched,
             delayed=delayed,
             done=n.get("done", 0),
@@ -264,7 +263,7 @@ class Broker:
     def open_entries(self) -> Iterator[OpenEntry]:
         """Calls that are queued, taken by a worker, or wait for a retry or for others; those that were there when it
         began."""
-        for stream, key in (("0", self.keys.first), ("1", self.keys.normal)):
+        for stream, key in enumerate(self.keys.streams):
             left, start = self.wire.call("XLEN", key), "-"
             while left > 0:
                 rows = self.wire.call("XRANGE", key, start, "+", "COUNT", str(min(left, PAGE)))
@@ -288,7 +287,7 @@ class Broker:
     def fetched_entries(self) -> frozenset[str]:
         """Entries that a worker has."""
         found: set[str] = set()
-        for stream, key in (("0", self.keys.first), ("1", self.keys.normal)):
+        for stream, key in enumerate(self.keys.streams):
             start = "-"
             while rows := self.wire.call("XPENDING", key, GROUP, start, "+", str(PAGE)):
                 found.update(f"{stream}/{row[0].decode()}" for row in rows)
@@ -307,19 +306,22 @@ class Broker:
 
     # Worker
 
-    def fetch_command(self, consumer: str, count: int, *, block_ms: int | None, own: bool = False) -> tuple[Any, ...]:
-        """Read new entries, or with `own` those that this consumer was given before.
+    def fetch_command(
+        self, consumer: str, count: int, *, block_ms: int | None, own: bool = False, streams: int = len(STREAMS)
+    ) -> tuple[Any, ...]:
+        """Read new entries, or with `own` those that this consumer was given before; at most `count` of each stream.
+
+        Of the streams, so many are read, from the first on, and what they have comes in this order.
 
         A lost reply leaves its entries in the consumer's own pending list, so that is read first after every
         (re)connect.
         """
         block = () if block_ms is None or own else ("BLOCK", str(block_ms))
         start = "0" if own else ">"
-        keys = self.keys
         return (
             *("XREADGROUP", "GROUP", GROUP, consumer, "COUNT", str(count)),
             *block,
-            *("STREAMS", keys.first, keys.normal, start, start),
+            *("STREAMS", *self.keys.streams[:streams], *[start] * streams),
         )
 
     def parse_fetch(self, answer: Any) -> tuple[list[Fetched], list[str]]:
@@ -327,7 +329,7 @@ class Broker:
         calls: list[Fetched] = []
         gone: list[str] = []
         for key, rows in answer or ():
-            stream = "0" if key == self.keys.first.encode() else "1"
+            stream = key.decode()[-1]
             for id, fields in rows:
                 entry = f"{stream}/{id.decode()}"
                 try:
@@ -400,9 +402,9 @@ class Broker:
 
     def pending(self, consumer: str) -> list[str]:
         """Entries that a consumer has fetched and not finished, at most 100 of each stream."""
-        keys = {"0": self.keys.first, "1": self.keys.normal}
-        answers = self._read_all(*[("XPENDING", key, GROUP, "-", "+", "100", consumer) for key in keys.values()])
-        return [f"{stream}/{row[0].decode()}" for stream, rows in zip(keys, answers, strict=True) for row in rows]
+        keys = self.keys.streams
+        answers = self._read_all(*[("XPENDING", key, GROUP, "-", "+", "100", consumer) for key in keys])
+        return [f"{stream}/{row[0].decode()}" for stream, rows in enumerate(answers) for row in rows]
 
     def release(self, consumer: str, entries: Iterable[str]) -> int:
         return int(self.step("release", consumer, *entries))

@@ -7,8 +7,11 @@ so two users of one Redis who chose the same queue name cannot fail each other's
 =============  ======  ==========================================  =======================================
 key            type    what                                        dies
 =============  ======  ==========================================  =======================================
-``s:0``        stream  calls that go first: retried, given back    7 days after it was last empty and seen
+``s:0``        stream  calls that go first: of high priority,      7 days after it was last empty and seen
+                       retried, given back
 ``s:1``        stream  calls in order of submission                7 days after it was last empty and seen
+``s:2``        stream  calls of low priority, also when retried    7 days after it was last empty and seen
+                       or given back
 ``o:<client>`` hash    open call → ``entry|items done``            with its last open call
 ``c:<client>`` hash    ``epoch`` and ``mark`` (highest call taken) 7 days after its last open call
 ``r:<client>`` stream  replies and events, trimmed by the client   7 days after the last reply
@@ -37,9 +40,11 @@ from dataclasses import dataclass
 
 from nbqueue.errors import BadOption
 
-__all__ = ["GROUP", "Keys", "value_name"]
+__all__ = ["FIRST", "GROUP", "LOW", "NORMAL", "STREAMS", "Keys", "value_name"]
 
 GROUP = "w"
+# Names of the streams in entries, in the order in which workers read them.
+STREAMS = FIRST, NORMAL, LOW = "0", "1", "2"
 _NAME = re.compile(r"[^\s{}]{1,200}\Z")
 
 
@@ -81,6 +86,15 @@ class Keys:
     @property
     def normal(self) -> str:
         return self.prefix + "s:1"
+
+    @property
+    def low(self) -> str:
+        return self.prefix + "s:2"
+
+    @property
+    def streams(self) -> tuple[str, str, str]:
+        """All that calls lie in, in the order in which workers read them."""
+        return self.first, self.normal, self.low
 
     def replies(self, client: str) -> str:
         return f"{self.prefix}r:{client}"

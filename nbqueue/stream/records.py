@@ -30,7 +30,8 @@ __all__ = [
 @dataclass(frozen=True, slots=True)
 class Call:
     """A call on its way out. `digests` name the blobs that it needs: its function first. `needs` are the open calls
-    whose values it is to be given, which `digests` name as well."""
+    whose values it is to be given, which `digests` name as well. `stream` is where it goes: 0 before all others, 1 in
+    order, 2 behind."""
 
     n: int
     digests: tuple[str, ...]
@@ -38,6 +39,7 @@ class Call:
     payload: bytes
     first: int = 0
     needs: tuple[str, ...] = ()
+    stream: str = "1"
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ from nbqueue.worker.surroundings import NoKeyboard, Surroundings
 from nbqueue.worker.telling import displays, lanes, notices, tables
 from nbqueue.worker.telling.news import News
 from nbqueue.worker.telling.prints import LOOK_S, NOTHING, Prints, Said
+from nbqueue.worker.turns import ALL, Turns
 
 __all__ = ["NEWS", "OUTPUT", "Worker", "WorkerSpec"]
 
@@ -158,6 +159,7 @@ class Worker:
         self._news = News()
         self._news_at = 0.0
         self._running_call: tuple[Fetched, int] | None = None  # and which of its items
+        self._turns = Turns()
         self._last_fetch_empty = True
         self._unsure = False  # connected again while a task ran: entries may lie unread in our pending list
         self._look_again_at: float | None = None  # when a read over the connection before this one has ended for sure
@@ -260,7 +262,9 @@ class Worker:
                 return False
             self._slot.idle()
             count = min(MOST_AHEAD, max(1, int(AHEAD_S / self._seconds))) if self._seconds > 0 else 1
-            fetch = broker.fetch_command(self._spec.consumer, count, block_ms=None if last else BLOCK_MS)
+            streams = ALL if last else self._turns.next()
+            block_ms = BLOCK_MS if streams == ALL and not last else None
+            fetch = broker.fetch_command(self._spec.consumer, count, block_ms=block_ms, streams=streams)
             if reports:
                 self._report(reports, fetch)
             else:
@@ -273,6 +277,13 @@ class Worker:
                 broker.ensure_group()
                 return not last
             calls = broker.sift(answer, alone=self._spec.alone)
+            if calls:
+                self._turns.brought(streams, calls[0].entry[0], calls[-1].entry[0])
+            else:
+                self._turns.nothing()
+                if streams < ALL:
+                    # All are asked at once.
+                    return True
             self._last_fetch_empty = not calls
             if not calls and self._store.let_go():
                 # They may hold what is forgotten.

@@ -185,7 +185,10 @@ def test_a_time_limit_that_cannot_be_meant(timeout: Any, queue: Any) -> None:
         queue.task(timeout=timeout)
 
 
-@pytest.mark.parametrize(("option", "value"), [("retries", -1), ("retries", 1.5), ("chunksize", 0), ("name", 7)])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("retries", -1), ("retries", 1.5), ("chunksize", 0), ("name", 7), ("priority", "urgent"), ("priority", [])],
+)
 def test_other_options_that_cannot_be_meant(option: str, value: Any, queue: Any) -> None:
     with pytest.raises(BadOption, match=option):
         queue.task(**{option: value})

@@ -42,6 +42,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ LOST_AFTER_S = 60.0
 # For servers and processes to come and go on a busy machine.
 PATIENCE_S = 30.0
 TERMINAL = (VALUE, EXCEPTION, ERROR)
+# Of one task after the other.
+PRIORITIES = ("normal", "high", "normal", "low")
 
 # A supervisor with its true code and shorter patience.
 HOST = f"""
@@ -219,6 +222,7 @@ class Chaos:
     def _make(self, job: Job) -> Any:
         queue, kind, number, seconds = self._queue, job.kind, job.number, job.seconds
         note = str(self._home / "notes" / str(number))
+        task = partial(queue.task, priority=PRIORITIES[number % len(PRIORITIES)])
 
         def each(arguments: Callable[[int], tuple[Any, ...]]) -> Any:
             # A list is sent at once, a generator by a thread, as results come back.
@@ -226,26 +230,26 @@ class Chaos:
             return list(made) if number % 2 else made
 
         if kind == "map":
-            return queue.task(chunksize=job.chunksize)(tasks.item).starmap(each(lambda i: (number, i, seconds)))
+            return task(chunksize=job.chunksize)(tasks.item).starmap(each(lambda i: (number, i, seconds)))
         if kind == "flaky map":
-            task = queue.task(chunksize=job.chunksize, retries=2)(tasks.flaky)
-            return task.starmap(each(lambda i: (number, i, seconds, f"{note}.{i}", i % 3)))
+            flaky = task(chunksize=job.chunksize, retries=2)(tasks.flaky)
+            return flaky.starmap(each(lambda i: (number, i, seconds, f"{note}.{i}", i % 3)))
         if kind == "poison map":
-            task = queue.task(chunksize=job.chunksize)(tasks.poison)
-            return task.starmap(each(lambda i: (number, i, "SIGKILL" if i == 1 else "", seconds)))
+            poison = task(chunksize=job.chunksize)(tasks.poison)
+            return poison.starmap(each(lambda i: (number, i, "SIGKILL" if i == 1 else "", seconds)))
         if kind == "refuse":
-            return queue.submit(tasks.refuse, number, seconds)
+            return task(tasks.refuse)(number, seconds)
         if kind == "flaky":
-            return queue.task(retries=2)(tasks.flaky)(number, 0, seconds, note, 2)
+            return task(retries=2)(tasks.flaky)(number, 0, seconds, note, 2)
         if kind == "hopeless":
-            return queue.task(retries=1)(tasks.refuse)(number, seconds)
+            return task(retries=1)(tasks.refuse)(number, seconds)
         if kind == "overrun":
-            return queue.task(timeout=0.3)(tasks.overrun)(number)
+            return task(timeout=0.3)(tasks.overrun)(number)
         if kind == "nested":
-            return queue.task(_nested(queue))(number, seconds)
+            return task(_nested(queue))(number, seconds)
         if kind in ("SIGKILL", "SIGSEGV", "exit"):
-            return queue.submit(tasks.poison, number, 0, kind, seconds)
-        future = queue.submit(tasks.nap, number, seconds)
+            return task(tasks.poison)(number, 0, kind, seconds)
+        future = task(tasks.nap)(number, seconds)
         if kind == "cancelled":
             self._at(time.monotonic() + seconds, future.cancel)
         return future
@@ -416,7 +420,7 @@ class Chaos:
             hosts = set(client.hkeys(keys.beats))
             if len(hosts) != HOSTS:
                 left.append(f"{len(hosts)} hosts registered")
-            for stream in (keys.first, keys.normal):
+            for stream in keys.streams:
                 if not client.exists(stream):
                     continue
                 if length := client.xlen(stream):

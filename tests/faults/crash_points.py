@@ -91,13 +91,13 @@ STEPS: dict[str, Step] = {
     "hosts": Step(("hosts",)),
     "inbox": Step(("inbox",), counts=bool),
     "unblock": Step(("unblock",)),
-    "pending": Step(("counts",) * 2),
+    "pending": Step(("counts",) * 3),
     # A client.
     "info": Step(("info",)),
     "read": Step(("read",), counts=bool),
     "trim": Step(("trim", "read"), parts=1),
     "counters": Step(("counters",)),
-    "counts": Step(("counts",) * 7),
+    "counts": Step(("counts",) * 9),
 }
 
 # Who takes which steps.

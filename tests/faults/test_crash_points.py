@@ -214,7 +214,7 @@ def _broken(play: Play, hosts: int) -> list[str]:
         if len(registered) != hosts:
             broken.append(f"hosts: {registered}")
         consumers = set()
-        for stream in (keys.first, keys.normal):
+        for stream in keys.streams:
             if client.xlen(stream):
                 broken.append(f"{stream} holds {client.xrange(stream)}")
             if client.xpending(stream, GROUP)["pending"]:

@@ -38,12 +38,12 @@ class Evil:
 
 def test_an_entry_that_is_no_call_is_dropped(queue: Any, client: redis.Redis, wait_until: Callable[..., Any]) -> None:
     keys = queue._core.keys
-    for stream in (keys.first, keys.normal):
+    for stream in keys.streams:
         client.xadd(stream, {"task": b"hello"})
         client.xadd(stream, {"c": b"\xff", "n": b"x", "d": b"", "i": b"many", "s": b"1 0 0 -1", "p": b""})
         client.xadd(stream, {"c": b"nobody", "n": b"x.y", "d": b"", "i": b"1", "s": b"1 0 0 -1", "p": b""})
     assert queue.submit(abs, -2).result(timeout=20) == 2
-    wait_until(lambda: client.xlen(keys.first) == client.xlen(keys.normal) == 0)
+    wait_until(lambda: not any(client.xlen(stream) for stream in keys.streams))
 
 
 def test_an_entry_that_is_no_call_in_the_hands_of_a_worker_that_dies_is_dropped(

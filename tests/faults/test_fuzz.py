@@ -364,7 +364,7 @@ def test_real_workers_go_on_among_forged_entries(
                 fields["p"] = forger.forge()
                 if i % 5 == 0:
                     del fields[forger.random.choice(list(fields))]
-                stream = forger.random.choice((keys.first, keys.normal))
+                stream = forger.random.choice(keys.streams)
                 if i % 5 == 1:
                     # One who may write anything makes it look like an open call: its signature tells.
                     plant(pipe, stream, keys.open_calls(victim), number, fields)
@@ -484,13 +484,13 @@ def test_a_call_that_is_put_on_the_stream_again_does_not_run_again(
 
     future = queue.submit(run)
     ((_, fields),) = wait_until(lambda: client.xrange(keys.normal), timeout=20)
-    for stream in (keys.first, keys.normal):
+    for stream in keys.streams:
         client.xadd(stream, fields)
     queue.run(2)
     future.result(timeout=20)
-    for stream in (keys.first, keys.normal):
+    for stream in keys.streams:
         client.xadd(stream, fields)
-    wait_until(lambda: queue.status().refused == 4, timeout=20)
+    wait_until(lambda: queue.status().refused == 6, timeout=20)
     assert (tmp_path / "runs").read_text() == "x"
     queue.shutdown()
 

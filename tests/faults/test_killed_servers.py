@@ -126,7 +126,7 @@ def test_script_flush_on_a_living_server_is_repaired_on_the_spot(queue: Any) -> 
 def test_a_deleted_consumer_group_is_made_again(queue: Any) -> None:
     assert queue.submit(_slow, 2).result(timeout=20) == 4
     with _client(queue) as client:
-        for stream in (queue._core.keys.first, queue._core.keys.normal):
+        for stream in queue._core.keys.streams:
             client.xgroup_destroy(stream, "w")
     assert queue.submit(_slow, 3).result(timeout=20) == 9
 

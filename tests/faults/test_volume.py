@@ -18,7 +18,7 @@ def assert_drained(queue: Any, wait_until: Callable[..., Any]) -> Callable[[], N
     def check() -> None:
         with client:
             wait_until(lambda: client.xlen(keys.first) == client.xlen(keys.normal) == 0)
-            for stream in (keys.first, keys.normal):
+            for stream in keys.streams:
                 if client.exists(stream):
                     assert client.xpending(stream, "w")["pending"] == 0
             queue.shutdown()

@@ -105,7 +105,7 @@ def assert_drained(broker: Broker) -> Callable[[], None]:
 
     def check() -> None:
         call = broker.wire.call
-        for stream in (broker.keys.first, broker.keys.normal):
+        for stream in broker.keys.streams:
             assert call("XLEN", stream) == 0
             assert call("XPENDING", stream, GROUP)[0] == 0
         immortal = [key for key in call("KEYS", broker.keys.prefix + "*") if call("TTL", key) == -1]

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import hiredis
-from protocol_model import FIRST, HELD, NORMAL, PARKED, QUEUED, WAITING, Model
+from protocol_model import HELD, PARKED, QUEUED, STREAMS, WAITING, Model
 
 from nbqueue.stream.broker import Broker, Ended, Forgot, NeedBlobs, OtherEpoch, Taken
 from nbqueue.stream.connect import CommandError, ForgotScripts, Wire
@@ -52,6 +52,7 @@ class Sent:
     n: int
     values: list[str]
     digests: tuple[str, ...]
+    stream: str = "1"
     outcomes: dict[int, tuple[str, str | None]] = field(default_factory=dict)
     inputs: tuple[int, ...] = ()
 
@@ -62,7 +63,7 @@ class Sent:
     def call(self, *, first: int = 0, forged: bool = False, needs: tuple[str, ...] = ()) -> Call:
         values = ["forged"] * len(self.values) if forged else self.values
         payload = json.dumps({"offset": 0, "values": values}).encode()
-        return Call(self.n, self.digests, len(self.values), payload, first, needs)
+        return Call(self.n, self.digests, len(self.values), payload, first, needs, self.stream)
 
 
 @dataclass
@@ -266,7 +267,7 @@ class Actors:
         return answer
 
     def make_calls(
-        self, client: Client, counts: Sequence[int], kind: int = 0, reach: Sequence[int] = ()
+        self, client: Client, counts: Sequence[int], kind: int = 0, reach: Sequence[int] = (), stream: str = "1"
     ) -> list[int]:
         """New calls. Those of one item need the open ones that are so many places before them, as far as there are."""
         digests = (BLOBS[:1], BLOBS[:2], BLOBS[1:], ())[kind % 4]
@@ -276,15 +277,21 @@ class Actors:
             inputs = tuple({single[-back]: None for back in reach if back <= len(single)}) if items == 1 else ()
             wanted = (*digests, *(value_name(client.name, m) for m in inputs))
             values = [f"{client.name}/{n}/{i}" for i in range(items)]
-            client.calls[n] = Sent(n, values, wanted, inputs=inputs)
+            client.calls[n] = Sent(n, values, wanted, stream, inputs=inputs)
         return list(range(start, start + len(counts)))
 
     def submit(
-        self, client: Client, counts: Sequence[int], kind: int = 0, fate: str = "", reach: Sequence[int] = ()
+        self,
+        client: Client,
+        counts: Sequence[int],
+        kind: int = 0,
+        fate: str = "",
+        reach: Sequence[int] = (),
+        stream: str = "1",
     ) -> list[int]:
         if client.unsure:
             self.resync(client)
-        numbers = self.make_calls(client, counts, kind, reach)
+        numbers = self.make_calls(client, counts, kind, reach, stream)
         if fate == "never arrived":
             client.unsure = True
             return numbers
@@ -359,8 +366,8 @@ class Actors:
 
     # Workers
 
-    def deliver(self, worker: Worker, count: int, *, own: bool) -> Any:
-        command = self.broker.fetch_command(worker.name, count, block_ms=None, own=own)
+    def deliver(self, worker: Worker, count: int, *, own: bool, reads: int = len(STREAMS)) -> Any:
+        command = self.broker.fetch_command(worker.name, count, block_ms=None, own=own, streams=reads)
         try:
             answer = self.broker.wire.call(*command)
         except CommandError as error:
@@ -396,13 +403,15 @@ class Actors:
             self.model.refuse(foreign)
         return calls
 
-    def fetch(self, worker: Worker, count: int = 1, *, lost: bool = False, cut: bool = False) -> None:
-        """Report, read what is ours, read more. The answer may be `lost`; the connection may be `cut` while
-        an entry that is no call is refused."""
+    def fetch(
+        self, worker: Worker, count: int = 1, *, reads: int = len(STREAMS), lost: bool = False, cut: bool = False
+    ) -> None:
+        """Report, read what is ours, read more, of the first streams or of all. The answer may be `lost`; the
+        connection may be `cut` while an entry that is no call is refused."""
         if self.reports_before_it_fetches:
             self.flush(worker)
         if lost:
-            self.deliver(worker, count, own=False)
+            self.deliver(worker, count, own=False, reads=reads)
             worker.reconnects = True
             return
         if worker.reconnects and self.reads_own_pending:
@@ -410,7 +419,7 @@ class Actors:
             own = self.sift(worker, self.deliver(worker, 100, own=True))
             self.take(worker, [got for got in own if got.entry not in held])
         worker.reconnects = False
-        self.take(worker, self.sift(worker, self.deliver(worker, count, own=False), cut=cut))
+        self.take(worker, self.sift(worker, self.deliver(worker, count, own=False, reads=reads), cut=cut))
 
     def take(self, worker: Worker, calls: Sequence[Fetched]) -> None:
         for got in calls:
@@ -743,7 +752,7 @@ class Actors:
 
     def lose_empty_streams(self) -> None:
         """As under a policy that evicts keys with a lifetime."""
-        for stream in (FIRST, NORMAL):
+        for stream in STREAMS:
             if not self.model.length(stream) and not self.model.pending(stream):
                 self.broker.wire.call("DEL", self.broker.keys.prefix + stream)
                 self.model.dies.pop(stream, None)
@@ -783,7 +792,7 @@ class Actors:
         model, keys = self.model, self.broker.keys
         names = self.keys_and_lifetimes_agree()
         commands: list[tuple[Any, ...]] = []
-        for stream in (FIRST, NORMAL):
+        for stream in STREAMS:
             commands += [("XLEN", keys.prefix + stream), ("XPENDING", keys.prefix + stream, GROUP)]
         commands += [("ZRANGE", keys.delayed, 0, -1, "WITHSCORES"), ("HKEYS", keys.prefix + "zp")]
         commands += [("HGETALL", keys.counts)]
@@ -797,7 +806,7 @@ class Actors:
         commands += [("XLEN", keys.prefix + name) for name in hosts]
         self.broker.wire.send(*commands)
         answers = iter([self.answer() for _ in commands])
-        for stream in (FIRST, NORMAL):
+        for stream in STREAMS:
             assert next(answers) == model.length(stream), f"entries in {stream}"
             assert (next(answers) or [0])[0] == model.pending(stream), f"entries of {stream} held by consumers"
         due = pairs(next(answers))
@@ -856,9 +865,9 @@ class Actors:
         """What a person is shown."""
         counts, model = self.broker.counts(), self.model
         model.prepare()
-        waiting = [model.length(stream) - model.pending(stream) for stream in (FIRST, NORMAL)]
+        waiting = [model.length(stream) - model.pending(stream) for stream in STREAMS]
         assert counts.queued == max(0, sum(waiting))
-        assert counts.fetched == model.pending(FIRST) + model.pending(NORMAL)
+        assert counts.fetched == sum(model.pending(stream) for stream in STREAMS)
         assert counts.delayed == len(model.parked()) + len(model.waiting())
         told = {"done": counts.done, "failed": counts.failed, "cancelled": counts.cancelled}
         told |= {"retried": counts.retried, "refused": counts.refused}

@@ -15,8 +15,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from protocol_actors import BLOBS, FAIL, LATER_S, OK, Host, Worker
-from protocol_model import FIRST, NORMAL
-from protocol_sequences import HardSequences, cuts, needed, picks, runs, sizes, strange
+from protocol_model import STREAMS
+from protocol_sequences import HardSequences, cuts, needed, picks, runs, sizes, strange, streams
 
 from nbqueue.stream.connect import CommandError
 from nbqueue.stream.keys import GROUP
@@ -42,9 +42,9 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
 
     # Rules: everyday work
 
-    @initialize(counts=sizes)
-    def something_to_do(self, counts: list[int]) -> None:
-        self.submit(self.clients[0], counts, 3)
+    @initialize(counts=sizes, stream=streams)
+    def something_to_do(self, counts: list[int], stream: str) -> None:
+        self.submit(self.clients[0], counts, 3, stream=stream)
 
     @rule(
         c=picks,
@@ -52,9 +52,12 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
         kind=picks,
         fate=st.sampled_from(["", "", "reply lost", "never arrived"]),
         reach=needed,
+        stream=streams,
     )
-    def client_submits(self, c: int, counts: list[int], kind: int, fate: str, reach: list[int]) -> None:
-        self.submit(self.clients[c % len(self.clients)], counts, kind, fate, reach)
+    def client_submits(
+        self, c: int, counts: list[int], kind: int, fate: str, reach: list[int], stream: str
+    ) -> None:
+        self.submit(self.clients[c % len(self.clients)], counts, kind, fate, reach, stream)
 
     @rule(c=picks, trim=st.booleans())
     def client_reads(self, c: int, trim: bool) -> None:
@@ -88,9 +91,9 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
             self.cancel(client, numbers[k % len(numbers) :][:many])
 
     @precondition(lambda self: self.working)
-    @rule(w=picks, count=st.integers(1, 3), fate=st.sampled_from(["", "", "lost", "cut"]))
-    def worker_fetches(self, w: int, count: int, fate: str) -> None:
-        self.fetch(self.working[w % len(self.working)], count, lost=fate == "lost", cut=fate == "cut")
+    @rule(w=picks, count=st.integers(1, 3), fate=st.sampled_from(["", "", "lost", "cut"]), reads=st.integers(1, 3))
+    def worker_fetches(self, w: int, count: int, fate: str, reads: int) -> None:
+        self.fetch(self.working[w % len(self.working)], count, reads=reads, lost=fate == "lost", cut=fate == "cut")
 
     @precondition(lambda self: self.working)
     @rule(w=picks, outcomes=runs, report=st.booleans(), away=st.booleans())
@@ -225,7 +228,7 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
     def record_is_lost(self, c: int) -> None:
         self.lose_record(self.clients[c % len(self.clients)])
 
-    @rule(stream=st.sampled_from([FIRST, NORMAL]), what=strange, c=picks, n=picks)
+    @rule(stream=st.sampled_from(STREAMS), what=strange, c=picks, n=picks)
     def stranger_writes(self, stream: str, what: str, c: int, n: int) -> None:
         self.intrude(stream, what, self.clients[c % len(self.clients)].name, str(n))
 
@@ -314,7 +317,7 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
     def nothing_is_left(self, host: Host) -> None:
         keys, call = self.broker.keys, self.broker.wire.call
         self.beat(host)
-        for stream in (keys.first, keys.normal):
+        for stream in keys.streams:
             assert call("XLEN", stream) == 0
             assert call("XPENDING", stream, GROUP)[0] == 0
             consumers = {row[1].decode() for row in call("XINFO", "CONSUMERS", stream, GROUP)}

@@ -17,7 +17,7 @@ from nbqueue.stream.keys import value_name
 from nbqueue.stream.records import Call, Fetched, Report
 
 QUEUED, HELD, PARKED, WAITING = "queued", "held", "parked", "waiting"
-FIRST, NORMAL = "s:0", "s:1"
+STREAMS = FIRST, NORMAL, LOW = "s:0", "s:1", "s:2"
 IDLE_S, BLOB_IDLE_S, INBOX_S = 7 * 86400.0, 3600.0, 60.0
 
 
@@ -52,8 +52,9 @@ class Open:
         return (*self.base, self.offset + i)
 
     def queue(self) -> None:
-        self.where, self.entry, self.holder, self.stream = QUEUED, "", "", FIRST
-        self.due_ms = None
+        """Once more: what is low stays so."""
+        self.where, self.entry, self.holder, self.due_ms = QUEUED, "", "", None
+        self.stream = LOW if self.stream == LOW else FIRST
 
 
 @dataclass
@@ -108,11 +109,12 @@ class Model:
             record[1] = call.n
             name = str(call.n)
             opened = Open(client, name, call.items, call.digests, done=call.first, first=call.first)
+            opened.stream = "s:" + call.stream
             self.open[client, name] = opened
             if call.needs:
                 opened.where, opened.needs = WAITING, set(call.needs)
             else:
-                self._keep(NORMAL, IDLE_S)
+                self._keep(opened.stream, IDLE_S)
         self._keep("c:" + client, IDLE_S)
         self._see_streams()
         return record[1]
@@ -231,9 +233,9 @@ class Model:
         else:
             if retry:
                 name = f"{call.name}.{upto - 1}"
-                self.open[call.client, name] = Open(
-                    call.client, name, 1, call.digests, 0, 0, upto - 1, attempt=2, where=PARKED, due=due
-                )
+                item = Open(call.client, name, 1, call.digests, 0, 0, upto - 1, stream=call.stream)
+                item.where, item.due, item.attempt = PARKED, due, 2
+                self.open[call.client, name] = item
             if call.done >= call.items:
                 self._close(call, has_value=not report.failed)
         return True
@@ -410,11 +412,11 @@ class Model:
 
     def prepare(self) -> None:
         """What a step does that needs the streams: they are there, and live on for a while."""
-        self._keep(FIRST, IDLE_S)
-        self._keep(NORMAL, IDLE_S)
+        for key in STREAMS:
+            self._keep(key, IDLE_S)
 
     def _see_streams(self) -> None:
-        for key in (FIRST, NORMAL):
+        for key in STREAMS:
             if key in self.dies:
                 self._keep(key, IDLE_S)
 
@@ -461,7 +463,7 @@ class Model:
             other.needs.discard(call.name)
             if not other.needs:
                 other.where = QUEUED
-                self._keep(NORMAL, IDLE_S)
+                self._keep(other.stream, IDLE_S)
 
     def _end(self, call: Open, i: int) -> None:
         item = call.item(i)

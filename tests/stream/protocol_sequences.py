@@ -5,16 +5,18 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis.stateful import rule
 from protocol_actors import BLOBS, FAIL, LATER, LATER_S, OK, RETRY, Actors, Client, Worker
-from protocol_model import FIRST, INBOX_S, NORMAL, QUEUED
+from protocol_model import INBOX_S, QUEUED, STREAMS
 
 picks = st.integers(0, 5)
 kinds = st.sampled_from([OK, OK, FAIL, RETRY, LATER])
 runs = st.lists(kinds, min_size=1, max_size=4)
 cuts = st.sampled_from(["", "cut", "fetch lost", "both lost", "scripts forgotten"])
+ends = st.sampled_from(["idle", "running"])
 STEPS = ("hello", "submit", "finish", "cancel", "register", "beat", "leave", "reap", "reclaim", "release", "prepare")
 strange = st.sampled_from(["words", "like a call", "forged"])
 sizes = st.lists(st.integers(1, 4), min_size=1, max_size=4)
 needed = st.lists(st.integers(1, 3), max_size=2)
+streams = st.sampled_from(["0", "1", "1", "2"])
 
 
 class HardSequences(Actors):
@@ -181,18 +183,18 @@ class HardSequences(Actors):
         self.run(other, [OK] * items)
         self.forget_two_hosts()
 
-    @rule(reads=st.booleans(), resyncs=st.booleans(), kind=kinds)
-    def hard_worker_outlives_the_memory(self, reads: bool, resyncs: bool, kind: str) -> None:
+    @rule(heard=st.sampled_from(["resyncs", "resyncs", "reads", "both", "nothing"]), kind=kinds)
+    def hard_worker_outlives_the_memory(self, heard: str, kind: str) -> None:
         """Half of a chunk is reported, the server loses everything, then comes the other half."""
         client, worker, other = self.two_workers()
         home = self.host_of(worker)
         self.submit(client, [4])
         self.fetch(worker)
         self.run(worker, [OK, OK])
-        if reads:
+        if heard in ("reads", "both"):
             self.read(client)
         self.lose_everything()
-        if resyncs:
+        if heard in ("resyncs", "both"):
             self.resync(client)
         self.beat(home)
         self.run(worker, [kind])
@@ -246,8 +248,11 @@ class HardSequences(Actors):
         reads=st.booleans(),
         fate=st.sampled_from(["", "", "all lost", "an hour", "dies", "refused", "cancelled", "no answer"]),
         chain=st.booleans(),
+        stream=streams,
     )
-    def hard_call_needs_others(self, ends: list[str], before: bool, reads: bool, fate: str, chain: bool) -> None:
+    def hard_call_needs_others(
+        self, ends: list[str], before: bool, reads: bool, fate: str, chain: bool, stream: str
+    ) -> None:
         """Two that may end before or after a third is sent, which needs them; perhaps a fourth needs that one."""
         client, worker, other = self.two_workers()
         home = self.host_of(worker)
@@ -255,7 +260,7 @@ class HardSequences(Actors):
         self.fetch(worker, 2)
         if before:
             self.run(worker, ends[:1])
-        (n,) = self.submit(client, [1], 0, "never arrived" if fate == "no answer" else "", [1, 2])
+        (n,) = self.submit(client, [1], 0, "never arrived" if fate == "no answer" else "", [1, 2], stream)
         if chain:
             self.submit(client, [1], 1, "", [1])
         self.server_and_model_agree()
@@ -287,7 +292,7 @@ class HardSequences(Actors):
 
     @rule(
         what=strange,
-        stream=st.sampled_from([FIRST, NORMAL]),
+        stream=st.sampled_from(STREAMS),
         cut=st.booleans(),
         end=st.sampled_from(["dies", "leaves", "is swept", "goes on", "releases"]),
         is_open=st.booleans(),
@@ -375,6 +380,23 @@ class HardSequences(Actors):
         self.run(worker, [OK])
         self.beat(home)
         self.fetch(other, 5)
+        self.forget_two_hosts()
+
+    @rule(stream=streams, kind=st.sampled_from([RETRY, LATER]), chunk=st.booleans(), how=ends)
+    def hard_call_comes_back(self, stream: str, kind: str, chunk: bool, how: str) -> None:
+        """In every way that there is: given back, its worker's death, a retry. What is low stays so."""
+        client, worker, other = self.two_workers()
+        home = self.host_of(other)
+        self.submit(client, [1 + chunk] * 3, stream=stream)
+        self.fetch(worker, 3)
+        self.release(worker)
+        self.crash(worker, how=how)
+        self.fetch(other, 3)
+        self.run(other, [kind, OK, kind, OK])
+        self.pass_time(LATER_S)
+        self.beat(home)
+        self.fetch(other, 5)
+        self.run(other, [OK] * 6)
         self.forget_two_hosts()
 
     @rule(blobs=st.booleans())

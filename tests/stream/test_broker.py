@@ -17,8 +17,8 @@ STATE = HostState("h", "laptop", 1)
 EPOCH = "e1"
 
 
-def call(n: int, items: int = 1, *digests: str, first: int = 0) -> Call:
-    return Call(n, digests, items, b"payload %d" % n, first)
+def call(n: int, items: int = 1, *digests: str, first: int = 0, stream: str = "1") -> Call:
+    return Call(n, digests, items, b"payload %d" % n, first, stream=stream)
 
 
 def submit(broker: Broker, *calls: Call) -> None:
@@ -197,9 +197,9 @@ def _commands_of(broker: Broker, step: Callable[[], object]) -> int:
 
 def test_a_submit_that_lacks_blobs_leaves_no_stream_without_a_lifetime(broker: Broker) -> None:
     broker.hello("c", EPOCH)
-    broker.wire.call("DEL", broker.keys.first, broker.keys.normal)
+    broker.wire.call("DEL", *broker.keys.streams)
     assert isinstance(broker.submit("c", EPOCH, [call(1, 1, "d")], {}), NeedBlobs)
-    assert broker.wire.call("EXISTS", broker.keys.first, broker.keys.normal) == 0
+    assert broker.wire.call("EXISTS", *broker.keys.streams) == 0
 
 
 def test_a_user_who_may_not_make_a_group_is_told_so(server: PrivateServer, broker: Broker) -> None:
@@ -354,6 +354,52 @@ def test_released_calls_go_first_and_are_not_charged(broker: Broker) -> None:
     assert broker.release("h:1", [one.entry]) == 0
     again = fetch(broker, "h:2")
     assert [(got.n, got.attempt, got.crashes) for got in again] == [("1", 1, 0), ("2", 1, 0)]
+
+
+def test_calls_come_in_the_order_of_their_priority(broker: Broker) -> None:
+    submit(broker, *(call(n, stream=stream) for n, stream in enumerate("2102", 1)))
+    assert [got.n for got in fetch(broker)] == ["3", "2", "1", "4"]
+
+
+def test_of_each_stream_that_is_read_some_come(broker: Broker) -> None:
+    submit(broker, *(call(n, stream=stream) for n, stream in enumerate("222111000", 1)))
+    for streams, entries in [(1, "0"), (2, "01"), (3, "012")]:
+        command = broker.fetch_command("h:1", 1, block_ms=None, streams=streams)
+        calls, _ = broker.parse_fetch(broker.wire.call(*command))
+        assert [got.entry[0] for got in calls] == list(entries)
+
+
+@pytest.mark.parametrize(("stream", "comes_back_in"), [("0", "0"), ("1", "0"), ("2", "2")])
+@pytest.mark.parametrize("why", ["released", "its worker died", "its host left", "retried", "an item retried"])
+def test_what_comes_back_goes_first_and_what_is_low_stays_low(
+    broker: Broker, stream: str, comes_back_in: str, why: str
+) -> None:
+    broker.register("h", 1, STATE)
+    submit(broker, call(1, 2 if why == "an item retried" else 1, stream=stream))
+    (got,) = fetch(broker)
+    assert got.entry[0] == stream
+    if why == "released":
+        broker.release("h:1", [got.entry])
+    elif why == "its worker died":
+        broker.reclaim("h:1", got.entry, 0, 1, b"")
+    elif why == "its host left":
+        broker.leave("h")
+    else:
+        broker.finish([report(got, retry_delay_s=0.0, retry_payload=b"item")])
+        broker.beat("h", 1, STATE, ["h:1"])
+    (again,) = fetch(broker, "g:1")
+    assert again.entry[0] == comes_back_in
+    assert broker.counts().fetched == (2 if got.items > 1 else 1)
+
+
+def test_counts_and_listings_know_every_stream(broker: Broker) -> None:
+    submit(broker, *(call(n, stream=stream) for n, stream in enumerate("012012", 1)))
+    held = fetch(broker, count=1)
+    assert [got.n for got in held] == ["1", "2", "3"]
+    counts = broker.counts()
+    assert (counts.queued, counts.fetched) == (3, 3)
+    assert [entry.n for entry in broker.open_entries()] == ["1", "4", "2", "5", "3", "6"]
+    assert broker.fetched_entries() == {got.entry for got in held} == set(broker.pending("h:1"))
 
 
 def test_a_worker_cannot_release_what_another_holds(broker: Broker) -> None:

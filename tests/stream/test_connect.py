@@ -300,8 +300,7 @@ def test_a_queue_name_that_would_break_its_keys_is_refused(name: str) -> None:
 def test_every_key_of_a_queue_lies_on_one_slot() -> None:
     keys = Keys.of("tasks", "1a2b")
     every = [
-        keys.first,
-        keys.normal,
+        *keys.streams,
         keys.replies("c"),
         keys.open_calls("c"),
         keys.blob("d"),

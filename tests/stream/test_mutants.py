@@ -40,8 +40,9 @@ NEW_EPOCH = "redis.call('HSETNX', key, 'epoch', fresh) == 1"
 RECORD_DIES = "redis.call('EXPIRE', P .. 'c:' .. client, IDLE_S)"
 REPLIES_DIE = "redis.call('EXPIRE', P .. 'r:' .. client, IDLE_S)"
 BLOB_LIVES = "redis.call('PERSIST', P .. 'f:' .. digest)"
-MOVE = "stand(e.c, e.n, add(0, e), done)\n              moved"
-LOOP = "  for stream = 0, 1 do\n    local key = P .. 's:' .. stream\n"
+BACK = "string.sub(entry, 1, 1) == '2' and '2' or '0'"
+MOVE = "stand(e.c, e.n, add(back(entry), e), done)\n              moved"
+LOOP = "  for stream = 0, 2 do\n    local key = P .. 's:' .. stream\n"
 GO = "    redis.call('XGROUP', 'DELCONSUMER', key, GROUP, consumer)\n"
 
 MUTANTS = [
@@ -57,6 +58,11 @@ MUTANTS = [
         "redis.call('PERSIST', NORMAL)",
         soak=True,
     ),
+    mutant("submit puts all calls into one stream", "submit", "add(stream, e)", "add(1, e)"),
+    mutant("a low call that comes back goes first", "_common", BACK, "'0'"),
+    mutant("a call that comes back does not go first", "_common", BACK, "string.sub(entry, 1, 1)"),
+    mutant("a low call that has waited for others goes in order", "_common", "add(e.t, e), done", "add(1, e), done"),
+    mutant("a low call that is retried goes first", "finish", "parked.t = back(entry)", "parked.t = '0'"),
     mutant("finish counts a report twice", "finish", "or upto <= done or", "or"),
     mutant("finish leaves a gap", "finish", "first > done or"),
     mutant("finish takes an old failure", "finish", OLD_WORD, "false"),
@@ -103,7 +109,7 @@ MUTANTS = [
         "take-back loses track of the new entry",
         "_common",
         MOVE,
-        MOVE.replace("stand(e.c, e.n, add(0, e), done)", "add(0, e)"),
+        MOVE.replace("stand(e.c, e.n, add(back(entry), e), done)", "add(back(entry), e)"),
     ),
     mutant("the consumer goes before its entries", "_common", LOOP, LOOP + GO),
     mutant("the consumer stays", "_common", GO + "  end\n  return", "  end\n  return"),
@@ -113,7 +119,7 @@ MUTANTS = [
     mutant("beat does not sweep its own dead", "beat", SWEEP, "redis.call('HEXISTS', P .. 'hb', owner) == 0"),
     mutant("beat sweeps the living of others", "beat", SWEEP, "true"),
     mutant("beat promotes before time", "beat", "'-inf', now, 'LIMIT'", "'-inf', '+inf', 'LIMIT'"),
-    mutant("beat promotes without saying so", "beat", "stand(e.c, e.n, add(0, e), 0)", "add(0, e)"),
+    mutant("beat promotes without saying so", "beat", "stand(e.c, e.n, add(e.t, e), 0)", "add(e.t, e)"),
     mutant("cancel does not drop", "cancel", "    drop(client, n, current)\n"),
     mutant("cancel does not close", "cancel", "    close(client, n, digests)\n"),
     mutant("reap does not compare the counter", "reap", COUNTER, "redis.call('HEXISTS', P .. 'hb', ARGV[1]) == 0"),

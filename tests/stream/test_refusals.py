@@ -192,7 +192,7 @@ def test_entries_with_too_few_fields_do_not_stop_a_beat(broker: Broker, assert_d
 
 def test_streams_that_others_have_deleted_do_not_stop_a_beat(broker: Broker) -> None:
     epoch = broker.register("h", 1, STATE, "e")
-    broker.wire.call("DEL", broker.keys.first, broker.keys.normal)
+    broker.wire.call("DEL", *broker.keys.streams)
     assert isinstance(broker.beat("h", 1, STATE, [], epoch), Beat)
     submit(broker, Call(1, (), 1, b"payload"))
     assert [got.n for got in broker.sift(fetch(broker))] == ["1"]
@@ -251,9 +251,10 @@ def test_a_forged_record_of_a_forged_entry_does_not_stop_a_beat(broker: Broker, 
 
 def test_what_others_have_parked_does_not_stop_a_beat_or_a_cancel(broker: Broker) -> None:
     epoch = broker.register("h", 1, STATE, "e")
-    parked = [b"", b"\xc1", b"\x01", b"\x90", b"\x96" + b"\x01" * 6, b"\xdd\xff\xff\xff\xff", b"\x91" * 50]
-    # Six words, one of which is none.
-    parked += [b"\x96" + b"\xa1x" * at + b"\x90" + b"\xa1x" * (5 - at) for at in range(6)]
+    parked = [b"", b"\xc1", b"\x01", b"\x90", b"\x97" + b"\x01" * 7, b"\xdd\xff\xff\xff\xff", b"\x91" * 50]
+    # Seven words, one of which is none, or of which the last is no stream of ours.
+    parked += [b"\x97" + b"\xa1x" * at + b"\x90" + b"\xa1x" * (5 - at) + b"\xa10" for at in range(6)]
+    parked += [b"\x97" + b"\xa1x" * 6 + last for last in (b"\x90", b"\xa1x", b"\xa13", b"\xa0", b"\xa202")]
     for n, content in enumerate(parked, 100):
         for due, name in (("1", f"c {n}"), ("inf", f"c 9{n}")):
             broker.wire.call("ZADD", broker.keys.delayed, due, name)
@@ -262,7 +263,9 @@ def test_what_others_have_parked_does_not_stop_a_beat_or_a_cancel(broker: Broker
     assert isinstance(broker.beat("h", 1, STATE, [], epoch), Beat)
     assert len(broker.cancel("c", [f"9{n}" for n in range(100, 100 + len(parked))])) == len(parked)
     assert broker.wire.call("ZCARD", broker.keys.delayed) == 0
-    assert broker.wire.call("XLEN", broker.keys.first) == 0
+    assert [broker.wire.call("XLEN", key) for key in broker.keys.streams] == [0, 0, 0]
+    found = broker.wire.call("KEYS", broker.keys.prefix + "s:*")
+    assert sorted(found) == [key.encode() for key in broker.keys.streams]
 
 
 def test_a_retry_whose_entry_others_have_deleted_does_not_stop_its_worker(broker: Broker) -> None:

@@ -48,7 +48,7 @@ again.local("1")  # type: ignore[arg-type]
 
 # Options, which keep it as well.
 
-quick = count.options(timeout=5, chunksize=None, seed=7, rng="rng")
+quick = count.options(timeout=5, chunksize=None, seed=7, rng="rng", priority="high")
 assert_type(quick(1), TaskFuture[float])
 quick("1")  # type: ignore[arg-type]
 count.options(retry=3)  # type: ignore[call-arg]

@@ -212,6 +212,7 @@ class Arriving(Asked):
                 items=len(places),
                 base=places[0],
                 splits=self._recipe.options.retries > 0,
+                stream=self._recipe.options.stream,
             )
             self._calls[call.call.n] = call
 

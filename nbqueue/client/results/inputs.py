@@ -88,6 +88,7 @@ class Inputs:
         fn: Callable[..., Any],
         puts: Mapping[str, Put[Any]],
         held: tuple[Segment, ...],
+        stream: str,
     ) -> None:
         """Put the call on its way, as soon as that can be. What cannot run any more ends at once."""
         if self._unmet is not None:
@@ -104,6 +105,7 @@ class Inputs:
                 puts=puts,
                 held=(*held, *self._held, *where),
                 inputs=tuple(self._calls.values()),
+                stream=stream,
             )
             if self._later:
                 call.node = call.node or Node()

@@ -24,7 +24,7 @@ from nbqueue.codec.segments import Segment
 from nbqueue.errors import ForkedQueue, NbqueueError
 from nbqueue.stream.broker import Broker
 from nbqueue.stream.connect import Address, Wire, explaining
-from nbqueue.stream.keys import Keys, value_name
+from nbqueue.stream.keys import NORMAL, Keys, value_name
 from nbqueue.stream.records import Call, QueueCounts
 
 __all__ = ["Link", "OpenCall", "Sink"]
@@ -128,6 +128,7 @@ class Link(Helm):
         puts: Mapping[str, Put[Any]] = _NO_PUTS,
         held: tuple[Segment, ...] = (),
         inputs: Sequence[OpenCall] = (),
+        stream: str = NORMAL,
     ) -> OpenCall:
         """Put a call on its way; returns at once. It goes with the values of its `inputs`, which were wanted.
 
@@ -145,7 +146,8 @@ class Link(Helm):
         with self._lock:
             self._last = n = self._last + 1
             payload = self._seal.close("call", call_id(self.client, n), body)
-            opened = OpenCall(Call(n, digests, items, payload), blobs, sink, base, splits, time.time(), puts, held)
+            call = Call(n, digests, items, payload, stream=stream)
+            opened = OpenCall(call, blobs, sink, base, splits, time.time(), puts, held)
             if inputs:
                 unmet = graph.join(self.client, opened, inputs, self._open)
             if unmet is None:

@@ -11,12 +11,15 @@ from typing import Any, TypedDict
 
 from nbqueue.codec.messages import type_name
 from nbqueue.errors import BadOption, TaskError
+from nbqueue.stream.keys import FIRST, LOW, NORMAL
 from nbqueue.stream.records import WorkerLimits
 
 __all__ = ["Options", "TaskOptions", "check_limits", "check_workers", "parse_bytes"]
 
 # Seen with 600: the supervisor orders faster than births are reported, and both wait for each other.
 MOST_WORKERS = 256
+# Where calls of a priority go.
+PRIORITIES = {"high": FIRST, "normal": NORMAL, "low": LOW}
 # A worker that has done nothing yet uses 20 MB, and with NumPy 40.
 LEAST_MEMORY_BYTES = 50_000_000
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?")
@@ -45,6 +48,8 @@ class Options:
     on_interrupt : {"cancel", "detach"}
         What the interrupt of a cell does to a call that the cell waits for: cancel it, or let it run on, so that
         only the waiting ends and the result can be asked for later.
+    priority : {"high", "normal", "low"}
+        Which of the calls that wait a worker takes next.
     rng : str or None
         The parameter that receives a random generator of each call's own.
     seed : int or None
@@ -58,6 +63,7 @@ class Options:
     chunksize: int | None = None
     progress: bool | None = None
     on_interrupt: str = "cancel"
+    priority: str = "normal"
     rng: str | None = None
     seed: int | None = None
 
@@ -74,6 +80,8 @@ class Options:
             raise BadOption(f"timeout={self.timeout!r}: give seconds greater than 0, or None for no limit.")
         if self.on_interrupt not in ("cancel", "detach"):
             raise BadOption(f"on_interrupt={self.on_interrupt!r}: give 'cancel' or 'detach'.")
+        if not isinstance(self.priority, str) or self.priority not in PRIORITIES:
+            raise BadOption(f"priority={self.priority!r}: give 'high', 'normal' or 'low'.")
         if not isinstance(self.name, str):
             raise BadOption(f"name={self.name!r}: give a string.")
         if self.rng is not None and not isinstance(self.rng, str):
@@ -105,6 +113,11 @@ class Options:
                 )
 
     @property
+    def stream(self) -> str:
+        """Where calls go."""
+        return PRIORITIES[self.priority]
+
+    @property
     def detached(self) -> bool:
         """An interrupt ends only the waiting."""
         return self.on_interrupt == "detach"
@@ -134,6 +147,7 @@ class TaskOptions(TypedDict, total=False):
     chunksize: int | None
     progress: bool | None
     on_interrupt: str
+    priority: str
     rng: str | None
     seed: int | None
 

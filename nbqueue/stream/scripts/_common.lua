@@ -8,13 +8,13 @@ local P = KEYS[1]
 local GROUP = 'w'
 local IDLE_S = 604800
 local BLOB_IDLE_S = 3600
-local FIRST, NORMAL = P .. 's:0', P .. 's:1'
+local FIRST, NORMAL, LOW = P .. 's:0', P .. 's:1', P .. 's:2'
+local STREAMS = {FIRST, NORMAL, LOW}
 local STATE = '^(%d+) (-?%d+) (%d+) (-?%d+)$'
 
 -- The streams and their group. Each step that needs both makes them, since a server may have lost its data.
 local function ready()
-  redis.pcall('XGROUP', 'CREATE', FIRST, GROUP, '0', 'MKSTREAM')
-  redis.pcall('XGROUP', 'CREATE', NORMAL, GROUP, '0', 'MKSTREAM')
+  for _, key in ipairs(STREAMS) do redis.pcall('XGROUP', 'CREATE', key, GROUP, '0', 'MKSTREAM') end
 end
 
 -- A server that is out of memory refuses writes that grow, unless the script has already made one that does
@@ -28,6 +28,9 @@ local function value_of(client, n) return P .. 'f:v' .. client .. '.' .. n end
 
 local function key_of(entry) return P .. 's:' .. string.sub(entry, 1, 1) end
 local function id_of(entry) return string.sub(entry, 3) end
+
+-- The stream where a call goes that was fetched and is to be fetched again: first, unless it is low and so stays low.
+local function back(entry) return string.sub(entry, 1, 1) == '2' and '2' or '0' end
 
 -- Where a call stands: its current entry and how many of its items are done; nil when it is not open.
 local function standing(client, n)
@@ -53,20 +56,22 @@ end
 -- Whether a call lies in no stream: it waits for its retry, or for what others give.
 local function is_parked(entry) return string.find(entry, '^[zw]') end
 
+-- Field t is the stream that it goes to.
 local function park(e, due)
   local member = e.c .. ' ' .. e.n
   redis.call('ZADD', P .. 'z', due, member)
-  redis.call('HSET', P .. 'zp', member, cmsgpack.pack({e.c, e.n, e.d, e.i, e.s, e.p}))
+  redis.call('HSET', P .. 'zp', member, cmsgpack.pack({e.c, e.n, e.d, e.i, e.s, e.p, e.t}))
 end
 
 -- What was parked; nil for what we did not park, or where nothing is.
 local function unpark(parked)
   local _, v = pcall(cmsgpack.unpack, parked)
   if type(v) ~= 'table' then return nil end
-  for at = 1, 6 do
+  for at = 1, 7 do
     if type(v[at]) ~= 'string' then return nil end
   end
-  return {c = v[1], n = v[2], d = v[3], i = v[4], s = v[5], p = v[6]}
+  if not string.match(v[7], '^[012]$') then return nil end
+  return {c = v[1], n = v[2], d = v[3], i = v[4], s = v[5], p = v[6], t = v[7]}
 end
 
 -- The host that a consumer belongs to; '' for one that is nobody's.
@@ -160,7 +165,7 @@ local function pass_on(client, n, value)
           redis.call('HDEL', P .. 'o:' .. client, name)
           ended[#ended + 1] = {name, e and e.d or ''}
         elseif e then
-          stand(client, name, add(1, e), done)
+          stand(client, name, add(e.t, e), done)
         end
       end
     end
@@ -190,7 +195,7 @@ end
 
 -- Streams live while they hold calls, and for a while after.
 local function lifetimes()
-  for _, key in ipairs({FIRST, NORMAL}) do
+  for _, key in ipairs(STREAMS) do
     if redis.call('XLEN', key) > 0 then redis.call('PERSIST', key) else redis.call('EXPIRE', key, IDLE_S) end
   end
 end
@@ -208,7 +213,7 @@ end
 -- item has ended and is to be skipped.
 local function take_back(consumer, running, item, cap, reply)
   local moved, ended = 0, 0
-  for stream = 0, 1 do
+  for stream = 0, 2 do
     local key = P .. 's:' .. stream
     while true do
       local pending = redis.call('XPENDING', key, GROUP, '-', '+', 200, consumer)
@@ -247,7 +252,7 @@ local function take_back(consumer, running, item, cap, reply)
               close(e.c, e.n, e.d)
             else
               e.s = attempt .. ' ' .. crashes .. ' ' .. done .. ' ' .. charged
-              stand(e.c, e.n, add(0, e), done)
+              stand(e.c, e.n, add(back(entry), e), done)
               moved = moved + 1
             end
           end

@@ -16,7 +16,7 @@ for _, name in ipairs({'hb', 'hw', 'pool', 'e'}) do redis.call('EXPIRE', P .. na
 local living = {}
 for at = 5, #ARGV do living[ARGV[at]] = true end
 local dead = {}
-for _, key in ipairs({FIRST, NORMAL}) do
+for _, key in ipairs(STREAMS) do
   for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', key, GROUP)) do
     local consumer = row[2]
     local owner = host_of(consumer)
@@ -35,7 +35,7 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', P .. 'z', '-inf', now, 'LIMI
   redis.call('HDEL', P .. 'zp', member)
   local e = unpark(parked)
   if e then
-    stand(e.c, e.n, add(0, e), 0)
+    stand(e.c, e.n, add(e.t, e), 0)
   end
 end
 local next_due = redis.call('ZRANGEBYSCORE', P .. 'z', '-inf', '(+inf', 'WITHSCORES', 'LIMIT', 0, 1)

@@ -44,6 +44,7 @@ for at = 1, #ARGV, 11 do
         hold(digests)
       end
       parked.s = attempt .. ' ' .. crashes .. ' 0 ' .. charged
+      parked.t = back(entry)
       park(parked, parked.due)
       stand(client, name, 'z/' .. attempt, 0)
       count('retried', 1)

@@ -12,7 +12,7 @@ for at = 2, #ARGV do
     local current, done = standing(e.c, e.n)
     drop(e.c, e.n, entry)
     if current == entry then
-      stand(e.c, e.n, add(0, e), done)
+      stand(e.c, e.n, add(back(entry), e), done)
       moved = moved + 1
     end
   end

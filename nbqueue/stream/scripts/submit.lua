@@ -2,8 +2,9 @@
 -- ARGV: client, epoch,
 --       number of blobs, then (digest, bytes) each,
 --       number of needed digests, then each,
---       number of calls, then (n, digests, items, first item, payload, needs) each, n rising; needs are the names of
---       open calls whose values it is to be given, separated by blanks.
+--       number of calls, then (n, digests, items, first item, stream, payload, needs) each, n rising; the stream is '0'
+--       for a call that goes first, '1' for any other, '2' for one that can wait; needs are the names of open calls
+--       whose values it is to be given, separated by blanks.
 -- Returns {'OK', mark, workers}, {'EPOCH'} (the server lost this client's record: say hello first),
 -- {'NEED', digest...} (blobs that the server no longer has; nothing was taken) or {'ENDED', n...} (needed calls that
 -- are not open any more, what they gave is in the client's replies; nothing was taken).
@@ -32,21 +33,22 @@ if #missing > 1 then return missing end
 local mark = tonumber(record[2])
 local ended = {'ENDED'}
 local coming = {}
-for call = at + 1, #ARGV, 6 do
+for call = at + 1, #ARGV, 7 do
   if tonumber(ARGV[call]) > mark then
     coming[ARGV[call]] = true
-    for need in string.gmatch(ARGV[call + 5], '%d+') do
+    for need in string.gmatch(ARGV[call + 6], '%d+') do
       if not coming[need] and not standing(client, need) then ended[#ended + 1] = need end
     end
   end
 end
 if #ended > 1 then return ended end
 for _ = 1, tonumber(take()) do
-  local n, digests, items, first, payload, needs = take(), take(), take(), take(), take(), take()
+  local n, digests, items, first, stream = take(), take(), take(), take(), take()
+  local payload, needs = take(), take()
   if tonumber(n) > mark then
     mark = tonumber(n)
-    local e = {c = client, n = n, d = digests, i = items, s = '1 0 ' .. first .. ' -1', p = payload}
-    if needs == '' then stand(client, n, add(1, e), first) else wait(e, needs, first) end
+    local e = {c = client, n = n, d = digests, i = items, s = '1 0 ' .. first .. ' -1', p = payload, t = stream}
+    if needs == '' then stand(client, n, add(stream, e), first) else wait(e, needs, first) end
     hold(digests)
   end
 end
