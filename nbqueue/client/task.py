@@ -24,6 +24,7 @@ __all__ = ["Submitter", "Task"]
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 _AT_HAND = frozenset({list, tuple, range, dict, set, frozenset, str, bytes})
 
 
@@ -42,6 +43,14 @@ class Submitter(Protocol):
         kwargs: dict[str, Any],
         options: Options,
     ) -> Batch[Any]: ...
+
+
+def _plain(method: F) -> F:
+    """Shift-Tab would show ``*args: 'P.args'``, which tells nothing: that of the task itself is the function's."""
+    shown = inspect.signature(method)
+    bare = [parameter.replace(annotation=parameter.empty) for parameter in shown.parameters.values()]
+    method.__signature__ = shown.replace(parameters=bare)  # type: ignore[attr-defined]
+    return method
 
 
 class Task(Generic[P, R]):
@@ -71,12 +80,14 @@ class Task(Generic[P, R]):
         self._bound: tuple[Any, ...] = ()
         functools.update_wrapper(self, fn)
 
+    @_plain
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
         with user_frames_only:
             if context.in_task():
                 return cast("TaskFuture[R]", self.local(*args, **kwargs))
             return self.submit(*args, **kwargs)
 
+    @_plain
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
         """Send one call, also from inside a task.
 
@@ -105,6 +116,7 @@ class Task(Generic[P, R]):
             future = self._submitter.submit_call(self._fn, (*self._bound, *args), dict(kwargs), self._options)
         return cast("TaskFuture[R]", future)
 
+    @_plain
     def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the undecorated function here and now, in this process, and return its value.
 
