@@ -1,8 +1,9 @@
 """Am I inside a task? Ground floor: knows no wing.
 
 A worker process runs one task at a time, so what is current is a plain global: threads that a task starts
-see it too. `worker.loop` sets it; `client` reads it, to run tasks called inside tasks and to tell the
-worker when one of them is being waited for. Users' functions call `report` and `track`, which do nothing elsewhere.
+see it too. Async functions run several at a time: each has its own in a context variable, which comes before the
+global. `worker.loop` sets them; `client` reads them, to run tasks called inside tasks and to tell the worker when one
+of them is being waited for. Users' functions call `report` and `track`, which do nothing elsewhere.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -37,7 +39,7 @@ LONGEST_TEXT = 200
 
 @dataclass(slots=True)
 class TaskContext:
-    """The task that this process runs, and how to reach the queue that it came from."""
+    """A task that this process runs, and how to reach the queue that it came from."""
 
     name: str
     attempt: int
@@ -64,33 +66,40 @@ class TaskContext:
 
 
 _current: TaskContext | None = None
+_own: ContextVar[TaskContext | None] = ContextVar("nbqueue task", default=None)
 
 
 def current() -> TaskContext | None:
     """The running task's context, None outside of tasks."""
-    return _current
+    return _own.get() or _current
 
 
 def in_task() -> bool:
     """True in a worker process while it runs a task."""
-    return _current is not None
+    return current() is not None
 
 
 def set_current(context: TaskContext | None) -> None:
-    """For `worker.loop` only."""
+    """For `worker` and `replay` only."""
     global _current
     _current = context
 
 
+def set_own(context: TaskContext) -> None:
+    """Of the coroutine that calls, and of what it awaits and starts. For `worker` only."""
+    _own.set(context)
+
+
 def seed_item(seed: int, index: int) -> None:
     """The running item draws its random numbers from these. For `worker` and `replay` only."""
-    if _current is not None:
-        _current.seeded, _current.children = (seed, index), 0
+    context = current()
+    if context is not None:
+        context.seeded, context.children = (seed, index), 0
 
 
 def next_child() -> tuple[int, int, int] | None:
     """What the next seed is made from that the running item needs; None where it draws no random numbers itself."""
-    context = _current
+    context = current()
     if context is None or context.seeded is None:
         return None
     context.children += 1
@@ -168,7 +177,7 @@ def open_lane(
     read: Callable[[], tuple[float, float | None, str]] | None = None,
 ) -> Lane | None:
     """A further bar of the running task, in the first place that is free; outside of tasks, None."""
-    context = _current
+    context = current()
     if context is None:
         return None
     with _lanes_lock:
@@ -210,7 +219,7 @@ def report(done: float, total: float | None = None, text: str | None = "") -> No
     ...         report(epoch, epochs, "training")
     >>> train(3)
     """
-    context = _current
+    context = current()
     if context is None:
         return
     for number in (done, total):
@@ -254,7 +263,7 @@ def track(iterable: Iterable[T], total: float | None = None, text: str | None = 
     >>> squares(3).result()
     [0, 1, 4]
     """
-    context = _current
+    context = current()
     if context is None:
         return iter(iterable)
     if total is None:
@@ -287,7 +296,7 @@ def tell(kind: str, key: object = None, **details: Any) -> None:
 
     `details` are what JSON can hold. Several with one `key` in a short time: only the last one leaves.
     """
-    context = _current
+    context = current()
     if context is not None:
         context.post(kind, key, details)
 
@@ -295,7 +304,7 @@ def tell(kind: str, key: object = None, **details: Any) -> None:
 @contextmanager
 def waiting() -> Iterator[None]:
     """While this lasts, the current task waits for another one and does not count against the pool."""
-    context = _current
+    context = current()
     if context is None:
         yield
         return

@@ -37,6 +37,7 @@ INNER = {
     "client/sending": set(),
     "client/results": {"client.sending"},
     "worker/telling": {"worker.board"},
+    "worker/coroutines": {"worker.board", "worker.telling", "worker.seeded", "worker.loop", "worker.turns"},
 }
 NOTEBOOK_ONLY = {"IPython", "ipywidgets", "ipykernel", "comm"}
 MAY_KNOW_NOTEBOOKS = {"progress/widget.py", "notebook/magics.py", "notebook/panel.py"}
@@ -118,11 +119,17 @@ def test_the_front_door_opens_nothing_until_it_is_asked():
 
 def test_a_fresh_worker_has_loaded_no_notebook_library(queue):
     def loaded() -> tuple[int, list[str]]:
-        return os.getpid(), sorted({name.split(".")[0] for name in sys.modules} & {"IPython", "ipywidgets", "rich"})
+        heavy = {"IPython", "ipywidgets", "rich", "numpy", "asyncio"}
+        return os.getpid(), sorted({name.split(".")[0] for name in sys.modules} & heavy)
+
+    async def loaded_by_then() -> list[str]:
+        return loaded()[1]
 
     pid, libraries = queue.submit(loaded).result(timeout=30)
     assert pid != os.getpid()
     assert libraries == []
+    # Async functions need it, and they alone.
+    assert queue.submit(loaded_by_then).result(timeout=30) == ["asyncio"]
 
 
 def test_a_scripts_processes_load_redis_only_for_servers_that_ask_for_more_than_a_socket():

@@ -324,6 +324,7 @@ class Core:
             puts=tuple(puts),
             rng=rng,
             inputs=() if inputs is None else inputs.names,
+            concurrency=options.concurrency or 0,
         )
         future = make(name, self.link)
         future._print_on(page())

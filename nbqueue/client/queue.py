@@ -5,11 +5,10 @@ Handles are light: an old one that hides in ``Out[]`` holds nothing. What they s
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from nbqueue import context
@@ -20,7 +19,7 @@ from nbqueue.client.results.frames import user_frames_only, users_level
 from nbqueue.client.results.future import TaskFuture
 from nbqueue.client.results.several import interrupt_sinks
 from nbqueue.client.sending.history import TaskHistory
-from nbqueue.client.sending.options import Options, TaskOptions, check_limits, check_workers
+from nbqueue.client.sending.options import Options, TaskOptions, check_limits, check_workers, fitted
 from nbqueue.client.sending.seeds import check_rng
 from nbqueue.client.status import QueueStatus
 from nbqueue.client.task import Task, length_of, require_iterable, zip_arguments
@@ -46,6 +45,9 @@ T = TypeVar("T")
 class TaskMaker(Protocol):
     """What ``@queue.task(…)`` is: it keeps the signature of what it decorates."""
 
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    @overload
     def __call__(self, fn: Callable[P, R], /) -> Task[P, R]: ...
 
 
@@ -137,17 +139,20 @@ class TaskQueue:
     # Tasks
 
     @overload
-    def task(self, fn: Callable[P, R], /) -> Task[P, R]: ...
-    @overload
-    def task(self, fn: None = None, /, **options: Unpack[TaskOptions]) -> TaskMaker: ...
+    def task(self, fn: Callable[P, Coroutine[Any, Any, R]], /, **options: Unpack[TaskOptions]) -> Task[P, R]: ...
     @overload
     def task(self, fn: Callable[P, R], /, **options: Unpack[TaskOptions]) -> Task[P, R]: ...
+    @overload
+    def task(self, fn: None = None, /, **options: Unpack[TaskOptions]) -> TaskMaker: ...
     @user_frames_only
     def task(self, fn: Any = None, /, **options: Any) -> Any:
         """Make calls of a function run in worker processes: ``@queue.task`` or ``@queue.task(retries=3)``.
 
         The function is pickled at each call, with the globals, helpers and classes of the notebook that it
         reaches, as they are then.
+
+        Calls of an async function (``async def``) run in their worker's event loop, several at a time: for work that
+        waits, as for servers and disks. What one of them computes keeps the others of its worker waiting.
 
         Parameters
         ----------
@@ -162,7 +167,10 @@ class TaskQueue:
         timeout : float
             Seconds that one call, or one item of a map, may run before it is stopped.
         chunksize : int
-            Items of a map that travel together; measured by default.
+            Items of a map that travel together; measured by default. Those of an async function travel alone.
+        concurrency : int
+            Of an async function: how many calls one worker runs at a time, 16 by default, 256 at most. A call joins
+            others, also of other tasks, where there are fewer than that.
         progress : bool
             False: no progress bar for maps.
         on_interrupt : {"cancel", "detach"}
@@ -219,17 +227,17 @@ class TaskQueue:
     def _named(self, fn: Callable[..., Any], changes: dict[str, Any]) -> Options:
         if not callable(fn):
             raise BadOption(f"A task must be a function, not {type(fn).__name__}.")
-        if inspect.iscoroutinefunction(fn):
-            raise BadOption(
-                f"`{fn.__name__}` is an async function; tasks are plain functions. Call asyncio.run inside one."
-            )
         name = changes.get("name") or getattr(fn, "__name__", None) or type(fn).__name__
-        options = self._options.with_(**{**changes, "name": name})
+        options = fitted(fn, self._options.with_(**{**changes, "name": name}))
         check_rng(fn, options)
         return options
 
     @overload
     def submit(self, fn: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
+    @overload
+    def submit(
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskFuture[R]: ...
     @overload
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
     @user_frames_only
@@ -266,6 +274,10 @@ class TaskQueue:
     @overload
     def map(self, fn: Task[..., R], *iterables: Iterable[Any], **options: Unpack[TaskOptions]) -> Batch[R]: ...
     @overload
+    def map(
+        self, fn: Callable[..., Coroutine[Any, Any, R]], *iterables: Iterable[Any], **options: Unpack[TaskOptions]
+    ) -> Batch[R]: ...
+    @overload
     def map(self, fn: Callable[..., R], *iterables: Iterable[Any], **options: Unpack[TaskOptions]) -> Batch[R]: ...
     @user_frames_only
     def map(
@@ -282,6 +294,7 @@ class TaskQueue:
         name: str | None = None,
         rng: str | None = None,
         seed: int | None = None,
+        concurrency: int | None = None,
     ) -> Batch[Any]:
         """Call any function with the first items of all `iterables`, then the second, …
 
@@ -291,7 +304,7 @@ class TaskQueue:
             A function, or a task.
         *iterables : iterable
             One for each parameter; the shortest ends it. A generator is drawn while results come back.
-        timeout, retries, retry_on, chunksize, progress, on_interrupt, priority, name, rng, seed
+        timeout, retries, retry_on, chunksize, progress, on_interrupt, priority, name, rng, seed, concurrency
             As in `task`. Keywords of the function itself go through a task: ``queue.task(fn).map(items, power=3)``.
 
         Returns
@@ -315,7 +328,7 @@ class TaskQueue:
         given: dict[str, Any] = {
             "timeout": timeout, "retries": retries, "retry_on": retry_on, "chunksize": chunksize,
             "progress": progress, "on_interrupt": on_interrupt, "priority": priority, "name": name,
-            "rng": rng, "seed": seed,
+            "rng": rng, "seed": seed, "concurrency": concurrency,
         }  # fmt: skip
         changes = {option: value for option, value in given.items() if value is not None}
         if isinstance(fn, Task):
@@ -326,6 +339,13 @@ class TaskQueue:
     @overload
     def starmap(
         self, fn: Task[..., R], arguments: Iterable[Iterable[Any]], **options: Unpack[TaskOptions]
+    ) -> Batch[R]: ...
+    @overload
+    def starmap(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, R]],
+        arguments: Iterable[Iterable[Any]],
+        **options: Unpack[TaskOptions],
     ) -> Batch[R]: ...
     @overload
     def starmap(

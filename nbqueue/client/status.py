@@ -67,15 +67,15 @@ class QueueStatus:
 
     @property
     def running(self) -> tuple[RunningTask, ...]:
-        """What runs now, of all workers.
+        """What runs now, of all workers: of async functions, up to 32 calls of each.
 
         Examples
         --------
         >>> status = queue.status()
-        >>> len(status.running) <= len(status.workers)
-        True
+        >>> [task.name for task in status.running if task.seconds > 60]
+        []
         """
-        return tuple(worker.task for worker in self.workers if worker.task is not None)
+        return tuple(task for worker in self.workers for task in worker.tasks)
 
     def __repr__(self) -> str:
         counts = [f"{self.queued} queued", f"{len(self.running)} running", f"{self.done} done"]
@@ -110,7 +110,8 @@ def _more(worker: WorkerState) -> str:
     if worker.task is None:
         return ""
     again = f", attempt {worker.task.attempt}" if worker.task.attempt > 1 else ""
-    return again + (", waiting for a task of its own" if worker.state == "waiting" else "")
+    others = f", and {len(worker.beside):,} more" if worker.beside else ""
+    return again + others + (", waiting for a task of its own" if worker.state == "waiting" else "")
 
 
 def printable(text: str) -> str:

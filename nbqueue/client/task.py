@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 from nbqueue import context
 from nbqueue.client.results.frames import user_frames_only
 from nbqueue.client.sending.feeding import AtHand
-from nbqueue.client.sending.options import Options, TaskOptions
+from nbqueue.client.sending.options import Options, TaskOptions, fitted
 from nbqueue.client.sending.seeds import check_rng, with_generator
 from nbqueue.errors import BadCall
 
@@ -58,7 +58,8 @@ class Task(Generic[P, R]):
 
     Calling it returns a `TaskFuture` at once. Inside a task, calling it runs the function there and returns
     its value, so recursion and helpers that happen to be tasks work; `submit` and `map` send work from there
-    too. Futures among the arguments stand for their values, see `TaskFuture`.
+    too. Futures among the arguments stand for their values, see `TaskFuture`. Where the function is an async
+    one, calling it there gives its coroutine, to be awaited.
 
     In a class body it is a method, whose instance travels as the first argument.
 
@@ -119,6 +120,8 @@ class Task(Generic[P, R]):
     @_plain
     def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the undecorated function here and now, in this process, and return its value.
+
+        Of an async function that is its coroutine: ``await task.local(…)``.
 
         Examples
         --------
@@ -229,7 +232,7 @@ class Task(Generic[P, R]):
         >>> quick(3)
         <TaskFuture quick power ...>
         """
-        options = self._options.with_(**changes)
+        options = fitted(self._fn, self._options.with_(**changes))
         check_rng(self._fn, options)
         return self._copy(options=options)
 

@@ -88,7 +88,7 @@ class View:
         from rich.text import Text
 
         counts = self.counts
-        running = sum(worker.task is not None for host in counts.hosts for worker in host.workers)
+        running = sum(len(worker.tasks) for host in counts.hosts for worker in host.workers)
         parts = [Text(f"{counts.queued:,} queued"), Text(f"▸ {running:,} running", "blue")]
         parts.append(Text(f"✓ {counts.done:,} done", "green"))
         for sign, number, name, style in (
@@ -140,8 +140,9 @@ def _add(table: Table, host: HostState | None, worker: WorkerState) -> None:
         what, since = Text(printable(worker.state), style=_GREY, no_wrap=True, overflow="ellipsis"), ""
     else:
         again = f", attempt {worker.task.attempt}" if worker.task.attempt > 1 else ""
+        others = f", and {len(worker.beside):,} more" if worker.beside else ""
         waits = ", waiting for a task of its own" if worker.state == "waiting" else ""
-        does = f"▸ {printable(worker.task.name)}{again}{waits}"
+        does = f"▸ {printable(worker.task.name)}{again}{others}{waits}"
         what = Text(does, style="blue", no_wrap=True, overflow="ellipsis")
         seconds = worker.task.seconds
         since = f"{seconds:.1f} s" if seconds < 10 else seconds_text(seconds)

@@ -64,6 +64,7 @@ class CallBody:
     names of the exception types that `retries` is for; empty means all. `puts` are the digests of what was put that
     the function and the items hold. `rng` says which parameter receives a random generator, and from what it is made.
     `inputs` are the names of calls of the same client whose values the items hold.
+    `concurrency` is how many calls, this one among them, a worker may run at a time; 0 for one of a plain function.
     """
 
     name: str
@@ -78,6 +79,7 @@ class CallBody:
     puts: tuple[str, ...] = ()
     rng: Rng | None = None
     inputs: tuple[str, ...] = ()
+    concurrency: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,7 @@ def dump_call(body: CallBody) -> bytes:
         (
             *(body.name, body.function, body.setting, body.timeout_s, body.retries),
             *(body.packed, body.frames, body.common, body.retry_on, body.puts, body.rng, body.inputs),
+            body.concurrency,
         ),
         protocol=5,
     )

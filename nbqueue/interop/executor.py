@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Executor
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, overload
@@ -111,7 +111,7 @@ class _Pending:
         running: set[int] = set()
         try:
             for host in link.counts().hosts if self._open else ():
-                tasks = [worker.task for worker in host.workers if worker.task is not None]
+                tasks = [task for worker in host.workers for task in worker.tasks]
                 # An item of a chunk that runs again by itself is called 12.3.
                 running |= {int(task.n.partition(".")[0]) for task in tasks if task.client == link.client}
         except NbqueueError:
@@ -168,6 +168,10 @@ class QueueExecutor(Executor):
     @overload
     def submit(self, fn: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
     @overload
+    def submit(
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskFuture[R]: ...
+    @overload
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
     @user_frames_only
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskFuture[Any]:
@@ -199,6 +203,15 @@ class QueueExecutor(Executor):
     def map(
         self,
         fn: Task[..., R],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> Iterator[R]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, R]],
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int | None = None,

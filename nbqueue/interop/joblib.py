@@ -27,7 +27,8 @@ from typing import Any
 from nbqueue import TaskQueue, context
 from nbqueue.client.results.future import TaskFuture
 from nbqueue.client.results.waiting import HINT_S, hint
-from nbqueue.errors import BadOption, NotSendable
+from nbqueue.client.sending.options import is_async
+from nbqueue.errors import BadCall, BadOption, NotSendable
 from nbqueue.interop.arrays import Arrays
 from nbqueue.interop.remote import run_batch
 from nbqueue.progress.tally import Lane, Tally
@@ -293,6 +294,7 @@ class _Call:
             return
         options = self._options.with_(name=self.tally.label)
         try:
+            _refuse_async(batch)
             self._core.submit_call(
                 run_batch, (batch, threads), {}, options, make=lambda *_: piece, share=self._arrays
             )
@@ -434,6 +436,13 @@ class _Piece(TaskFuture[Any]):
         else:
             # Which of them it was is not known here; those after it did not run.
             self._tally.settle(failed=1, cancelled=self._size - 1, was_running=self._runs)
+
+
+def _refuse_async(batch: Any) -> None:
+    function = batch.items[0][0] if getattr(batch, "items", None) else None
+    if function is not None and is_async(function):
+        name = _named(function)
+        raise BadCall(f"`{name}` is an async function, and joblib calls plain ones: use queue.map({name}, …).")
 
 
 def _name_of(batch: Any) -> str:

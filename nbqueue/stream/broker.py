@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from nbqueue.errors import ServerRefused
 from nbqueue.stream.connect import CommandError, ForgotScripts, Wire
 from nbqueue.stream.keys import GROUP, STREAMS, Keys, value_name
-from nbqueue.stream.records import Call, Fetched, HostState, Incoming, OpenEntry, QueueCounts, Report
+from nbqueue.stream.records import Call, Charge, Fetched, HostState, Incoming, OpenEntry, QueueCounts, Report
 
 __all__ = ["BLOCK_MS", "Beat", "Broker", "Ended", "Forgot", "Hello", "NeedBlobs", "OtherEpoch", "Taken"]
 
@@ -441,13 +441,20 @@ class Broker:
     def leave(self, host: str) -> None:
         self.step("leave", host)
 
-    def reclaim(self, consumer: str, running: str, item: int, cap: int, reply: bytes) -> tuple[int, int]:
-        """Take back what a dead worker held. `cap` is how many crashes one item may survive; -1 ends it now."""
-        moved, ended = self.step("reclaim", consumer, running, str(item), str(cap), reply)
+    def reclaim(self, consumer: str, *charges: Charge) -> tuple[int, int]:
+        """Take back what a dead worker held, and charge what it was running. Returns calls moved, items ended."""
+        args: list[Any] = []
+        for charge in charges:
+            args += (charge.entry, str(charge.item), str(charge.cap), charge.reply)
+        moved, ended = self.step("reclaim", consumer, *args)
         return moved, ended
 
     def announce(self, client: str, n: str, entry: str, message: bytes) -> bool:
         return bool(self.step("announce", client, n, entry, message))
+
+    def announce_all(self, events: Sequence[tuple[str, str, str, bytes]]) -> None:
+        """The same for several in one write. Of a server that was restarted meanwhile, nobody hears them."""
+        self._read_all(*[self.command("announce", *event) for event in events])
 
     def read_inbox_command(self, host: str, cursor: bytes, *, block_ms: int) -> tuple[Any, ...]:
         return ("XREAD", "COUNT", "100", "BLOCK", str(block_ms), "STREAMS", self.keys.inbox(host), cursor)

@@ -15,6 +15,7 @@ _T = TypeVar("_T")
 
 __all__ = [
     "Call",
+    "Charge",
     "Fetched",
     "HostState",
     "Incoming",
@@ -80,6 +81,17 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Charge:
+    """`item` of an entry was running when its worker died. `cap` is how many crashes it may survive, -1 ends it now;
+    `reply` is the sealed message that it then ends with."""
+
+    entry: str
+    item: int
+    cap: int
+    reply: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Incoming:
     """One message of a client's reply stream; `kind` is ``r`` (a reply), ``e`` (an event) or ``x`` (the
     call was refused)."""
@@ -115,7 +127,8 @@ class RunningTask:
 class WorkerState:
     """One worker process: ``idle``, ``busy``, ``waiting`` (for a task that it called) or ``starting``.
 
-    `memory_bytes` is its resident memory, 0 where that is not known.
+    `beside` are the calls of async functions that run at the same time as its `task`, the one that has run for
+    longest. `memory_bytes` is its resident memory, 0 where that is not known.
     """
 
     slot: int
@@ -123,6 +136,12 @@ class WorkerState:
     state: str
     task: RunningTask | None = None
     memory_bytes: int = 0
+    beside: tuple[RunningTask, ...] = ()
+
+    @property
+    def tasks(self) -> tuple[RunningTask, ...]:
+        """All that it runs."""
+        return () if self.task is None else (self.task, *self.beside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +168,7 @@ class HostState:
         for worker in data["workers"]:
             task = worker["task"]
             worker["task"] = _known(RunningTask, task) if task else None
+            worker["beside"] = tuple(_known(RunningTask, task) for task in worker.get("beside", ()))
             workers.append(_known(WorkerState, worker))
         return _known(cls, {**data, "workers": tuple(workers)})
 

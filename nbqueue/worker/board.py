@@ -5,6 +5,9 @@ supervisor reads it: who was running when a process died, for how long a task ha
 is meant for. The second part of a line goes the other way: the supervisor writes whom its signal is for,
 and the worker compares before it raises. So a SIGINT that comes late never hits the next task.
 
+Calls of async functions run several at a time. Each has a *place*: a line of its own, of the same kind, in the part
+of the board that belongs to its worker; the worker's own line then says that it runs `SEVERAL` and names none of them.
+
 Each word is written at once; what takes several words is guarded by a sequence number that is odd while the
 line is being written.
 """
@@ -14,22 +17,27 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-__all__ = ["BUSY", "CANCEL", "IDLE", "OFF", "STARTING", "TIMEOUT", "WAITING", "Board", "Line", "Slot", "place_of"]
+__all__ = [
+    *("BUSY", "CANCEL", "IDLE", "OFF", "PLACES", "SEVERAL", "SEVERAL_WAITING", "STARTING", "TIMEOUT", "WAITING"),
+    *("Board", "Line", "Slot", "place_of"),
+]
 
-OFF, STARTING, IDLE, BUSY, WAITING = range(5)
-STATE_NAMES = ("off", "starting", "idle", "busy", "waiting")
+OFF, STARTING, IDLE, BUSY, WAITING, SEVERAL, SEVERAL_WAITING = range(7)
+STATE_NAMES = ("off", "starting", "idle", "busy", "waiting", "busy", "waiting")
 CANCEL, TIMEOUT = 1, 2
+# Calls that one worker can run at a time. Memory that nobody writes to costs nothing.
+PLACES = 256
 
 _WORDS = 40
 _SEQ, _STATE, _PID, _REDIS_ID, _STREAM, _MS, _ID_SEQ = range(7)
 _CLIENT, _N, _SPLIT, _ITEM, _ATTEMPT, _STARTED, _TIMEOUT = range(7, 14)
 _NAME, _NAME_WORDS = 14, 8
 _STOP, _FOR_STREAM, _FOR_MS, _FOR_SEQ, _FOR_ITEM, _FOR_WHY = range(22, 28)
-_PRINTED_OUT, _PRINTED_ERR, _LEAVE, _PASSED_OUT, _PASSED_ERR, _TAKEN = range(28, 34)
+_PRINTED_OUT, _PRINTED_ERR, _LEAVE, _PASSED_OUT, _PASSED_ERR, _TAKEN, _PLACES_USED = range(28, 35)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +70,7 @@ class Board:
     def __init__(self, fd: int, slots: int) -> None:
         self.fd = fd
         self.slots = slots
-        self._map = mmap.mmap(fd, slots * _WORDS * 8)
+        self._map = mmap.mmap(fd, _size_bytes(slots))
         self._words = memoryview(self._map).cast("Q")
         self._bytes = memoryview(self._map)
 
@@ -74,29 +82,63 @@ class Board:
         else:
             with tempfile.TemporaryFile() as file:
                 fd = os.dup(file.fileno())
-        os.ftruncate(fd, slots * _WORDS * 8)
+        os.ftruncate(fd, _size_bytes(slots))
         return cls(fd, slots)
 
     def slot(self, index: int) -> Slot:
-        start = index * _WORDS
-        return Slot(self._words[start : start + _WORDS], self._bytes[start * 8 : (start + _WORDS) * 8])
+        # Behind the lines of all workers.
+        first = self.slots + index * PLACES
+        return Slot(*self._line(index), lambda place: Slot(*self._line(first + place)))
+
+    def _line(self, number: int) -> tuple[memoryview[int], memoryview[int]]:
+        start = number * _WORDS
+        return self._words[start : start + _WORDS], self._bytes[start * 8 : (start + _WORDS) * 8]
+
+
+def _size_bytes(slots: int) -> int:
+    return slots * (1 + PLACES) * _WORDS * 8
 
 
 class Slot:
-    """One line of the board."""
+    """One line of the board: a worker's, or that of a place, which has none."""
 
-    __slots__ = ("_bytes", "_words")
+    __slots__ = ("_bytes", "_make_place", "_places", "_words")
 
-    def __init__(self, words: memoryview[int], data: memoryview[int]) -> None:
+    def __init__(
+        self, words: memoryview[int], data: memoryview[int], make_place: Callable[[int], Slot] | None = None
+    ) -> None:
         self._words = words
         self._bytes = data
+        self._make_place = make_place
+        self._places: list[Slot] = []
+
+    def place(self, number: int) -> Slot:
+        """The line of one of the calls that this worker runs at a time."""
+        assert self._make_place is not None
+        while len(self._places) <= number:
+            self._places.append(self._make_place(len(self._places)))
+        return self._places[number]
 
     # The supervisor's side
 
     def clear(self) -> None:
         """Make the line ready for a new worker."""
+        for number in range(self._words[_PLACES_USED]):
+            place = self.place(number)
+            place._bytes[:] = bytes(len(place._bytes))
         self._bytes[:] = bytes(len(self._bytes))
         self._words[_STATE] = STARTING
+
+    def runs_several(self) -> bool:
+        """Whether calls of async functions run: `beside` has them, and the line itself names none."""
+        return self._words[_STATE] in (SEVERAL, SEVERAL_WAITING)
+
+    def beside(self) -> Iterator[tuple[Slot, Line]]:
+        """Places in which a call runs, and their lines."""
+        for number in range(self._words[_PLACES_USED]):
+            place = self.place(number)
+            if place.state() != OFF and (line := place.read()) is not None and line.running:
+                yield place, line
 
     def read(self) -> Line | None:
         """The line, or None if it was caught half written (its worker may have died so)."""
@@ -183,6 +225,18 @@ class Slot:
 
     def waiting(self, on: bool) -> None:
         self._words[_STATE] = WAITING if on else BUSY
+
+    def several(self, used: int, *, waiting: bool = False) -> None:
+        """Calls run beside each other, in `used` places at most. With `waiting`, one waits for a call of its own."""
+        w = self._words
+        w[_SEQ] += 1
+        w[_PLACES_USED] = max(w[_PLACES_USED], used)
+        w[_STATE] = SEVERAL_WAITING if waiting else SEVERAL
+        w[_SEQ] += 1
+
+    def leave_place(self) -> None:
+        """The call in this place is over."""
+        self._words[_STATE] = OFF
 
     def call(
         self,

@@ -1,4 +1,4 @@
-"""A worker process: fetch → run → report, one item at a time.
+"""A worker process: fetch → run → report, one item at a time; calls of async functions, several (`coroutines`).
 
 ::
 
@@ -23,7 +23,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbqueue import context
 from nbqueue.codec import inputs, messages
@@ -54,6 +54,9 @@ from nbqueue.worker.telling.news import News
 from nbqueue.worker.telling.prints import LOOK_S, NOTHING, Prints, Said
 from nbqueue.worker.turns import ALL, Turns
 
+if TYPE_CHECKING:
+    from nbqueue.worker.coroutines.pump import Pump
+
 __all__ = ["NEWS", "OUTPUT", "Worker", "WorkerSpec"]
 
 # Replies of finished items leave within about this time, also while the next item runs for long.
@@ -81,7 +84,8 @@ NEWS, OUTPUT = b"!", b"o"
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
     """What a worker is told at its birth. `consumer` is its name in the group, used by nobody before; after
-    `max_tasks` items it leaves, to be replaced (0: never). It is `alone` on a server that only its user can reach."""
+    `max_tasks` items it leaves, to be replaced (0: never). It is `alone` on a server that only its user can reach.
+    With `echo`, somebody looks on at a terminal."""
 
     slot: int
     consumer: str
@@ -92,6 +96,7 @@ class WorkerSpec:
     environ: dict[str, str]
     max_tasks: int = 0
     alone: bool = False
+    echo: bool = False
 
 
 class Interrupted(KeyboardInterrupt):
@@ -155,7 +160,7 @@ class Worker:
         self._io = threading.Lock()  # guards the wire; the main thread holds it except while a task runs
         self._ahead: deque[Fetched] = deque()
         self._outbox = Outbox(self._seal, spec.consumer)
-        self._prints = Prints()
+        self._prints = Prints(echo=spec.echo)
         self._news = News()
         self._news_at = 0.0
         self._running_call: tuple[Fetched, int] | None = None  # and which of its items
@@ -177,6 +182,7 @@ class Worker:
         self._spoiled = False  # by a task, beyond what can be put right: another process is to take its place
         self._pid = os.getpid()
         self._running = threading.Event()
+        self._pump: Pump | None = None  # there from the first call of an async function on
 
     def run(self) -> int:
         """Work until asked to stop. Returns the exit code."""
@@ -433,6 +439,8 @@ class Worker:
 
     def _shower(self) -> Callable[[str, dict[str, Any]], None] | None:
         """What takes displays of the running item; None where its caller cannot show them."""
+        if self._prints.voices is not None and (voice := self._prints.voices()) is not None:
+            return voice.show if self._surroundings.shows else None
         self._attend()
         running = self._running_call
         if running is None or not self._surroundings.shows:
@@ -460,6 +468,9 @@ class Worker:
         except BadMessage as error:
             # What its entry claims (whose it is, how many items) is not to be believed either.
             self._refuse(call, error)
+            return
+        if body.concurrency:
+            self._run_several(call, body, plain)
             return
         timeout_ms = int((body.timeout_s or 0) * 1000)
         printed = self._prints.begin(self._slot.passed_on())
@@ -534,6 +545,14 @@ class Worker:
         self._paces[body.function] = took
         self._seconds = took if not self._seconds else 0.7 * self._seconds + 0.3 * took
 
+    def _run_several(self, call: Fetched, body: CallBody, plain: list[Any] | None) -> None:
+        if self._pump is None:
+            # With it comes asyncio, which few workers need.
+            from nbqueue.worker.coroutines.pump import Pump
+
+            self._pump = Pump(self)
+        self._pump.run(call, body, plain)
+
     def _forget_ahead(self) -> None:
         """The supervisor has given back what was fetched ahead, while a task held the interpreter. This call may have
         been among it."""
@@ -564,8 +583,7 @@ class Worker:
                 if FIGURES in sys.modules:
                     sys.modules[FIGURES].flush(wanted=displays.seen())
                 if self._prints.warned:
-                    self._prints.warned = False
-                    notices.forget_warnings()
+                    self._forget_warnings()
             surroundings.flush_output()
             ends = surroundings.restore_output()
             if ends == self._prints.start and not self._prints.touched:
@@ -575,6 +593,10 @@ class Worker:
             return NOTHING
         self._slot.printed(ends)
         return said
+
+    def _forget_warnings(self) -> None:
+        self._prints.warned = False
+        notices.forget_warnings()
 
     def _fetch_blobs(self, body: CallBody) -> None:
         if body.puts and self._store.hold(body.puts, self._put):
@@ -608,6 +630,9 @@ class Worker:
     def _prepare(self, body: CallBody) -> Any:
         if body.setting:
             self._surroundings.apply(self._settings[body.setting])
+        return self._load(body)
+
+    def _load(self, body: CallBody) -> Any:
         function = self._functions[body.function]
         if isinstance(function, _Packed):
             data = function.data
@@ -778,31 +803,56 @@ class Worker:
         look = self._prints.touched or seconds > LOOK_S or item + 1 == call.items
         said = self._look() if look else NOTHING
         if error is not None:
-            if self._why and _imports(error):
-                # A library that was interrupted while it was loaded may refuse to be loaded again.
-                self._spoiled = True
+            self._note_spoiled(error, self._why)
             if self._why == board.CANCEL:
                 self._outbox.stale.add(call.entry)
                 # Calls are often cancelled together: those that wait here may be meant as well.
                 self._return_ahead()
                 return False
-            if self._why == board.TIMEOUT:
-                limit = body.timeout_s or 0.0
-                stop = TaskTimeout(f"`{body.name}` ran longer than its timeout of {limit:g} s.", timeout_s=limit)
-                # With the way to where it was then.
-                stop.__traceback__ = error.__traceback__
-                kind, value, is_one_pickle = ERROR, dump_exception(stop), False
-            else:
-                kind, value, is_one_pickle = EXCEPTION, dump_exception(error), False
-                failures = call.attempt - max(0, call.crashes) if call.items == 1 else 1
-                delay = attempt.retry_delay(failures, body.retries) if attempt.wanted(error, body.retry_on) else None
-                if delay is not None:
-                    self._retry(call, body, plain, item, value, seconds, delay, said)
-                    return call.entry not in self._outbox.stale
-        self._outbox.note(call, item, kind, value, is_one_pickle, seconds, said)
+            self._note_error(call, body, plain, item, error, self._why, seconds, said)
+        else:
+            self._outbox.note(call, item, kind, value, is_one_pickle, seconds, said)
         if self._outbox.is_due(ended, FLUSH_S):
             self._try_flush()
         return call.entry not in self._outbox.stale
+
+    def _note_spoiled(self, error: BaseException, why: int) -> None:
+        if why and _imports(error):
+            # A library that was interrupted while it was loaded may refuse to be loaded again.
+            self._spoiled = True
+
+    def _note_error(
+        self,
+        call: Fetched,
+        body: CallBody,
+        plain: list[Any] | None,
+        item: int,
+        error: BaseException,
+        why: int,
+        seconds: float,
+        said: Said,
+    ) -> None:
+        """Note that an item has raised, by itself or since its time was up (`why`)."""
+        if why == board.TIMEOUT:
+            limit = body.timeout_s or 0.0
+            stop = TaskTimeout(f"`{body.name}` ran longer than its timeout of {limit:g} s.", timeout_s=limit)
+            # With the way to where it was then.
+            stop.__traceback__ = error.__traceback__
+            self._outbox.note(call, item, ERROR, dump_exception(stop), False, seconds, said)
+            return
+        value = dump_exception(error)
+        failures = call.attempt - max(0, call.crashes) if call.items == 1 else 1
+        delay = attempt.retry_delay(failures, body.retries) if attempt.wanted(error, body.retry_on) else None
+        if delay is not None:
+            self._retry(call, body, plain, item, value, seconds, delay, said)
+        else:
+            self._outbox.note(call, item, EXCEPTION, value, False, seconds, said)
+
+    def _packed(self, value: Any, name: str, call: Fetched) -> tuple[int, Any, bool]:
+        """A value as an outbox takes it. Pickling runs its author's code."""
+        if is_plain(value) and not _is_long(value):
+            return VALUE, value, True
+        return _pickled(value, name, self._shelf(call))
 
     def _shelf(self, call: Fetched) -> Guest | None:
         """Where the caller wants its large results."""
@@ -855,11 +905,14 @@ class Worker:
     # Interrupts and nested calls
 
     def _on_interrupt(self, _signum: int, _frame: object) -> None:
-        if self._armed:
+        why = 0
+        if self._pump is not None and self._pump.busy:
+            why = self._pump.interrupted()
+        elif self._armed:
             why = self._slot.aimed_at_me()
-            if why:
-                self._why = why
-                raise Interrupted("cancelled" if why == board.CANCEL else "timed out")
+        if why and self._armed:
+            self._why = why
+            raise Interrupted("cancelled" if why == board.CANCEL else "timed out")
 
     def _context(self, body: CallBody, call: Fetched) -> context.TaskContext:
         return context.TaskContext(

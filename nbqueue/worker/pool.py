@@ -21,16 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from nbqueue.codec import messages
-from nbqueue.codec.messages import ERROR, ReplyBody, call_id
+from nbqueue.codec.messages import ERROR, Printed, ReplyBody, call_id
 from nbqueue.codec.seal import Seal
 from nbqueue.errors import ServerError
 from nbqueue.stream.broker import BLOCK_MS, Beat, Broker, Forgot
 from nbqueue.stream.connect import Address, CommandError, Wire
 from nbqueue.stream.keys import Keys
-from nbqueue.stream.records import HostState, RunningTask, WorkerLimits, WorkerState
+from nbqueue.stream.records import Charge, HostState, RunningTask, WorkerLimits, WorkerState
 from nbqueue.worker import board
 from nbqueue.worker.attempt import CRASH_CAP, SPAWNER_CRASH_CAP, Exit, death
 from nbqueue.worker.board import Line, Slot, place_of
+from nbqueue.worker.coroutines.watch import Several
 from nbqueue.worker.loop import WorkerSpec
 from nbqueue.worker.memory import resident_bytes
 from nbqueue.worker.spawn import Spawner, end_group
@@ -53,6 +54,8 @@ GRACE_S = 0.5
 CANCELS_KEPT = 1000
 # A task that runs this long is shown as running.
 ANNOUNCE_S = 0.2
+# Of the calls that one worker runs at a time, so many are shown.
+MOST_SHOWN = 32
 # A worker that uses more than this share of its memory limit is replaced between two calls.
 MUCH_MEMORY = 0.8
 # Substitutes for workers that wait for a task of their own stay this long after they were last needed.
@@ -96,6 +99,7 @@ class Member:
     kill_at: float | None = None
     aimed: tuple[str, int] | None = None
     announced: tuple[str, int] | None = None
+    several: Several = field(default_factory=Several)
     # Entries cancelled before they ran here: on their way to the worker, or fetched ahead by it.
     cancelled: deque[str] = field(default_factory=lambda: deque(maxlen=CANCELS_KEPT))
 
@@ -147,7 +151,7 @@ class Pool:
         self._warned = False
         self._early_deaths = 0
         self._start_at = 0.0
-        self._to_reclaim: list[tuple[str, str, int, int, bytes]] = []
+        self._to_reclaim: list[tuple[str, list[Charge]]] = []
         self._others: dict[str, tuple[int, float]] = {}
         self._new_host()
 
@@ -239,12 +243,13 @@ class Pool:
             line = member.slot.read()
             if line is None:
                 continue
-            task = None
-            if line.running:
-                seconds = round((now - line.started_ns) / 1e9, 3)
-                task = RunningTask(line.name, line.client, line.n, line.item, line.attempt, seconds)
-            used_bytes = resident_bytes(member.pid)
-            workers.append(WorkerState(member.index, member.pid, board.STATE_NAMES[line.state], task, used_bytes))
+            lines = [line] if line.running else []
+            if member.slot.runs_several():
+                lines = sorted((one for _, one in member.slot.beside()), key=lambda one: one.started_ns)
+            tasks = [_running(one, now) for one in lines[:MOST_SHOWN]]
+            state, used_bytes = board.STATE_NAMES[line.state], resident_bytes(member.pid)
+            task = tasks[0] if tasks else None
+            workers.append(WorkerState(member.index, member.pid, state, task, used_bytes, tuple(tasks[1:])))
         return HostState(self._host, socket.gethostname(), os.getpid(), tuple(workers), machine())
 
     # Births and deaths
@@ -255,7 +260,7 @@ class Pool:
             self._unblock_stopping(now)
             return
         active = [m for m in self.members.values() if not m.stopping]
-        waiting = sum(m.slot.state() == board.WAITING for m in active)
+        waiting = sum(_waits(m) for m in active)
         if waiting >= MOST_SUBSTITUTES and not self._warned:
             self._warned = True
             sys.stderr.write(
@@ -283,7 +288,7 @@ class Pool:
 
     def _wind_down(self, now: float) -> None:
         """Let all go; but as long as one waits for a call of its own there is another that may run it."""
-        waiting = [m for m in self.members.values() if m.slot.state() == board.WAITING]
+        waiting = [m for m in self.members.values() if _waits(m)]
         for member in self.members.values():
             if not waiting or not member.substitute:
                 member.stopping = True
@@ -304,6 +309,7 @@ class Pool:
             *(index, consumer, spec.queue, spec.prefix, spec.address, spec.secret, spec.environ),
             max_tasks=self.limits.tasks,
             alone=spec.alone,
+            echo=spec.echo,
         )
         try:
             self._spawner.start(order, recorder.fds)
@@ -335,22 +341,13 @@ class Pool:
     def died(self, member: Member, exit: Exit) -> None:
         """A worker process has ended: charge what it was running, take back the rest, make room."""
         line = member.slot.read()
-        entry, item, cap, reply = "", -1, 0, b""
-        if line is not None and line.running and not member.blameless:
-            entry, item, cap = line.entry, line.item, CRASH_CAP
-            if member.orphaned:
-                cap = max(cap, SPAWNER_CRASH_CAP)
-            if member.overdue_s is not None:
-                cap = -1
-            # If it runs once more, nothing else tells what it printed until now.
-            self._tell_output(member, line, ended=True)
-            reply = self._death_notice(member, line, exit)
+        charges = [] if member.blameless else self._charges(member, line, exit)
         member.recorder.pass_on(member.slot, ended=True)
         member.recorder.close()
         del self.members[member.consumer]
         member.slot.clear()
         self._free_slot(member.index)
-        self._to_reclaim.append((member.consumer, entry, item, cap, reply))
+        self._to_reclaim.append((member.consumer, charges))
         now = time.monotonic()
         if not member.stopping and (line is None or line.state in (board.OFF, board.STARTING)):
             # It never got to work: do not spin.
@@ -377,12 +374,34 @@ class Pool:
         for member in self.members.values():
             member.recorder.pass_on(member.slot)
 
-    def _death_notice(self, member: Member, line: Line, exit: Exit) -> bytes:
+    def _charges(self, member: Member, line: Line | None, exit: Exit) -> list[Charge]:
+        """What a worker was running when it died; of several, all, unless some were its death for sure."""
+        if member.slot.runs_several():
+            overdue = member.several.overdue
+            lines = [one for _, one in member.slot.beside() if not overdue or one.entry in overdue]
+            return [self._charge(member, one, exit, overdue.get(one.entry)) for one in lines]
+        if line is None or not line.running:
+            return []
+        # If it runs once more, nothing else tells what it printed until now.
+        self._tell_output(member, line, ended=True)
+        return [self._charge(member, line, exit, member.overdue_s, member.recorder.printed(line))]
+
+    def _charge(
+        self, member: Member, line: Line, exit: Exit, overdue_s: float | None, printed: tuple[Printed, ...] = ()
+    ) -> Charge:
+        cap = SPAWNER_CRASH_CAP if member.orphaned else CRASH_CAP
+        if overdue_s is not None:
+            cap = -1
+        return Charge(line.entry, line.item, cap, self._death_notice(member, line, exit, overdue_s, printed))
+
+    def _death_notice(
+        self, member: Member, line: Line, exit: Exit, overdue_s: float | None, printed: tuple[Printed, ...]
+    ) -> bytes:
         error = death(
             line.name,
             exit,
             attempts=line.attempt,
-            timeout_s=member.overdue_s,
+            timeout_s=overdue_s,
             over=(member.over_bytes, self.limits.memory_bytes) if member.over_bytes else None,
             last_output=member.recorder.last_lines(line),
         )
@@ -397,7 +416,7 @@ class Pool:
             attempt=line.attempt,
             started=time.time() - seconds,
             seconds=seconds,
-            printed=member.recorder.printed(line),
+            printed=printed,
         )
         return self._seal.close("reply", call_id(line.client, line.n), messages.dump_reply(body))
 
@@ -408,6 +427,9 @@ class Pool:
         for member in self.members.values():
             if member.kill_at is not None and now >= member.kill_at:
                 self._finish_off(member)
+                continue
+            if member.slot.runs_several():
+                member.several.look(member.slot, member.cancelled, _Hands(self, member), now, GRACE_S, ANNOUNCE_S)
                 continue
             if member.slot.state() not in (board.BUSY, board.WAITING):
                 continue
@@ -423,7 +445,7 @@ class Pool:
             if age_s > ANNOUNCE_S:
                 if self._reachable() and member.announced != (line.entry, line.item):
                     member.announced = (line.entry, line.item)
-                    self._announce(line, kind="started", item=line.item, worker=member.consumer, attempt=line.attempt)
+                    self._tell_started(member, line)
                     self._take_back(member, line)
                 self._tell_output(member, line)
 
@@ -475,7 +497,7 @@ class Pool:
                 return
             member.slot.take_back()
             now = member.slot.read()
-            if now is not None and (now.entry, now.item) == (line.entry, line.item):
+            if now is not None and now.running and (now.entry, now.item) == (line.entry, line.item):
                 self._broker.release(member.consumer, waiting)
         except (ServerError, CommandError):
             # They stay where they are, and are looked at when the worker's next item runs for long.
@@ -485,6 +507,9 @@ class Pool:
         if self._reachable():
             for event in member.recorder.news(member.slot, line, time.monotonic(), ended=ended):
                 self._announce(line, **event)
+
+    def _tell_started(self, member: Member, line: Line) -> None:
+        self._announce(line, kind="started", item=line.item, worker=member.consumer, attempt=line.attempt)
 
     def _announce(self, line: Line, **event: Any) -> None:
         """News only: what cannot be told now is not told, and output goes with the reply, too."""
@@ -516,7 +541,8 @@ class Pool:
         if not self._epoch:
             self._register()
         while self._to_reclaim:
-            broker.reclaim(*self._to_reclaim[0])
+            consumer, charges = self._to_reclaim[0]
+            broker.reclaim(consumer, *charges)
             self._to_reclaim.pop(0)
         self._read_inbox()
         if now >= self._beat_at:
@@ -599,6 +625,37 @@ class Pool:
                 self._interrupt(member, entry, -1, board.CANCEL, time.monotonic())
             else:
                 member.cancelled.append(entry)
+
+
+@dataclass(frozen=True, slots=True)
+class _Hands:
+    """What is done to a worker that runs several calls."""
+
+    pool: Pool
+    member: Member
+
+    def signal(self) -> None:
+        self.pool._signal(self.member, signal.SIGINT)
+
+    def kill(self, *, blameless: bool) -> None:
+        self.member.blameless = self.member.blameless or blameless
+        self.pool._signal(self.member, signal.SIGKILL)
+
+    def tell(self, line: Line) -> bool:
+        if not self.pool._reachable():
+            return False
+        self.pool._tell_started(self.member, line)
+        return True
+
+
+def _waits(member: Member) -> bool:
+    """Whether it waits for a call of its own, and another one is needed in its place."""
+    return member.slot.state() in (board.WAITING, board.SEVERAL_WAITING)
+
+
+def _running(line: Line, now_ns: int) -> RunningTask:
+    seconds = round((now_ns - line.started_ns) / 1e9, 3)
+    return RunningTask(line.name, line.client, line.n, line.item, line.attempt, seconds)
 
 
 def own_memory(pid: int) -> int:

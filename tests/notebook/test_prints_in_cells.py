@@ -284,3 +284,22 @@ def test_a_thread_that_calls_between_two_cells_writes_on_the_last_page(cells: Ce
     (tmp_path / "between").touch()
     cells.until(lambda: "said later" in cells.last)
     assert len(cells.texts()) == 1
+
+
+def test_coroutines_that_run_beside_each_other_print_as_themselves(cells: Cells) -> None:
+    cells.run(
+        """
+        import asyncio
+        queue.run(1)
+        turns = []
+        @queue.task
+        async def talk(i):
+            for turn in range(2):
+                print("turn", turn)
+                turns.append(i)
+                while turns.count(1 - i) <= turn: await asyncio.sleep(0.01)
+        talk.map(range(2)).results()
+        """
+    )
+    assert sorted(cells.last.splitlines()) == [f"talk[{i}] │ turn {turn}" for i in range(2) for turn in range(2)]
+    assert cells.streams() == ""

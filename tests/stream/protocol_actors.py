@@ -31,7 +31,7 @@ from protocol_model import HELD, PARKED, QUEUED, STREAMS, WAITING, Model
 from nbqueue.stream.broker import Broker, Ended, Forgot, NeedBlobs, OtherEpoch, Taken
 from nbqueue.stream.connect import CommandError, ForgotScripts, Wire
 from nbqueue.stream.keys import GROUP, Keys, value_name
-from nbqueue.stream.records import Call, Fetched, HostState, Report
+from nbqueue.stream.records import Call, Charge, Fetched, HostState, Report
 from nbqueue.stream.server import PrivateServer
 
 FORGED = b"forged"
@@ -638,21 +638,27 @@ class Actors:
         """A worker is declared dead and replaced. A zombie does not know.
 
         It dies ``running`` its next item; ``idle``; ``between`` two items, so that the last one seems to run,
-        even when its whole call has ended; or ``loading`` a call, before its first item, which seems to run.
+        even when its whole call has ended; ``loading`` a call, before its first item, which seems to run; or running
+        all calls that it has begun or could begin, ``beside`` each other, every other one with a higher cap.
         """
         host = self.host_of(worker)
-        entry, item, reply, line = "", -1, b"[]", None
+        lines: list[tuple[Fetched, int, int] | None] = []
         copy = worker.copies[0] if worker.copies else None
         if (how == "running" and self.begin(worker)) or (how == "between" and not (copy and copy.begun)):
-            line = worker.line
+            lines = [worker.line]
         elif how == "loading" and copy and copy.unstarted:
-            line = copy.got, copy.offset, copy.at
-        if line:
-            got, offset, item = line
-            entry, reply = got.entry, json.dumps([(offset + item, DIED, None)]).encode()
-        answer = self.broker.reclaim(worker.name, entry, item, cap, reply)
-        assert answer == self.model.reclaim(worker.name, entry, item, cap)
-        assert self.broker.reclaim(worker.name, entry, item, cap, reply) == (0, 0)
+            lines = [(copy.got, copy.offset, copy.at)]
+        elif how == "beside":
+            lines = [(copy.got, copy.offset, copy.at) for copy in worker.copies if copy.begun or copy.unstarted]
+        charges = []
+        for i, line in enumerate(lines):
+            if line:
+                got, offset, item = line
+                reply = json.dumps([(offset + item, DIED, None)]).encode()
+                charges.append(Charge(got.entry, item, cap + i % 2, reply))
+        answer = self.broker.reclaim(worker.name, *charges)
+        assert answer == self.model.reclaim(worker.name, charges)
+        assert self.broker.reclaim(worker.name, *charges) == (0, 0)
         host.workers.remove(worker)
         host.dead.append(worker.name)
         self.add_worker(host)

@@ -165,7 +165,7 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
     @precondition(lambda self: self.working)
     @rule(
         w=picks,
-        how=st.sampled_from(["idle", "running", "between", "loading"]),
+        how=st.sampled_from(["idle", "running", "between", "loading", "beside"]),
         cap=st.sampled_from([1, 1, -1]),
         zombie=st.booleans(),
     )

@@ -10,11 +10,12 @@ Every key of the queue has its place here as well: until when it lives, or that 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from nbqueue.stream.keys import value_name
-from nbqueue.stream.records import Call, Fetched, Report
+from nbqueue.stream.records import Call, Charge, Fetched, Report
 
 QUEUED, HELD, PARKED, WAITING = "queued", "held", "parked", "waiting"
 STREAMS = FIRST, NORMAL, LOW = "s:0", "s:1", "s:2"
@@ -252,24 +253,26 @@ class Model:
 
     # What a supervisor does
 
-    def reclaim(self, consumer: str, running: str, item: int, cap: int) -> tuple[int, int]:
-        answer = self._take_back(consumer, running, item, cap)
+    def reclaim(self, consumer: str, charges: Iterable[Charge]) -> tuple[int, int]:
+        answer = self._take_back(consumer, {charge.entry: charge for charge in charges})
         self.prepare()
         return answer
 
-    def _take_back(self, consumer: str, running: str = "", item: int = -1, cap: int = 0) -> tuple[int, int]:
+    def _take_back(self, consumer: str, charges: Mapping[str, Charge] = MappingProxyType({})) -> tuple[int, int]:
         moved = ended = 0
         for entry in [entry for entry, holder in self.foreign.items() if holder == consumer]:
             del self.foreign[entry]
         for call in [c for c in self.open.values() if c.where == HELD and c.holder == consumer]:
             self.faults[call.base] += 1
+            charge = charges.get(call.entry)
+            item = -1 if charge is None else charge.item
             ended_before = call.charged == item and call.crashes == -1
-            if call.entry == running and item >= call.done and not ended_before:
+            if charge is not None and item >= call.done and not ended_before:
                 self.guilty[call.item(item)] += 1
                 call.attempt += 1
                 call.crashes = call.crashes + 1 if call.charged == item else 1
                 call.charged = item
-                if call.crashes > cap:
+                if call.crashes > charge.cap:
                     ended += 1
                     self._tell(call.client)
                     self._count("failed", 1)

@@ -146,6 +146,33 @@ class HardSequences(Actors):
         assert kind == LATER or not client.calls[n].unsettled
         self.forget_two_hosts()
 
+    @rule(
+        items=st.lists(st.sampled_from([1, 1, 2]), min_size=2, max_size=4),
+        caps=st.lists(st.sampled_from([1, 1, -1]), min_size=1, max_size=3),
+        reports=st.booleans(),
+    )
+    def hard_several_run_at_its_death(self, items: list[int], caps: list[int], reports: bool) -> None:
+        """Calls that run beside each other: each is charged, over its own cap it ends, and what was reported is not."""
+        client, worker, _ = self.two_workers()
+        home = self.host_of(worker)
+        self.submit(client, items)
+        for cap in caps:
+            self.fetch(worker, len(items))
+            if reports:
+                self.run(worker, [OK])
+            self.crash(worker, how="beside", cap=cap)
+            worker = home.workers[-1]
+        self.fetch(worker, 1000)
+        while worker.copies:
+            self.run(worker, [OK])
+        self.read(client)
+        assert not any(sent.unsettled for sent in client.calls.values() if sent.n in self.last_of(client, len(items)))
+        self.forget_two_hosts()
+
+    @staticmethod
+    def last_of(client: Client, number: int) -> list[int]:
+        return sorted(client.calls)[-number:]
+
     @rule(kind=kinds, late=st.booleans())
     def hard_dead_worker_fetches(self, kind: str, late: bool) -> None:
         """Under its dead name, which its own supervisor's next beat must notice."""

@@ -10,7 +10,7 @@ import pytest
 from nbqueue.stream.broker import Beat, Broker, Ended, Forgot, NeedBlobs, OtherEpoch, Taken
 from nbqueue.stream.connect import Address, CommandError, Wire
 from nbqueue.stream.keys import GROUP
-from nbqueue.stream.records import Call, Fetched, HostState, Incoming, Report
+from nbqueue.stream.records import Call, Charge, Fetched, HostState, Incoming, Report
 from nbqueue.stream.server import PrivateServer
 
 STATE = HostState("h", "laptop", 1)
@@ -253,7 +253,7 @@ def test_a_report_that_leaves_a_gap_does_not_count(broker: Broker) -> None:
 def test_of_two_attempts_the_old_one_may_succeed_but_not_fail_or_retry(broker: Broker) -> None:
     submit(broker, call(1))
     (old,) = fetch(broker, "h:1")
-    broker.reclaim("h:1", "", -1, 1, b"")
+    broker.reclaim("h:1")
     (new,) = fetch(broker, "h:2")
     assert broker.finish([report(old, failed=1)]) == [False]
     assert broker.finish([report(old, retry_delay_s=0.0)]) == [False]
@@ -339,7 +339,7 @@ def test_what_waits_ends_with_what_it_needs(broker: Broker, how: str, assert_dra
     elif how == "is cancelled":
         assert broker.cancel("c", ["1", "2"]) == ["1"]
     elif how == "dies":
-        broker.reclaim("h:1", got.entry, 0, -1, b"reply")
+        broker.reclaim("h:1", Charge(got.entry, 0, -1, b"reply"))
     else:
         broker.refuse_call(got, b"refused")
     counts = broker.counts()
@@ -381,7 +381,7 @@ def test_what_comes_back_goes_first_and_what_is_low_stays_low(
     if why == "released":
         broker.release("h:1", [got.entry])
     elif why == "its worker died":
-        broker.reclaim("h:1", got.entry, 0, 1, b"")
+        broker.reclaim("h:1", Charge(got.entry, 0, 1, b""))
     elif why == "its host left":
         broker.leave("h")
     else:
@@ -422,7 +422,7 @@ def _double(broker: Broker) -> Fetched:
 
 def test_an_entry_that_is_not_the_current_one_is_dropped_when_taken_back(broker: Broker) -> None:
     _double(broker)
-    assert broker.reclaim("h:2", "", -1, 1, b"") == (0, 0)
+    assert broker.reclaim("h:2") == (0, 0)
     assert broker.wire.call("XLEN", broker.keys.normal) == 1
 
 
@@ -436,7 +436,7 @@ def test_only_the_current_attempt_may_announce(broker: Broker) -> None:
     submit(broker, call(1))
     (old,) = fetch(broker, "h:1")
     assert broker.announce("c", "1", old.entry, b"started")
-    broker.reclaim("h:1", "", -1, 1, b"")
+    broker.reclaim("h:1")
     assert not broker.announce("c", "1", old.entry, b"progress")
     assert replies(broker) == [("1", "e", b"started")]
 
@@ -448,8 +448,8 @@ def test_a_crash_is_charged_to_the_item_that_was_running_and_the_rest_goes_back(
     submit(broker, call(1, 3), call(2))
     running, waiting = fetch(broker, "h:1")
     broker.finish([report(running, 0, 1)])
-    assert broker.reclaim("h:1", running.entry, 1, 1, b"died") == (2, 0)
-    assert broker.reclaim("h:1", running.entry, 1, 1, b"died") == (0, 0)
+    assert broker.reclaim("h:1", Charge(running.entry, 1, 1, b"died")) == (2, 0)
+    assert broker.reclaim("h:1", Charge(running.entry, 1, 1, b"died")) == (0, 0)
     again, free = fetch(broker, "h:2")
     assert (again.attempt, again.crashes, again.first, again.charged) == (2, 1, 1, 1)
     assert (free.n, free.attempt, free.crashes) == (waiting.n, 1, 0)
@@ -461,7 +461,7 @@ def test_over_the_cap_the_guilty_item_ends_and_its_neighbours_do_not(
     submit(broker, call(1, 3))
     for moved, ended in [(1, 0), (1, 1)]:
         (got,) = fetch(broker)
-        assert broker.reclaim("h:1", got.entry, got.first, 1, b"died") == (moved, ended)
+        assert broker.reclaim("h:1", Charge(got.entry, got.first, 1, b"died")) == (moved, ended)
     assert replies(broker) == [("1", "r", b"died")]
     (rest,) = fetch(broker)
     assert (rest.first, rest.crashes, rest.charged) == (1, 0, -1)
@@ -472,7 +472,7 @@ def test_over_the_cap_the_guilty_item_ends_and_its_neighbours_do_not(
 def test_an_item_that_ended_behind_unreported_ones_is_marked_to_be_skipped(broker: Broker) -> None:
     submit(broker, call(1, 3))
     (got,) = fetch(broker)
-    assert broker.reclaim("h:1", got.entry, 1, -1, b"timeout") == (1, 1)
+    assert broker.reclaim("h:1", Charge(got.entry, 1, -1, b"timeout")) == (1, 1)
     (again,) = fetch(broker)
     assert (again.first, again.crashes, again.charged) == (0, -1, 1)
 
@@ -483,10 +483,10 @@ def test_items_that_end_out_of_order_end_once_if_each_skip_is_reported_before_th
     """An entry has room for one such item: the mark of the next one would take its place, and so on for ever."""
     submit(broker, call(1, 3))
     (got,) = fetch(broker)
-    broker.reclaim("h:1", got.entry, 1, -1, b"timeout of 1")
+    broker.reclaim("h:1", Charge(got.entry, 1, -1, b"timeout of 1"))
     (got,) = fetch(broker)
     assert broker.finish([report(got, 0, 2)]) == [True]
-    assert broker.reclaim("h:1", got.entry, 2, -1, b"timeout of 2") == (0, 1)
+    assert broker.reclaim("h:1", Charge(got.entry, 2, -1, b"timeout of 2")) == (0, 1)
     assert [message for _, _, message in replies(broker)] == [b"timeout of 1", b"reply", b"timeout of 2"]
     assert_drained()
 
@@ -494,13 +494,13 @@ def test_items_that_end_out_of_order_end_once_if_each_skip_is_reported_before_th
 def test_an_item_that_has_ended_does_not_run_again_because_its_worker_died_while_loading(broker: Broker) -> None:
     submit(broker, call(1, 3))
     (got,) = fetch(broker, "h:1")
-    broker.reclaim("h:1", got.entry, 1, -1, b"died")
+    broker.reclaim("h:1", Charge(got.entry, 1, -1, b"died"))
     (got,) = fetch(broker, "h:2")
     assert broker.finish([report(got, 0)]) == [True]
-    broker.reclaim("h:2", "", -1, 0, b"")
+    broker.reclaim("h:2")
     (got,) = fetch(broker, "h:3")
     assert (got.first, got.charged, got.crashes) == (1, 1, -1)
-    assert broker.reclaim("h:3", got.entry, 1, 1, b"died") == (1, 0)
+    assert broker.reclaim("h:3", Charge(got.entry, 1, 1, b"died")) == (1, 0)
     (got,) = fetch(broker, "h:4")
     assert (got.first, got.charged, got.crashes) == (1, 1, -1)
 
@@ -509,7 +509,7 @@ def test_an_item_that_was_reported_before_its_worker_died_is_not_charged(broker:
     submit(broker, call(1, 2))
     (got,) = fetch(broker)
     broker.finish([report(got, 0, 1)])
-    assert broker.reclaim("h:1", got.entry, 0, -1, b"died") == (1, 0)
+    assert broker.reclaim("h:1", Charge(got.entry, 0, -1, b"died")) == (1, 0)
 
 
 def test_a_beat_gives_back_what_its_own_dead_and_unregistered_hosts_hold_and_nothing_else(
@@ -565,7 +565,7 @@ def test_a_full_server_refuses_calls_and_lets_all_else_go_on(broker: Broker, ful
     broker.register("h", 1, STATE)
     assert isinstance(broker.beat("h", 1, STATE, ["h:1"]), Beat)
     assert broker.finish([report(one)]) == [True]
-    assert broker.reclaim("h:1", two.entry, 0, -1, b"died") == (0, 1)
+    assert broker.reclaim("h:1", Charge(two.entry, 0, -1, b"died")) == (0, 1)
     assert [message for _, _, message in replies(broker)] == [b"reply", b"died"]
     assert broker.counts().fetched == 0
     broker.poke("h")

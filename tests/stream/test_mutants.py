@@ -29,11 +29,11 @@ def mutant(name: str, script: str, old: str, new: str = "", *, soak: bool = Fals
 
 
 # Lines that several mutants are about, or that are long.
-CHARGE = "if entry == running and item >= done and not (charged == item and crashes < 0) then"
+CHARGE = "if item and item >= done and not (charged == item and crashes < 0) then"
 SWEEP = "(owner == host or redis.call('HEXISTS', P .. 'hb', owner) == 0)"
 FENCE = "if redis.call('HEXISTS', P .. 'hb', host) == 0 then return {'FENCED'} end"
 FORGOT = "if ARGV[4] ~= '' and redis.call('GET', P .. 'e') ~= ARGV[4] then return {'FORGOT'} end"
-GIVE_BACK = "for consumer in pairs(dead) do take_back(consumer, '', -1, 0, '') end"
+GIVE_BACK = "for consumer in pairs(dead) do take_back(consumer, {}) end"
 COUNTER = "redis.call('HGET', P .. 'hb', ARGV[1]) ~= ARGV[2]"
 OLD_WORD = "(current ~= entry and failed > 0)"
 NEW_EPOCH = "redis.call('HSETNX', key, 'epoch', fresh) == 1"
@@ -94,10 +94,12 @@ MUTANTS = [
     mutant("a closed client lives for ever", "_common", RECORD_DIES),
     mutant("replies live for ever", "_common", REPLIES_DIE),
     mutant("an open client may die", "submit", "redis.call('PERSIST', key)"),
-    mutant("take-back always charges", "_common", CHARGE, "if item >= done or running == '' then"),
+    mutant("take-back always charges", "_common", "charges[entry] or {}", "charges[entry] or {done, 1, ''}"),
+    mutant("take-back charges one for another", "_common", "charges[entry]", "charges[next(charges)]"),
+    mutant("take-back charges only one", "reclaim", "for at = 2, #ARGV, 4 do", "for at = 2, #ARGV, #ARGV do"),
     mutant("take-back never charges", "_common", CHARGE, "if false then"),
-    mutant("take-back charges what was reported", "_common", CHARGE, "if entry == running then"),
-    mutant("take-back charges what has ended", "_common", CHARGE, "if entry == running and item >= done then"),
+    mutant("take-back charges what was reported", "_common", CHARGE, "if item then"),
+    mutant("take-back charges what has ended", "_common", CHARGE, "if item and item >= done then"),
     mutant(
         "take-back sums crashes over items",
         "_common",

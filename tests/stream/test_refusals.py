@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nbqueue.stream.broker import Beat, Broker
-from nbqueue.stream.records import Call, Fetched, HostState, Report
+from nbqueue.stream.records import Call, Charge, Fetched, HostState, Report
 
 STATE = HostState("h", "laptop", 1)
 GOOD = {"c": "c", "n": "1", "d": "", "i": "3", "s": "1 0 0 -1", "p": "payload"}
@@ -243,7 +243,7 @@ def test_a_forged_record_of_a_forged_entry_does_not_stop_a_beat(broker: Broker, 
     id = add(broker, {**GOOD, **change})
     broker.wire.call("HSET", broker.keys.open_calls("c"), "1", b"1/" + id + b"|0")
     fetch(broker)
-    assert broker.reclaim("h:1", f"1/{id.decode()}", 0, 1, b"reply") == (0, 0)
+    assert broker.reclaim("h:1", Charge(f"1/{id.decode()}", 0, 1, b"reply")) == (0, 0)
     assert isinstance(broker.beat("h", 1, STATE, [], epoch), Beat)
     assert broker.wire.call("XLEN", broker.keys.normal) == 0
     broker.wire.call("DEL", broker.keys.open_calls("c"))

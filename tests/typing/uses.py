@@ -46,6 +46,33 @@ again.submit(1, "x")  # type: ignore[call-arg]
 again.local("1")  # type: ignore[arg-type]
 
 
+# Of an async function, what awaiting it gives.
+
+
+@queue.task
+async def fetch(url: str, *, tries: int = 1) -> bytes:
+    return url.encode() * tries
+
+
+@queue.task(concurrency=32, retries=2)
+async def fetch_again(url: str) -> bytes:
+    return await fetch(url)
+
+
+async def waits(x: int) -> str:
+    return str(x)
+
+
+assert_type(fetch("a", tries=2), TaskFuture[bytes])
+assert_type(fetch_again("a"), TaskFuture[bytes])
+assert_type(fetch.map(["a", "b"]), Batch[bytes])
+assert_type(queue.submit(waits, 1), TaskFuture[str])
+assert_type(queue.map(waits, [1], concurrency=4), Batch[str])
+assert_type(queue.starmap(waits, [(1,)]), Batch[str])
+assert_type(queue.task(waits, retries=3)(1), TaskFuture[str])
+fetch(1)  # type: ignore[arg-type]
+
+
 # Options, which keep it as well.
 
 quick = count.options(timeout=5, chunksize=None, seed=7, rng="rng", priority="high")
@@ -136,6 +163,8 @@ def loop_of_a_batch() -> AsyncIterator[float]:
 with queue.executor(retries=2) as executor:
     assert_type(executor.submit(plain, 1, "y"), TaskFuture[bytes])
     assert_type(executor.submit(count, 1), TaskFuture[float])
+    assert_type(executor.submit(waits, 1), TaskFuture[str])
+    assert_type(executor.map(waits, [1]), Iterator[str])
     assert_type(executor.map(plain, [1], ["y"], timeout=3, chunksize=2, buffersize=4), Iterator[bytes])
     assert_type(executor.map(count, [1]), Iterator[float])
     executor.submit(plain, "1", "y")  # type: ignore[call-overload]

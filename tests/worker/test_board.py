@@ -115,3 +115,38 @@ def test_another_process_sees_the_same_line(slots: Board, slot: Slot):
     line = slot.read()
     assert line is not None
     assert (line.name, line.n) == ("theirs", "8")
+
+
+def test_calls_beside_each_other_have_places_of_their_own(slots: Board, slot: Slot):
+    other = slots.slot(2)
+    other.clear()
+    assert list(slot.beside()) == []
+    for number in (0, 2):
+        slot.several(number + 1)
+        place = slot.place(number)
+        place.call(f"1/17-{number}", CLIENT, str(number), 1, 0, "wait")
+        place.item(0, 100 + number)
+    line = slot.read()
+    assert line is not None
+    assert slot.runs_several()
+    assert not line.running, "none of them is the worker's only one"
+    # As the supervisor sees it, which has its own view of the memory.
+    seen = slots.slot(1)
+    assert [(line.n, line.started_ns) for _, line in seen.beside()] == [("0", 100), ("2", 102)]
+    assert list(other.beside()) == []
+    slot.place(0).leave_place()
+    assert [line.n for _, line in seen.beside()] == ["2"]
+    seen.clear()
+    slot.several(3)
+    assert list(slot.beside()) == []
+
+
+def test_a_signal_finds_the_place_that_it_is_for(slot: Slot):
+    slot.several(2)
+    places = [slot.place(number) for number in range(2)]
+    for number, place in enumerate(places):
+        place.call(f"1/17-{number}", CLIENT, "1", 1, 0, "wait")
+        place.item(0, 1)
+    places[1].aim("1/17-1", -1, CANCEL)
+    places[0].aim("1/17-9", -1, TIMEOUT)
+    assert [place.aimed_at_me() for place in places] == [0, CANCEL]

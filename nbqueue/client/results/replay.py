@@ -5,8 +5,11 @@ Always true here: arguments are kept only until their call has succeeded, and ea
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,9 +115,21 @@ def replay(name: str, kept: Kept | None) -> Any:
                 kwargs = {**kwargs, name: generator(seed, index)}
                 if before is None:
                     context.seed_item(seed, index)
-            return fn(*args, **kwargs)
+            value = fn(*args, **kwargs)
+            return _awaited(value) if inspect.iscoroutine(value) else value
     finally:
         context.set_current(before)
+
+
+def _awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine to its end: in a thread where a loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    ours = contextvars.copy_context()
+    with ThreadPoolExecutor(1, thread_name_prefix="nbqueue-replay") as thread:
+        return thread.submit(ours.run, asyncio.run, coroutine).result()
 
 
 def _standing_in(name: str) -> context.TaskContext:

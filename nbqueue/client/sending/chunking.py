@@ -38,11 +38,14 @@ class Chunker:
         Number of items, None while unknown.
     fixed : int or None
         Items a chunk if the user has chosen it.
+    at_a_time : int
+        Calls that one worker runs at a time.
     """
 
-    def __init__(self, total: int | None, fixed: int | None = None) -> None:
+    def __init__(self, total: int | None, fixed: int | None = None, at_a_time: int = 1) -> None:
         self.total = total
         self._fixed = fixed
+        self._flights = max(IN_FLIGHT, 2 * at_a_time)
         self._mean_s: float | None = None
         self._high_s = 0.0  # an item may well take so long
         self._last = 1
@@ -89,4 +92,4 @@ class Chunker:
 
     def in_flight(self, workers: int) -> int:
         """How many calls may be open at once."""
-        return IN_FLIGHT * max(1, workers)
+        return self._flights * max(1, workers)

@@ -84,7 +84,9 @@ class Feeder:
     """
 
     def __init__(self, items: Iterable[tuple[Any, ...]], total: int | None, recipe: Recipe, link: Link) -> None:
-        self.chunker = Chunker(total, recipe.options.chunksize)
+        concurrency = recipe.options.concurrency
+        # Items of an async function travel alone, each to where there is room for it.
+        self.chunker = Chunker(total, recipe.options.chunksize if concurrency is None else 1, concurrency or 1)
         self.error: tuple[BaseException, TracebackType | None] | None = None
         self._source: Iterator[tuple[Any, ...]] = iter(items)
         self._at_hand = isinstance(items, AtHand)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import operator
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -14,7 +16,13 @@ from nbqueue.errors import BadOption, TaskError
 from nbqueue.stream.keys import FIRST, LOW, NORMAL
 from nbqueue.stream.records import WorkerLimits
 
-__all__ = ["Options", "TaskOptions", "check_limits", "check_workers", "parse_bytes"]
+__all__ = ["Options", "TaskOptions", "check_limits", "check_workers", "fitted", "is_async", "parse_bytes"]
+
+# Calls of an async function that a worker runs at a time: enough to be busy with what waits nine tenths of its time,
+# and few enough for whoever is asked, as a server that counts its connections.
+CONCURRENCY = 16
+# As many places has a worker's part of the slot board.
+MOST_CONCURRENCY = 256
 
 # Seen with 600: the supervisor orders faster than births are reported, and both wait for each other.
 MOST_WORKERS = 256
@@ -54,6 +62,8 @@ class Options:
         The parameter that receives a random generator of each call's own.
     seed : int or None
         What these are made from; fresh entropy for each call or batch by default.
+    concurrency : int or None
+        Calls that a worker runs at a time, of an async function; None for a plain one.
     """
 
     name: str = ""
@@ -66,6 +76,7 @@ class Options:
     priority: str = "normal"
     rng: str | None = None
     seed: int | None = None
+    concurrency: int | None = None
 
     def __post_init__(self) -> None:
         _whole("retries", self.retries, at_least=0)
@@ -88,6 +99,10 @@ class Options:
             raise BadOption(f"rng={self.rng!r}: give the name of the parameter that is to receive the generator.")
         if self.seed is not None:
             self._check_seed()
+        if self.concurrency is not None:
+            _whole("concurrency", self.concurrency, at_least=1)
+            if self.concurrency > MOST_CONCURRENCY:
+                raise BadOption(f"concurrency={self.concurrency}: a worker runs {MOST_CONCURRENCY} at a time at most.")
 
     def _check_seed(self) -> None:
         try:
@@ -150,6 +165,37 @@ class TaskOptions(TypedDict, total=False):
     priority: str
     rng: str | None
     seed: int | None
+    concurrency: int | None
+
+
+def is_async(fn: Callable[..., Any]) -> bool:
+    """Whether its calls give coroutines, as those of ``async def`` do."""
+    found = inspect.iscoroutinefunction(fn)
+    if not found and not hasattr(fn, "__code__"):
+        # An object that is called like a function.
+        found = inspect.iscoroutinefunction(type(fn).__call__)
+    return found
+
+
+def fitted(fn: Callable[..., Any], options: Options) -> Options:
+    """The `options` of a task that calls `fn`: of an async function, with a `concurrency`.
+
+    Raises
+    ------
+    BadOption
+        For a `concurrency` of a plain function, and for what yields results.
+    """
+    if is_async(fn):
+        return options if options.concurrency is not None else dataclasses.replace(options, concurrency=CONCURRENCY)
+    code = getattr(fn, "__code__", None)
+    if code is not None and code.co_flags & inspect.CO_ASYNC_GENERATOR:
+        raise BadOption(f"`{options.name}` is an async generator, and a task has one result: have it return a list.")
+    if options.concurrency is not None:
+        raise BadOption(
+            f"concurrency={options.concurrency}: `{options.name}` is a plain function, of which a worker runs one call "
+            "at a time. Make it an async function (async def), or start more workers."
+        )
+    return options
 
 
 def _whole(name: str, value: object, *, at_least: int) -> None:

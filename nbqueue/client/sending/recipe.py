@@ -140,6 +140,7 @@ class Recipe:
             retry_on=o.retry_on_names,
             puts=tuple(puts),
             rng=self.rng(place),
+            concurrency=o.concurrency or 0,
         )
         return dump_call(body)
 
@@ -183,6 +184,8 @@ class Recipe:
         self, items: Sequence[Prepared], start: int
     ) -> tuple[list[Packed], list[tuple[int, NotSendable | None]]]:
         """Bodies for prepared items from place `start` on, and the offsets of those not sent, with the reason."""
+        if self.options.concurrency is not None and len(items) > 1:
+            return self._pack_each(items, start)
         if set(map(type, items)) <= {tuple}:
             return self._pack_plain(start, 0, items), []
         calls: list[Packed] = []
@@ -220,6 +223,18 @@ class Recipe:
                 held += prepared.held
             size += bytes_all
         close(len(items))
+        return calls, refused
+
+    def _pack_each(
+        self, items: Sequence[Prepared], start: int
+    ) -> tuple[list[Packed], list[tuple[int, NotSendable | None]]]:
+        """The same, each item in a call of its own."""
+        calls: list[Packed] = []
+        refused: list[tuple[int, NotSendable | None]] = []
+        for offset in range(len(items)):
+            packed, wrong = self.pack(items[offset : offset + 1], start + offset)
+            calls += [one._replace(offset=offset) for one in packed]
+            refused += [(offset, why) for _, why in wrong]
         return calls, refused
 
     def _pack_plain(self, start: int, offset: int, items: Sequence[Prepared]) -> list[Packed]:

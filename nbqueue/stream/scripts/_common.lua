@@ -207,11 +207,12 @@ local function workers()
 end
 
 -- Everything pending for a consumer goes back to be run, and the consumer goes, in one step: deleting a
--- consumer drops its pending list. The entry `running` (or '') is charged a crash at `item`; over `cap` that
--- item ends with `reply`, a sealed message made by the supervisor, and the rest of its chunk goes on.
+-- consumer drops its pending list. `charges` maps an entry that was running to {item, cap, reply}: it is charged a
+-- crash at `item`; over `cap` that item ends with `reply`, a sealed message made by the supervisor, and the rest of
+-- its chunk goes on.
 -- State of an entry: "<attempt> <crashes> <first item> <charged item>"; crashes -1 means that the charged
 -- item has ended and is to be skipped.
-local function take_back(consumer, running, item, cap, reply)
+local function take_back(consumer, charges)
   local moved, ended = 0, 0
   for stream = 0, 2 do
     local key = P .. 's:' .. stream
@@ -232,7 +233,8 @@ local function take_back(consumer, running, item, cap, reply)
             crashes, charged = tonumber(crashes), tonumber(charged)
             -- An item below `done` was reported before its worker died, and one that has ended was not begun
             -- (it seems to run while the function is loaded): nobody is to blame.
-            if entry == running and item >= done and not (charged == item and crashes < 0) then
+            local item, cap, reply = unpack(charges[entry] or {})
+            if item and item >= done and not (charged == item and crashes < 0) then
               attempt = attempt + 1
               if charged == item then crashes = crashes + 1 else crashes = 1 end
               charged = item

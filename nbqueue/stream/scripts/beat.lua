@@ -25,7 +25,7 @@ for _, key in ipairs(STREAMS) do
     end
   end
 end
-for consumer in pairs(dead) do take_back(consumer, '', -1, 0, '') end
+for consumer in pairs(dead) do take_back(consumer, {}) end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -8,5 +8,5 @@ for _, key in ipairs(STREAMS) do
     if host_of(row[2]) == ARGV[1] then dead[row[2]] = true end
   end
 end
-for consumer in pairs(dead) do take_back(consumer, '', -1, 0, '') end
+for consumer in pairs(dead) do take_back(consumer, {}) end
 lifetimes()

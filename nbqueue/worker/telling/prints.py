@@ -4,6 +4,9 @@ The worker's ``sys.stdout`` and ``sys.stderr`` note that something was written, 
 an item that does neither costs nothing. Only then, and after items that ran for a while, is looked how long the
 tapes have become. So what compiled code prints in an item of a few microseconds belongs to the next item of the
 call that is looked at; the last one always is.
+
+Of calls that run beside each other, `voices` tells whose a text is, and the tapes have none of it, except where
+somebody looks on from a terminal (`echo`).
 """
 
 from __future__ import annotations
@@ -11,12 +14,12 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from nbqueue.codec.messages import Printed
 from nbqueue.worker.telling.output import pieces
 
-__all__ = ["LOOK_S", "NOTHING", "Prints", "Said", "Stream"]
+__all__ = ["LOOK_S", "NOTHING", "Hearing", "Prints", "Said", "Stream"]
 
 # To look costs 1 µs.
 LOOK_S = 0.0002
@@ -48,6 +51,14 @@ class Said:
 NOTHING = Said([], [])
 
 
+class Hearing(Protocol):
+    """Takes what one of several calls prints and shows."""
+
+    def hear(self, stream: int, text: str) -> None: ...
+
+    def show(self, id: str, data: dict[str, Any]) -> None: ...
+
+
 class Prints:
     """Where the running item's output begins, and whether there may be some.
 
@@ -59,9 +70,13 @@ class Prints:
         A warning was.
     start : tuple of int
         How long stdout and stderr were before the running item printed.
+    voices : callable, optional
+        Who it is that prints now, while several do; None for nobody in particular.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, echo: bool = False) -> None:
+        self.echo = echo
+        self.voices: Callable[[], Hearing | None] | None = None
         self.touched = False
         self.attend: Callable[[], None] = lambda: None  # told the first time after a look
         self.warned = False
@@ -145,6 +160,7 @@ class Stream(io.TextIOWrapper):
     """A worker's stdout or stderr: line by line, so that what a task prints is seen when it is printed."""
 
     def __init__(self, fd: int, prints: Prints) -> None:
+        self._number = fd
         super().__init__(
             open(fd, "wb", closefd=False),  # noqa: SIM115 - as long as the process
             encoding="utf-8",
@@ -154,6 +170,12 @@ class Stream(io.TextIOWrapper):
         self._prints = prints
 
     def write(self, text: str, /) -> int:
-        self._prints.touch()
+        prints = self._prints
+        if prints.voices is not None and (voice := prints.voices()) is not None:
+            voice.hear(self._number, text)
+            if not prints.echo:
+                return len(text)
+        else:
+            prints.touch()
         written: int = super().write(text)
         return written

@@ -1,0 +1,1 @@
+"""Calls of async functions, which run beside each other in one worker."""
