@@ -574,7 +574,15 @@ def test_a_client_is_cut_off(
     futures += play.squares()
     _are_squares(futures[4:])
     _graph(play, wait_until)
-    wait_until(play.happened)
+
+    def happens() -> bool:
+        # Who has the helm when the last call ends decides whether its reply is deleted at once, or only when the read
+        # that is on its way has ended, which is never here: then after another call.
+        if row == "trim" and not play.happened():
+            _are_squares(play.squares())
+        return play.happened()
+
+    wait_until(happens)
     assert len(refused) <= (row in ASKED)
     assert gate.cancelled()
     assert sorted(outcomes) == ["gate", "square 0", "square 1", "square 2", "square 3"]
