@@ -147,10 +147,14 @@ def queue(new_key: str) -> Iterator[Any]:
 
 @dataclass
 class Server:
-    """A redis-server of a test's own, on a unix socket, as others run them; `url` says where."""
+    """A redis-server of a test's own, on a unix socket, as others run them; `url` says where.
+
+    `within` are the words before its command, which say where it is to run.
+    """
 
     directory: Path
     options: tuple[str, ...] = ()
+    within: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -168,7 +172,7 @@ class Server:
         from nbqueue.stream.server import find_executable, tie_to_parent
 
         self.process = subprocess.Popen(
-            [find_executable(), "--port", "0", "--unixsocket", self.path, "--save", "", *self.options],
+            [*self.within, find_executable(), "--port", "0", "--unixsocket", self.path, "--save", "", *self.options],
             stdout=subprocess.DEVNULL,
             cwd=self.directory,
             preexec_fn=tie_to_parent(),
@@ -191,9 +195,9 @@ def make_server(session_home: Path) -> Iterator[Callable[..., Server]]:
     """``make_server("--requirepass", "x")``: another redis-server, stopped after the test."""
     servers: list[Server] = []
 
-    def make(*options: str) -> Server:
+    def make(*options: str, within: tuple[str, ...] = ()) -> Server:
         directory = Path(tempfile.mkdtemp(prefix="r", dir=session_home))
-        server = Server(directory, options)
+        server = Server(directory, options, within)
         servers.append(server)
         server.start()
         return server
@@ -308,16 +312,20 @@ import sys
 from nbqueue.worker import pool
 pool.LEASE_S, pool.BEAT_S = {lease_s}, {lease_s} / 5
 from nbqueue.cli import main
-sys.exit(main(["worker", {url!r}, "--queue", {key!r}, "-n", "{workers}"]))
+sys.exit(main(["worker", *{urls!r}, "--queue", {key!r}, "-n", "{workers}"]))
 """
 
 
 @pytest.fixture
 def start_host(start_script: Callable[..., Script]) -> Callable[..., Script]:
-    """``start_host(url, key, workers=2, lease_s=12.0)``: ``nbqueue worker`` on another host, as far as can be told."""
+    """``start_host(url, key, workers=2, lease_s=12.0)``: ``nbqueue worker`` on another host, as far as can be told.
 
-    def start(url: str, key: str, *, workers: int = 2, lease_s: float = 12.0) -> Script:
-        return start_script(HOST.format(url=url, key=key, workers=workers, lease_s=lease_s))
+    Without `url`, that is `NBQUEUE_URL` in `env`; `argv` are words before the command.
+    """
+
+    def start(url: str | None, key: str, *, workers: int = 2, lease_s: float = 12.0, **where: Any) -> Script:
+        urls = [] if url is None else [url]
+        return start_script(HOST.format(urls=urls, key=key, workers=workers, lease_s=lease_s), **where)
 
     return start
 
