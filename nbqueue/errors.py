@@ -6,7 +6,7 @@ The ground floor of all floors: imports nothing of ours. All of these survive a 
 
     NbqueueError
     ├── BadOption (ValueError)          an option that cannot be meant: workers=0, timeout=-1
-    ├── BadCall (TypeError)             a map over what cannot be iterated over, or with an option as a keyword
+    ├── BadCall (TypeError)             a map over what cannot be iterated over, batch["a"], gather([1, 2])
     ├── NotSendable (TypeError)         a function or an argument that cannot be pickled
     ├── ServerError (ConnectionError)
     │   ├── ServerNotFound              no redis-server or valkey-server on this machine
@@ -99,7 +99,8 @@ class NotInstalled(NbqueueError, ImportError):
 
 
 class BadCall(NbqueueError, TypeError):
-    """Arguments of ours that cannot be meant: something to map over that is not iterable, an option among keywords.
+    """Arguments of ours that cannot be meant: to map over what is not iterable, an option among keywords, `gather` of
+    what are no futures.
 
     Examples
     --------

@@ -53,9 +53,9 @@ MADE_KEPT = 64
 def _tell_what_is_lost() -> None:
     """At the end of Python: what is still open on its private server dies with it, and that must not be silent."""
     for core in _cores.values():
-        calls = core.link.open_calls
-        if core.private and calls and os.getpid() == core.pid:
-            what = "1 call is" if calls == 1 else f"{calls} calls are"
+        calls = core.link.open_items if core.private and os.getpid() == core.pid else 0
+        if calls:
+            what = "1 call is" if calls == 1 else f"{calls:,} calls are"
             sys.stderr.write(
                 f"nbqueue: Python ends while {what} still open on the queue {core.queue!r}; nobody gets the results. "
                 "Wait for them first: ask for a result(), or use `with TaskQueue() as queue:`.\n"

@@ -23,6 +23,7 @@ from nbqueue.client.sending.options import Options, TaskOptions, check_limits, c
 from nbqueue.client.sending.seeds import check_rng
 from nbqueue.client.status import QueueStatus
 from nbqueue.client.task import Task, length_of, require_iterable, zip_arguments
+from nbqueue.codec import shelves
 from nbqueue.codec.blobs import Put
 from nbqueue.codec.seal import user_secret
 from nbqueue.errors import BadOption, NbqueueError, UnsupportedKernel
@@ -120,6 +121,7 @@ class TaskQueue:
         self.stream_key = stream_key
         Keys.of(stream_key, "")
         if client is None:
+            _check_shared_memory()
             core = private_core(stream_key, find_executable())
             core.revive()
         else:
@@ -398,7 +400,13 @@ class TaskQueue:
         >>> queue.submit(sum, table).result()
         499500
         """
-        return self._here().put(value)
+        try:
+            return self._here().put(value)
+        except KeyboardInterrupt:
+            if context.in_task():
+                raise
+            # A new one: where in our copying it struck helps nobody.
+            raise KeyboardInterrupt("nothing was put; the queue and what runs in it go on.") from None
 
     def executor(self, **options: Unpack[TaskOptions]) -> QueueExecutor:
         """This queue as a `concurrent.futures.Executor`, for whatever takes one.
@@ -592,6 +600,11 @@ class TaskQueue:
             ``.name``, ``.arguments``, ``.outcome``, ``.error``, ``.worker``, ``.attempts``, ``.seconds``, and
             ``.queued``, ``.started``, ``.finished`` in Unix time.
 
+        Raises
+        ------
+        BadOption
+            If `n` is no number, or less than 0.
+
         Examples
         --------
         >>> queue.submit(len, "abc").result()
@@ -600,7 +613,10 @@ class TaskQueue:
         >>> last.name, last.arguments, last.outcome
         ('len', "'abc'", 'done')
         """
-        return self._here().link.history.last(n, failed=failed)
+        with user_frames_only:
+            if not hasattr(n, "__index__") or n < 0:
+                raise BadOption(f"history({n!r:.80}): give how many of the last tasks, a whole number, 0 or more.")
+            return self._here().link.history.last(n, failed=failed)
 
     def __enter__(self) -> TaskQueue:
         """A block that finds the queue's workers running leaves them running at its end."""
@@ -679,6 +695,14 @@ def _check_reachable(address: Address) -> None:
             _checked.add(key)
     finally:
         wire.close()
+
+
+def _check_shared_memory() -> None:
+    """A place that cannot be used costs only speed, but must not be passed over without a word. Once for each."""
+    why = shelves.unusable()
+    if why is not None and (os.getpid(), why) not in _checked:
+        _checked.add((os.getpid(), why))
+        warnings.warn(why, RuntimeWarning, stacklevel=users_level())
 
 
 def _check_kernel(options: Options) -> None:

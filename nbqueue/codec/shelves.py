@@ -28,12 +28,13 @@ from nbqueue.codec.segments import CLOSED, NAME, POOL, PREFIX, Directory, Segmen
 from nbqueue.codec.written import Written
 from nbqueue.errors import NbqueueError
 
-__all__ = ["Own", "base", "existing", "ours", "remove_ours", "sweep", "visit"]
+__all__ = ["Own", "base", "existing", "ours", "remove_ours", "sweep", "unusable", "visit"]
 
 # Segments that wait to be written again, whose pages are there already; and for how long, after the last was written.
 POOL_BYTES, POOL_FILES = 256_000_000, 64
 POOL_IDLE_S = 30.0
 _BASE = "/dev/shm"
+CHOSEN_BY = "NBQUEUE_SHARED_MEMORY"
 _LOCK = "lock"
 _RESULT = re.compile(r"r-([0-9a-f]+)-([0-9]+)-[0-9a-f]+")
 # Directories of others that are kept open. A task that calls tasks has one of its own.
@@ -184,8 +185,27 @@ _guard = threading.RLock()
 
 def base() -> str:
     """Where directories are made; empty where shared memory is not to be used."""
-    chosen = os.environ.get("NBQUEUE_SHARED_MEMORY", _BASE if sys.platform.startswith("linux") else "")
+    chosen = os.environ.get(CHOSEN_BY, _BASE if sys.platform.startswith("linux") else "")
     return "" if chosen in ("", "0") or not os.path.isabs(chosen) or not os.path.isdir(chosen) else chosen
+
+
+def unusable() -> str | None:
+    """Why the place that the user has chosen cannot be used; None if it can, or if he has chosen none."""
+    chosen = os.environ.get(CHOSEN_BY, "0")
+    if chosen in ("", "0"):
+        return None
+    if not os.path.isabs(chosen):
+        why = "is not an absolute path"
+    elif not os.path.isdir(chosen):
+        why = "is no directory" if os.path.exists(chosen) else "does not exist"
+    elif not os.access(chosen, os.W_OK | os.X_OK):
+        why = "may not be written to"
+    else:
+        return None
+    return (
+        f"{CHOSEN_BY}={chosen!r} {why}: large data go through Redis instead, which is slower. Name a directory in "
+        "memory, or 0 to have no shared memory and no warning."
+    )
 
 
 def ours() -> Own | None:

@@ -392,7 +392,12 @@ def _wait_at_exit() -> None:
         # A kernel that is restarted is to stop, and nobody is left who could look.
         return
     for pending in list(_all):
-        pending.wait_at_exit()
+        try:
+            pending.wait_at_exit()
+        except KeyboardInterrupt as interrupt:
+            # There is nobody to raise it to: Python would print where in here it struck.
+            sys.stderr.write(f"nbqueue: interrupted at the end of Python: {interrupt}\n")
+            return
 
 
 # Where the standard library's executors register: before threads are waited for, so those cannot send more meanwhile.

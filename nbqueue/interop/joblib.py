@@ -219,8 +219,11 @@ class NbqueueBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     def abort_everything(self, ensure_ready: bool = True) -> None:
         call = self._call
         if call is not None:
+            error, said = sys.exception(), call.interrupted()
             call.abort()
-            call.lend_traceback(sys.exception())
+            call.lend_traceback(error)
+            if isinstance(error, KeyboardInterrupt) and not error.args:
+                error.args = (said,)
 
     def terminate(self) -> None:
         self.stop_call()
@@ -320,6 +323,12 @@ class _Call:
         for piece in pieces:
             piece.cancel()
 
+    def interrupted(self) -> str:
+        """What a person is told of an interrupt that is about to end this call."""
+        so_far = self.tally.snapshot()
+        total = "" if so_far.total is None else f" of {so_far.total:,}"
+        return f"`{so_far.label}` was cancelled, {so_far.settled:,}{total} calls had ended."
+
     def lend_traceback(self, error: BaseException | None) -> None:
         """joblib raises a task's error without its traceback: put it where the error is on its way."""
         found = next((tb for other, tb in self.tracebacks if other is error), None)
@@ -406,6 +415,10 @@ class _Piece(TaskFuture[Any]):
         self._place, self._size = place, size
         self._runs = 0
         self.add_done_callback(lambda _: self._count())
+
+    @property
+    def open_items(self) -> int:
+        return 0 if self.done() else self._size
 
     def fail(self, error: Exception) -> None:
         self.on_broken(None, 0, error)  # type: ignore[arg-type]

@@ -67,7 +67,10 @@ class Watcher:
             return
         error = getattr(result, "error_in_exec", None)
         if self._pressed or isinstance(error, KeyboardInterrupt):
-            _tell("interrupt_unfinished")
+            said = _tell("interrupt_unfinished")
+            if said:
+                # In the body of a loop it was not ours to raise, so its message could not say so.
+                sys.stderr.write(f"nbqueue: {said}\n")
 
     def _show_as_interrupt(self, said: str | None) -> None:
         """Until this cell has ended, show the cancellation of its coroutine as what it is: an interrupt."""

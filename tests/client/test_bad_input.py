@@ -9,15 +9,18 @@ import sys
 import threading
 import time
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import nbqueue
 from nbqueue import NbqueueError, NotSendable, TaskQueue
 from nbqueue.client.results.waiting import because
 from nbqueue.errors import (
+    BadCall,
     BadOption,
     ForkedQueue,
     InputNotAvailable,
@@ -204,6 +207,68 @@ def test_map_over_something_that_is_not_iterable(queue: Any) -> None:
         queue.map(abs, 5)
     with pytest.raises(TypeError, match="at least one iterable"):
         queue.map(abs)
+
+
+@pytest.mark.parametrize("function", [nbqueue.gather, nbqueue.wait, lambda given: list(nbqueue.as_completed(given))])
+def test_waiting_for_what_are_no_futures(function: Any, queue: Any) -> None:
+    """It was "'int' object has no attribute '_condition'"."""
+    future = queue.submit(abs, -1)
+    with pytest.raises(BadCall, match=r"takes futures, and number 1 of what it was given is 2 \(int\)"):
+        function([future, 2])
+    with pytest.raises(BadCall, match=r"number 0 .*`batch\.futures` those of a batch"):
+        function(queue.map(abs, [-1, -2]))
+    with pytest.raises(BadCall, match="takes several futures: "):
+        function(future)
+    with pytest.raises(BadCall, match="takes several futures, not int"):
+        function(5)
+    assert function([future])
+
+
+@pytest.mark.parametrize("index", ["a", 1.0, None, (0, 1)])
+def test_an_index_that_is_none(index: Any, queue: Any) -> None:
+    """It was "'<' not supported between instances of 'str' and 'int'"."""
+    batch = queue.map(abs, range(-3, 0))
+    for sequence in (batch, batch.futures):
+        with pytest.raises(BadCall, match=rf"has numbered items, from 0 on: .* \({type(index).__name__}\) is none"):
+            sequence[index]
+    with pytest.raises(BadCall):
+        batch.future(index)
+    numpy = pytest.importorskip("numpy")
+    assert batch[numpy.int64(1)] == batch.futures[numpy.int64(-2)].result(timeout=20) == 2
+
+
+@pytest.mark.parametrize("n", [-3, 1.5, "all", None])
+def test_a_number_of_past_tasks_that_cannot_be_meant(n: Any, queue: Any) -> None:
+    with pytest.raises(BadOption, match=r"history\(.*a whole number, 0 or more"):
+        queue.history(n)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("nowhere", "does not exist"), ("file", "is no directory"), ("", "is not an absolute path")]
+)
+def test_shared_memory_in_a_place_that_cannot_be_used(
+    name: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_key: str
+) -> None:
+    """It was passed over without a word."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NBQUEUE_SHARED_MEMORY", str(tmp_path / name) if name else "memory")
+    with pytest.warns(RuntimeWarning, match=f"NBQUEUE_SHARED_MEMORY=.*{why}: large data go through Redis") as caught:
+        queue = TaskQueue(stream_key=new_key, workers=1)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TaskQueue(stream_key=new_key)
+    assert queue.submit(len, bytes(1_000_000)).result(timeout=20) == 1_000_000
+
+
+@pytest.mark.parametrize("chosen", ["0", "", "/dev/shm"])
+def test_shared_memory_that_is_turned_off_or_there_is_no_matter(
+    chosen: str, monkeypatch: pytest.MonkeyPatch, new_key: str
+) -> None:
+    monkeypatch.setenv("NBQUEUE_SHARED_MEMORY", chosen)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TaskQueue(stream_key=new_key)
 
 
 def test_a_task_that_is_no_function(queue: Any) -> None:

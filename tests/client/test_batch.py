@@ -79,6 +79,45 @@ def test_an_item_that_fails_raises_where_it_is_asked_for_and_only_there(queue: A
     assert batch.progress.failed == 1
 
 
+def _stop(i: int) -> int:
+    if i == 1:
+        raise StopIteration("of the task")
+    return i
+
+
+LOOPS: dict[str, Callable[[Any], Any]] = {
+    "for": list,
+    "async for": lambda batch: asyncio.run(_collect(batch)),
+    "await": lambda batch: asyncio.run(_await(batch)),
+    "await a future": lambda batch: asyncio.run(_await(batch.futures[1])),
+}
+
+
+async def _collect(batch: Any) -> list[Any]:
+    return [value async for value in batch]
+
+
+async def _await(what: Any) -> Any:
+    return await what
+
+
+@pytest.mark.parametrize("way", LOOPS)
+def test_a_stop_iteration_of_a_task_neither_ends_a_loop_nor_shows_as_pythons_own_error(queue: Any, way: str) -> None:
+    """It was "RuntimeError: generator raised StopIteration", which names no task."""
+    batch = queue.map(_stop, range(3))
+    with pytest.raises(RuntimeError, match=r"`_stop(\[1\])?` raised StopIteration, .*Catch it in the task") as caught:
+        LOOPS[way](batch)
+    assert isinstance(caught.value.__cause__, StopIteration)
+    assert str(caught.value.__cause__) == "of the task"
+    with pytest.raises(StopIteration, match="of the task"):
+        batch[1]
+
+
+def test_a_stop_iteration_of_a_task_ends_no_map_of_an_executor(queue: Any) -> None:
+    with pytest.raises(RuntimeError, match=r"`_stop\[1\]` raised StopIteration"):
+        list(queue.executor().map(_stop, range(3)))
+
+
 def test_retry_failed_runs_only_those_with_the_function_as_it_is_now(queue: Any, tmp_path: Path) -> None:
     @queue.task
     def work(x: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nbqueue.client.results import demand
-from nbqueue.client.results.demand import FEWEST, NO_LIMIT, UNREAD_BYTES, UNREAD_ITEMS, Demand, Reader
+from nbqueue.client.results.demand import FEWEST_EACH, NO_LIMIT, UNREAD_BYTES, UNREAD_ITEMS, Demand, Reader
 
 
 @pytest.fixture
@@ -60,7 +60,21 @@ def test_fewer_large_results_lie_ahead_but_some_do(generator: Demand):
     assert generator.room(0) == UNREAD_BYTES // 1_000_000
     for _ in range(100):
         generator.arrived(1, UNREAD_BYTES)
-    assert generator.room(0) == FEWEST
+    assert generator.room(0, workers=8) == 8 * FEWEST_EACH, "each worker has something to do"
+    assert generator.kept == 1, "behind the loop nobody needs any"
+
+
+@pytest.mark.parametrize("size", [1, UNREAD_BYTES // UNREAD_ITEMS, 100_000, 3_000_000, UNREAD_BYTES, 3 * UNREAD_BYTES])
+def test_a_loop_that_tells_of_each_step_only_is_never_left_without_the_next_item(generator: Demand, size: int):
+    """One that told of each 64 items waited for ever for the next one, where only 64 were drawn ahead."""
+    generator.begin(Reader())
+    generator.arrived(1, size)
+    drawn = 0
+    for number in range(20 * generator.step + 1):
+        if number % generator.step == 0:
+            generator.read(number)
+            drawn += generator.room(drawn)
+        assert drawn > number
 
 
 def test_a_loop_that_was_left_draws_no_more_until_another_begins(generator: Demand):

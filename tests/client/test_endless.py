@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from nbqueue import TaskQueue
-from nbqueue.client.results import demand
+from nbqueue import TaskQueue, as_completed
+from nbqueue.client.results import demand, waiting
+from nbqueue.client.sending import helm
+from nbqueue.codec import shelves
 
 AHEAD = 400
 
@@ -18,7 +23,6 @@ AHEAD = 400
 @pytest.fixture(autouse=True)
 def few_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demand, "UNREAD_ITEMS", AHEAD)
-    monkeypatch.setattr(demand, "FEWEST", 8)
 
 
 class Source:
@@ -83,6 +87,100 @@ def test_large_results_ahead_of_a_loop_are_fewer(
     wait_until(_rests(batch))
     assert source.taken <= 40 + 25 + 8
     batch.cancel()
+
+
+LARGE = 200_000  # bytes: it lies in shared memory
+
+
+def large(i: int) -> bytearray:
+    return bytearray(LARGE)
+
+
+def _large_ones() -> list[str]:
+    """What lies in this process's shared memory, the pool apart."""
+    own = shelves.existing()
+    if own is None:
+        return []
+    own.let_go()
+    return [name for name in os.listdir(own.path) if name not in ("lock", "pool")]
+
+
+@pytest.fixture
+def few_bytes(monkeypatch: pytest.MonkeyPatch) -> int:
+    """So many large results may lie ahead of a loop, and behind."""
+    monkeypatch.setattr(demand, "UNREAD_BYTES", 10 * LARGE)
+    return 10
+
+
+def test_large_results_behind_a_loop_are_few_too(queue: Any, source: Source, few_bytes: int) -> None:
+    """A thousand of them were kept, whatever their size: of 10 MB each, 256 mapped and the others copied."""
+    batch = queue.map(large, source(), chunksize=1)
+    results = iter(batch)
+    for _ in range(60):
+        next(results)
+    kept = len(batch._items._ledger) - batch._items._ledger.first
+    # What was read just now, or has come since, is not told of yet.
+    assert kept <= 2 * few_bytes + few_bytes // 2 + 2
+    assert len(_large_ones()) <= kept + 2
+    batch.cancel()
+
+
+def test_as_completed_over_large_results_goes_on(queue: Any, source: Source, few_bytes: int) -> None:
+    """It told of what it had read after 64 items only, for which it waited for ever where fewer were drawn ahead."""
+    batch = queue.map(large, source(), chunksize=1)
+    places = itertools.islice(batch.as_completed(timeout=20), 150)
+    assert len([len(future.result()) for future in places]) == 150
+    batch.cancel()
+
+
+@pytest.mark.parametrize("in_a_cell", [False, True])
+def test_a_loop_that_was_left_gives_its_memory_back_at_once(
+    queue: Any,
+    source: Source,
+    few_bytes: int,
+    in_a_cell: bool,
+    wait_until: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its calls and its items held each other until garbage was collected, and a cell held both to its end: what came
+    next found shared memory full."""
+    monkeypatch.setattr(helm, "HELLO_S", 0.05)
+    monkeypatch.setattr(waiting, "_cell", int(in_a_cell))
+    gc.collect()
+    before = set(_large_ones())
+    gc.disable()
+    try:
+        read = 0
+        for value in queue.map(large, source(), chunksize=1):
+            read += len(value)
+            if read == 30 * LARGE:
+                wait_until(lambda: set(_large_ones()) - before)
+                break
+        del value
+        assert source.closed.wait(20)
+        wait_until(lambda: not set(_large_ones()) - before)
+    finally:
+        gc.enable()
+        waiting.next_cell()
+
+
+def test_a_loop_over_futures_that_was_left_keeps_none(
+    queue: Any, wait_until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "_cell", 1)
+    gc.collect()
+    gc.disable()
+    try:
+        futures = [queue.submit(large, i) for i in range(6)]
+        gone = [weakref.ref(future) for future in futures]
+        for future in as_completed(futures, timeout=20):
+            future.result()
+            break
+        del future, futures
+        wait_until(lambda: not any(ref() for ref in gone))
+    finally:
+        gc.enable()
+        waiting.next_cell()
 
 
 @pytest.mark.parametrize("way", READ)

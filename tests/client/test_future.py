@@ -185,6 +185,29 @@ def test_many_threads_may_wait_for_one_future(held: Any) -> None:
         assert [w.result() for w in waiting] == ["for all"] * 6
 
 
+@pytest.mark.parametrize("way", ["cancelled", "failed"])
+def test_a_call_that_did_not_succeed_is_gone_with_its_future(
+    way: str, queue: Any, wait_until: Callable[..., Any]
+) -> None:
+    """The two held each other, and with them a large argument, until garbage was collected."""
+    import gc
+    import weakref
+
+    gc.collect()
+    gc.disable()
+    try:
+        future = queue.submit(time.sleep, 60 if way == "cancelled" else "no number")
+        if way == "cancelled":
+            future.cancel()
+        else:
+            nbqueue.wait([future], timeout=20)
+        gone = weakref.ref(future)
+        del future
+        wait_until(lambda: gone() is None)
+    finally:
+        gc.enable()
+
+
 def test_a_result_is_gone_with_its_future_and_a_batch_with_its_results(
     queue: Any, wait_until: Callable[..., Any]
 ) -> None:

@@ -101,6 +101,10 @@ futures = [queue.submit(time.sleep, 60) for _ in range({calls})]
     ends = start_script(code.format(calls=0))
     ends.end()
     assert ends.text.endswith("--- stderr ---")
+    # As many as there are items, and not as messages were sent.
+    ends = start_script(code.format(calls=0) + "batch = queue.map(time.sleep, [60] * 1_000, chunksize=5)\n")
+    ends.end()
+    assert "Python ends while 1,000 calls are still open" in ends.text
 
 
 def test_workers_that_were_just_started_were_not_told_of(queue: Any) -> None:

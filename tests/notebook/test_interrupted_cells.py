@@ -127,12 +127,12 @@ TEXT = re.compile(r"\x1b\[[0-9;]*m")
 class Cells:
     """A kernel whose cells are interrupted, in its own folder."""
 
-    def __init__(self, kernel: Any, folder: Path, wait_until: Callable[..., Any]) -> None:
+    def __init__(self, kernel: Any, folder: Path, wait_until: Callable[..., Any], setup: str = SETUP) -> None:
         self.kernel = kernel
         self.folder = folder
         self.wait_until = wait_until
         (folder / "started").mkdir()
-        kernel.run(SETUP)
+        kernel.run(setup)
 
     def press(self, code: str, presses: int = 1) -> tuple[str, float]:
         """What the cell shows when it has been interrupted, and how long after that it ended."""
@@ -268,23 +268,56 @@ def test_a_second_press_leaves_a_cancelling_that_takes_long(cells: Cells) -> Non
     assert cells.text(NEXT).splitlines()[0] == "3 []"
 
 
-LOOPS = [
-    "for value in batch:",
-    "for value in (future.result() for future in batch.as_completed()):",
-    "for value in (future.result() for future in nbqueue.as_completed(calls)):",
-]
+# What is looped over, and what the cell says of it when it was interrupted in the body.
+LOOPS = {
+    "for value in batch:": "`first_only` was cancelled, 1 of 6 items had ended.",
+    "for value in (future.result() for future in batch.as_completed()):": (
+        "`first_only` was cancelled, 1 of 6 items had ended."
+    ),
+    "for value in (future.result() for future in nbqueue.as_completed(calls)):": "5 calls were cancelled.",
+}
 
 
 def test_an_interrupt_in_the_body_of_a_loop_over_results_cancels_the_rest(cells: Cells) -> None:
     cells.text("@queue.task(chunksize=1)\ndef first_only(i):\n    if i: time.sleep(60)\n    return i")
-    for loop in LOOPS:
+    for loop, said in LOOPS.items():
         shown, _ = cells.press(
             "batch = first_only.map(range(6))\ncalls = list(batch.futures)\n"
             f"{loop}\n    Path('waiting').touch()\n    time.sleep(60)"
         )
         assert "KeyboardInterrupt" in shown
+        assert shown.endswith(f"nbqueue: {said}\n"), shown
         assert cells.text("print([call.cancelled() for call in calls])") == f"{[False] + [True] * 5}\n", loop
         assert cells.text("print(queue.submit(abs, -3).result(timeout=20))") == "3\n"
+
+
+ALL_IN_ONE = """
+import time
+from pathlib import Path
+from nbqueue import TaskQueue
+queue = TaskQueue(workers=2)
+
+@queue.task(chunksize=1)
+def first_only(i):
+    if i:
+        time.sleep(60)
+    return i
+
+for value in first_only.map(range(6)):
+    Path("waiting").touch()
+    time.sleep(60)
+"""
+
+
+def test_an_interrupt_in_a_loops_body_cancels_also_in_the_cell_that_imports_nbqueue(
+    start_version: Callable[..., Any], tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    """There, a bare KeyboardInterrupt was all, and the map ran on: nobody had told that a cell was running."""
+    cells = Cells(start_version(NBQUEUE_PROGRESS="0"), tmp_path, wait_until, setup="first = 1")
+    shown, _ = cells.press(ALL_IN_ONE)
+    assert "nbqueue: `first_only` was cancelled, 1 of 6 items had ended." in shown
+    assert cells.text("print(queue.submit(abs, -3).result(timeout=20))") == "3\n"
+    assert cells.text("print(queue.status().running, queue.status().queued)") == "() 0\n"
 
 
 def test_an_interrupt_of_the_end_of_a_with_block_stops_its_workers(cells: Cells) -> None:

@@ -81,5 +81,6 @@ def test_a_parallel_call_has_one_card_with_its_functions_name_and_its_prints(sta
     kernel.run(PRESS)
     (error,) = of_kind(kernel.run("Parallel()(delayed(sleep)(x) for x in range(9))"), "error")
     assert error["ename"] == "KeyboardInterrupt"
+    assert re.fullmatch(r"`sleep` was cancelled, 0( of 9)? calls had ended\.", error["evalue"])
     messages = kernel.run("print(Parallel()(delayed(abs)(-x) for x in range(3)))\nprint(queue.status().running)")
     assert "[0, 1, 2]\n()\n" in "".join(content["text"] for content in of_kind(messages, "stream"))

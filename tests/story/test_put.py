@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import pickle
+import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,7 @@ import pytest
 
 from nbqueue import NotSendable, Put, TaskQueue
 from nbqueue.client.sending import helm
-from nbqueue.codec import functions
+from nbqueue.codec import functions, shelves
 from nbqueue.stream.broker import Broker
 
 Cell = Callable[..., dict[str, Any]]
@@ -233,6 +236,28 @@ def test_what_cannot_be_put_is_refused_where_it_is_put(queue: Any, monkeypatch: 
     monkeypatch.setattr(functions, "LARGEST_BYTES", 1_000)
     with pytest.raises(NotSendable, match=r"\(numpy.ndarray\) is 8,\d\d\d bytes when pickled; the limit is 1,000"):
         queue.put(np.arange(1_000.0))
+
+
+def test_an_interrupt_while_it_is_put_leaves_nothing_behind_and_says_so(queue: Any, data: Any) -> None:
+    """It was a bare KeyboardInterrupt out of the midst of a pickler."""
+
+    class Pressed:
+        def __reduce__(self) -> Any:
+            os.kill(os.getpid(), signal.SIGINT)
+            return int, ()
+
+    def files() -> list[str]:
+        own = shelves.existing()
+        return [] if own is None else [name for name in os.listdir(own.path) if name.startswith("a-")]
+
+    queue.put(data)
+    gc.collect()
+    before = set(files())
+    with pytest.raises(KeyboardInterrupt, match="nothing was put; the queue and what runs in it go on") as caught:
+        queue.put([data + 1, Pressed()])
+    assert caught.traceback[-1].path == Path(__file__)
+    assert set(files()) <= before
+    assert queue.submit(len, queue.put(data)).result(timeout=20) == 50_000
 
 
 # What rides along with every call

@@ -17,9 +17,9 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from nbqueue import context
-from nbqueue.client.results.asking import Asked
 from nbqueue.client.results.future import TaskFuture
 from nbqueue.client.results.ledger import CANCELLED, OPEN
+from nbqueue.client.results.looping import Looped
 from nbqueue.client.results.outcome import Outcome, skipped
 from nbqueue.client.sending.listener import Link, OpenCall
 from nbqueue.client.sending.recipe import Packed, Prepared, Recipe, items_of
@@ -36,7 +36,7 @@ __all__ = ["Arriving"]
 MOST_CANCELLED = 10_000_000
 
 
-class Arriving(Asked):
+class Arriving(Looped):
     """The items of one batch. It is what takes the replies, and the feeder's items."""
 
     many = True
@@ -92,7 +92,7 @@ class Arriving(Asked):
 
     def _wanted(self) -> int:
         """How many items may be drawn now."""
-        return self._demand.room(len(self._ledger))
+        return self._demand.room(len(self._ledger), self._link.planned_workers)
 
     # Ending
 
@@ -119,8 +119,8 @@ class Arriving(Asked):
             self._total = len(self._ledger)
             if self._order is not None:
                 self._order.extend(range(start, self._total))
-            futures = [future for i, future in self._futures.items() if i >= start]
-            self._unfinished += calls
+            futures = [self._to_ended(i) for i in list(self._futures) if i >= start]
+            self._unfinished += [call.apart() for call in calls]
             for call in calls:
                 del self._calls[call.call.n]
         self._link.cancel(calls)
@@ -266,7 +266,7 @@ class Arriving(Asked):
                 self._calls.pop(call.call.n, None)
                 self._details.keep(call)
                 if self._ledger.any_cancelled(call.base, call.base + call.call.items):
-                    self._unfinished.append(call)
+                    self._unfinished.append(call.apart())
             futures = (
                 [(self._to_ended(i), self._outcome(i)) for i in arrived if i in self._futures] if self._futures else []
             )
@@ -333,7 +333,7 @@ class Arriving(Asked):
         for place in range(call.base, call.base + call.call.items):
             self._settle_one(place, Outcome(ERROR, error, True), failed=True)
         with self._changed:
-            self._unfinished.append(call)
+            self._unfinished.append(call.apart())
             self._calls.pop(call.call.n, None)
             self._changed.notify_all()
         return True
@@ -376,7 +376,7 @@ class Arriving(Asked):
                 self._unwanted.add(place)
         with self._changed:
             over = [call for call in self._calls.values() if self._is_over(call)]
-            self._unfinished += over
+            self._unfinished += [call.apart() for call in over]
             for call in over:
                 del self._calls[call.call.n]
             self._changed.notify_all()

@@ -1,8 +1,8 @@
-"""What may be asked of a batch's items: how each has ended, and what a loop over them wants and leaves behind.
+"""What may be asked of a batch's items: how each has ended.
 
 Asked by any thread, while the listener brings what is asked for. Always true here: waiting is for facts in the ledger,
-under one condition; futures are made for the items that somebody asks for, and kept here until they have ended; what
-a loop has read is forgotten where `demand` has it so.
+under one condition; futures are made for the items that somebody asks for, and kept here until they have ended.
+`looping` is built on it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from nbqueue.client.results.future import TaskFuture
 from nbqueue.client.results.items import Details, Line
 from nbqueue.client.results.ledger import CANCELLED, FORGOTTEN, OPEN, Ledger
 from nbqueue.client.results.outcome import Outcome
-from nbqueue.client.results.reading import Reading
 from nbqueue.client.results.replay import Kept
 from nbqueue.client.results.waiting import Heard, because, wait_until
 from nbqueue.client.sending.feeding import Feeder
@@ -34,11 +33,6 @@ from nbqueue.progress.prints import Prints
 from nbqueue.progress.tally import Tally
 
 __all__ = ["Asked"]
-
-# Results that a loop takes together.
-RUN = 1_000
-# And how many futures it takes before the feeder hears of it.
-LOOK_EVERY = 64
 
 
 class Asked(ABC):
@@ -109,6 +103,11 @@ class Asked(ABC):
     @property
     def done(self) -> bool:
         return self._exhausted and self._settled >= len(self._ledger)
+
+    @property
+    def open_items(self) -> int:
+        """How many have not ended, sent or not, as far as they are known."""
+        return max(0, max(self._total or 0, len(self._ledger)) - self._settled)
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until every item has ended."""
@@ -298,89 +297,3 @@ class Asked(ABC):
         elif outcome is not None:
             future._arrive(outcome, None)
         return future
-
-    # Reading in a loop
-
-    def reading(self) -> Reading:
-        """A loop over results: it is waited for, and the input is drawn as far as it wants."""
-        return Reading(self._demand, self._changed, self.interrupted)
-
-    def next_run(self, place: int) -> list[Any]:
-        """Values from `place` on that are there and need no look. What lies before has been read."""
-        if not self._limited:
-            return self._ledger.run(place, RUN)
-        with self._changed:
-            self._demand.read(place)
-            kept = self._demand.kept
-            if place - kept - self._ledger.first > max(RUN, kept // 4):
-                self._ledger.drop_before(place - kept)
-                self._forget()
-            self._changed.notify_all()
-            return self._ledger.run(place, RUN)
-
-    def give(self, place: int) -> list[Any]:
-        """Values from `place` on, of which at least the first has come. They are kept no longer, places stay.
-
-        Raises
-        ------
-        Exception
-            What the first has raised.
-        """
-        run = self._ledger.run(place, RUN) or [self.get(place)]
-        with self._lock:
-            self._ledger.blank(place, place + len(run))
-        return run
-
-    def keep_order(self) -> None:
-        """Note from now on in which order items end."""
-        with self._lock:
-            if self._order is None:
-                self._order = [place for place, kind, _ in self._ledger.items() if kind != OPEN]
-                self._order_first = self._ledger.first
-
-    def wait_for_ended(self, number: int, timeout: float | None) -> bool | None:
-        """Wait until so many and one have ended. False at the timeout, None if no more will."""
-        if not wait_until(self._changed, self.more_than(number), timeout, self._link, self.interrupted):
-            return False
-        return True if self._ended_number > number else None
-
-    def more_than(self, number: int) -> Callable[[], bool]:
-        """Whether more than so many have ended, or no more will."""
-        return lambda: self._ended_number > number or self.done
-
-    def has_ended(self, number: int) -> bool:
-        return self._ended_number > number
-
-    @property
-    def _ended_number(self) -> int:
-        return self._order_first + len(self._order or ())
-
-    def ended(self, number: int) -> TaskFuture[Any]:
-        """The future of the item that was the `number`-th to end. Those before have been read."""
-        assert self._order is not None
-        if self._limited and number % LOOK_EVERY == 0:
-            with self._changed:
-                self._demand.read(number)
-                past = number - self._demand.kept - self._order_first
-                if past > max(RUN, self._demand.kept // 4):
-                    self._ledger.drop(self._order[:past])
-                    del self._order[:past]
-                    self._order_first += past
-                    self._forget()
-                self._changed.notify_all()
-        at = number - self._order_first
-        if at < 0:
-            self.check_kept(0)
-        return self.future(self._order[max(0, at)])
-
-    @property
-    def _limited(self) -> bool:
-        return not self._demand.known
-
-    def _forget(self) -> None:
-        """The ledger has forgotten its beginning. The lock is held."""
-        first = self._ledger.first
-        self._details.forget(first)
-        for place in [place for place in self._arguments if self._ledger.kind(place) == FORGOTTEN]:
-            del self._arguments[place]
-        self._unfinished = [call for call in self._unfinished if call.base + call.call.items > first]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import operator
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
@@ -13,10 +14,10 @@ from weakref import finalize
 from nbqueue.client.results.account.looking_back import LookingBack
 from nbqueue.client.results.arriving import Arriving
 from nbqueue.client.results.awaiting import Completed, Turns, until
-from nbqueue.client.results.failures import Failures
-from nbqueue.client.results.frames import user_frames_only
+from nbqueue.client.results.failures import Failures, not_an_end
+from nbqueue.client.results.frames import hand_out, user_frames_only
 from nbqueue.client.results.future import TaskFuture, call_soon
-from nbqueue.client.results.items import Futures
+from nbqueue.client.results.items import Futures, check_index
 from nbqueue.client.results.waiting import because, tick
 from nbqueue.client.sending.listener import Link
 from nbqueue.client.sending.recipe import Recipe
@@ -38,11 +39,11 @@ class Batch(LookingBack, Generic[R]):
     for, and only there.
 
     A generator is drawn as results come back, so it need not fit into memory, nor end. Once a loop reads the results,
-    at most 100,000 of them, or about 100 MB, lie ahead of it, and as many are kept behind it; those before can no
-    longer be asked for. A loop that is left draws no more, until there is another, or somebody waits for all results
-    or asks for an item. When nobody holds the batch any more, one that was being read is cancelled, and one that never
-    was ends after 100,000 items. Nothing of this concerns an input whose length is known: it runs to its end, and all
-    is kept.
+    at most 100,000 of them, or about 100 MB (of larger ones, two for each worker), lie ahead of it, and as much is kept
+    behind it; those before can no longer be asked for. A loop that is left draws no more, until there is another, or
+    somebody waits for all results or asks for an item. When nobody holds the batch any more, one that was being read is
+    cancelled, and one that never was ends after 100,000 items. Nothing of this concerns an input whose length is known:
+    it runs to its end, and all is kept.
 
     Attributes
     ----------
@@ -153,11 +154,7 @@ class Batch(LookingBack, Generic[R]):
                 with user_frames_only:
                     if not self._wait_for(index):
                         return
-                    try:
-                        value = items.get(index)
-                    except Exception as error:
-                        items.add_summary(error)
-                        raise
+                    value = items.get_in_loop(index)
                 yield value
                 del value
                 index += 1
@@ -176,11 +173,7 @@ class Batch(LookingBack, Generic[R]):
                         left = None if deadline is None else max(0.0, deadline - time.monotonic())
                         if not self._wait_for(index, left):
                             return
-                        try:
-                            run = items.give(index)
-                        except Exception as error:
-                            items.add_summary(error)
-                            raise
+                        run = items.give(index)
                     index += len(run)
                     run.reverse()
                     while run:
@@ -210,11 +203,7 @@ class Batch(LookingBack, Generic[R]):
                         self._close_view()
                     if not items.has(index):
                         return
-                    try:
-                        value = items.get(index)
-                    except Exception as error:
-                        items.add_summary(error)
-                        raise
+                    value = items.get_in_loop(index)
                 yield value
                 del value
                 index += 1
@@ -225,12 +214,14 @@ class Batch(LookingBack, Generic[R]):
     def __getitem__(self, index: slice) -> list[R]: ...
     def __getitem__(self, index: int | slice) -> R | list[R]:
         with user_frames_only:
+            check_index(index, "A batch")
             if isinstance(index, slice):
                 values = []
                 # A comprehension would be a frame of ours, in Python 3.11.
                 for i in range(*index.indices(len(self))):
                     values.append(self[i])
                 return values
+            index = operator.index(index)
             if index < 0:
                 index += len(self)
             if index < 0 or not self._wait_for(index):
@@ -427,6 +418,8 @@ class Batch(LookingBack, Generic[R]):
 
         Raises
         ------
+        BadCall
+            If it is no number.
         IndexError
             If there is no such item.
 
@@ -436,7 +429,9 @@ class Batch(LookingBack, Generic[R]):
         >>> batch.future(0).result()
         3
         """
-        return self._items.future(index)
+        with user_frames_only:
+            check_index(index, "A batch")
+            return self._items.future(operator.index(index))
 
     def cancel(self) -> None:
         """End every item that has not ended, queued and running alike. What has arrived stays.
@@ -491,7 +486,11 @@ class Batch(LookingBack, Generic[R]):
                 await tick(ended, self._items.interrupted, self._link)
             finally:
                 self._items.want(-1)
-            return self.results()
+            try:
+                return self.results()
+            except StopIteration as error:
+                # Out of a coroutine none may come.
+                hand_out(not_an_end(self.name, error))
 
     def _wait_for(self, index: int, timeout: float | None = None) -> bool:
         """True when the item has ended, False when there is none."""

@@ -4,11 +4,11 @@ An input of known length is drawn to its end. A generator may have none, so who 
 
 - nobody has begun to read: it runs by itself, as a list does; if nobody holds the batch any more, so that nobody
   ever will, for a limited number of items;
-- a loop over the results: a limited number of items ahead of that loop;
+- a loop over the results: a limited number of items ahead of that loop, of large ones few;
 - the loop was left: no further, until another begins, or somebody waits for all of it, or asks for an item;
 - it was left and nobody holds the batch: it is over.
 
-As many results as may lie ahead of a loop are kept behind it.
+As many results are kept behind a loop, or as many bytes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ __all__ = ["Demand", "Reader"]
 # Of small results about 10 MB; a second or two of the quickest work.
 UNREAD_ITEMS = 100_000
 UNREAD_BYTES = 100_000_000
-# However large they are: all workers of a large machine must have something to do.
-FEWEST = 64
+# However large they are: for each worker one that it makes, and one that may wait for the loop to come to it.
+FEWEST_EACH = 2
 # Items to draw where there is no limit.
 NO_LIMIT = 1 << 62
 
@@ -82,13 +82,18 @@ class Demand:
 
     @property
     def kept(self) -> int:
-        """How many items that were read are kept, and how many may be ahead."""
+        """How many items that were read are kept."""
         if self._item_bytes * UNREAD_ITEMS <= UNREAD_BYTES:
             return UNREAD_ITEMS
-        return max(FEWEST, int(UNREAD_BYTES / self._item_bytes))
+        return max(1, int(UNREAD_BYTES / self._item_bytes))
 
-    def room(self, drawn: int) -> int:
-        """How many items may be drawn now, when so many were."""
+    @property
+    def step(self) -> int:
+        """After so many more that were read it is worth while to forget some, and to draw others."""
+        return max(1, self.kept // 4)
+
+    def room(self, drawn: int, workers: int = 1) -> int:
+        """How many items may be drawn now for so many workers, when so many were."""
         if self.known or self._waiting:
             return NO_LIMIT
         if drawn < self._asked:
@@ -99,7 +104,7 @@ class Demand:
             return NO_LIMIT
         if not self._readers:
             return 0
-        most = self.kept
+        most = max(self.kept, FEWEST_EACH * workers)
         room = most - (drawn - self._read)
         # Not for each item that is read, or chunks would be of one.
         return room if room >= most // 4 else 0

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nbqueue.client.results.outcome import Outcome
     from nbqueue.client.results.replay import Kept
 
-__all__ = ["Failures", "annotate", "note_of", "summary_of"]
+__all__ = ["Failures", "annotate", "not_an_end", "note_of", "summary_of"]
 
 R = TypeVar("R")
 
@@ -78,6 +78,16 @@ def summary_of(outcomes: Iterable[Outcome], failed: int, items: int | None) -> s
     of = "" if items is None else f" of {items:,}"
     first = "" if failed <= LOOKED_AT else f" (of the first {LOOKED_AT:,})"
     return f"{failed:,}{of} items failed: {', '.join(kinds)}{first}; batch.failed lists them"
+
+
+def not_an_end(name: str, error: BaseException) -> RuntimeError:
+    """In the place of an exception of a task's which, where it is asked for, would look like the end of a loop."""
+    instead = RuntimeError(
+        f"`{name}` raised {type(error).__name__}, which would end whatever asks for its result here. Catch it in the "
+        "task, or have the task raise another exception."
+    )
+    instead.__cause__ = error
+    return instead
 
 
 def _short(type_name: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from nbqueue import context
 from nbqueue.client.results.card import CallCard
-from nbqueue.client.results.failures import note_of
+from nbqueue.client.results.failures import not_an_end, note_of
 from nbqueue.client.results.frames import hand_out, user_frames_only
 from nbqueue.client.results.outcome import Outcome, Unmet, first_outcome
 from nbqueue.client.results.replay import Kept, replay
@@ -280,7 +280,11 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         self.add_done_callback(lambda _: call_soon(loop, done.set))
         with user_frames_only:
             await tick(done, self._interrupted, self._link, self._call.call.n if self._call is not None else 0)
-            return self.result()
+            try:
+                return self.result()
+            except StopIteration as error:
+                # Out of a coroutine none may come.
+                hand_out(not_an_end(self.name, error))
 
     def replay(self) -> R:
         """Run the same call here, in the kernel, so that a debugger can look at it.
@@ -337,6 +341,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
             self._on_cancel()
         elif self._link is not None and self._call is not None:
             self._link.cancel([self._call])
+            self._call = self._call.apart()
         self._invoke_callbacks()  # type: ignore[attr-defined]
         return True
 
@@ -412,8 +417,10 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
     def _sent(self, call: OpenCall, fn: Callable[..., Any]) -> None:
         with self._condition:
             # The reply may have been faster.
-            if self._outcome is None or self._outcome.kind != VALUE:
+            if self._outcome is None:
                 self._call, self._fn = call, fn
+            elif self._outcome.kind != VALUE:
+                self._call, self._fn = call.apart(), fn
 
     def _arrive(self, outcome: Outcome, body: ReplyBody | None) -> None:
         if body is not None:
@@ -426,6 +433,8 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
             self._state = FINISHED
             if outcome.kind == VALUE:
                 self._call = self._fn = None
+            elif self._call is not None:
+                self._call = self._call.apart()
             for waiter in self._waiters:
                 if outcome.kind == VALUE:
                     waiter.add_result(self)
@@ -486,6 +495,10 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
     def _more(self) -> bool:
         """It is to be sent later, as the link knows while that is so."""
         return True
+
+    @property
+    def open_items(self) -> int:
+        return 0 if self.done() else 1
 
     def first_open(self, call: OpenCall) -> int:
         return 0

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import bisect
+import operator
 import sys
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, overload
 
+from nbqueue.client.results.frames import user_frames_only
 from nbqueue.client.results.future import TaskFuture
 from nbqueue.client.sending.listener import OpenCall
 from nbqueue.codec.messages import ReplyBody
+from nbqueue.errors import BadCall
 
 if TYPE_CHECKING:
     from nbqueue.client.results.batch import Batch
 
-__all__ = ["Details", "Futures", "Line"]
+__all__ = ["Details", "Futures", "Line", "check_index"]
 
 R = TypeVar("R")
 
@@ -125,6 +128,15 @@ class Futures(Sequence[TaskFuture[R]], Generic[R]):
     @overload
     def __getitem__(self, index: slice) -> list[TaskFuture[R]]: ...
     def __getitem__(self, index: int | slice) -> TaskFuture[R] | list[TaskFuture[R]]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self._batch.future(index + len(self) if index < 0 else index)
+        with user_frames_only:
+            check_index(index, "batch.futures")
+            if isinstance(index, slice):
+                return [self[i] for i in range(*index.indices(len(self)))]
+            index = operator.index(index)
+            return self._batch.future(index + len(self) if index < 0 else index)
+
+
+def check_index(index: object, what: str) -> None:
+    """Raises BadCall for what is neither a number nor a slice."""
+    if not isinstance(index, slice) and not hasattr(index, "__index__"):
+        raise BadCall(f"{what} has numbered items, from 0 on: {index!r:.80} ({type(index).__name__}) is none of them.")

@@ -9,12 +9,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, DoneAndNotDoneFutures, _Waiter
 from typing import Any, Literal, TypeVar, overload
+from weakref import ref
 
 from nbqueue.client.results.arriving import Arriving
 from nbqueue.client.results.frames import user_frames_only
 from nbqueue.client.results.future import TaskFuture
 from nbqueue.client.results.waiting import Interrupted, because, begun, wait_until
 from nbqueue.codec.messages import VALUE
+from nbqueue.errors import BadCall
 
 __all__ = ["as_completed", "gather", "interrupt_all", "interrupt_sinks", "told", "wait", "wait_for"]
 
@@ -32,6 +34,7 @@ class _Watch(_Waiter):
         self.number = 0  # ended so far
         self.failed = False  # one of them with an exception
         self.open = dict.fromkeys(futures)
+        self._left: list[ref[AnyFuture[Any]]] = []  # those that were open when the loop was left
         # Whom to ask for the reason when nothing comes.
         self.link = next((future._link for future in self.open if isinstance(future, TaskFuture)), None)
 
@@ -49,6 +52,15 @@ class _Watch(_Waiter):
             with future._condition:
                 if self in future._waiters:
                     future._waiters.remove(self)
+        # Whoever still asks for these must not keep their results.
+        self._left = [ref(future) for future in self.open]
+        self.open = {}
+        self.ended.clear()
+
+    def interrupt(self) -> str:
+        """Whoever waited was interrupted, or left a loop for it. Says what has become of what was open, if anything."""
+        futures = [*self.open, *(future for each in self._left if (future := each()) is not None)]
+        return interrupt_all(futures) if any(not future.done() for future in futures) else ""
 
     def _end(self, future: AnyFuture[Any], failed: bool = False) -> None:
         with self.condition:
@@ -132,6 +144,8 @@ def as_completed(futures: Iterable[AnyFuture[R]], timeout: float | None = None) 
 
     Raises
     ------
+    BadCall
+        If one of them is no future.
     TimeoutError
         If they have not all ended within `timeout` seconds.
 
@@ -142,8 +156,11 @@ def as_completed(futures: Iterable[AnyFuture[R]], timeout: float | None = None) 
     [1, 2, 3]
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    watch = _Watch(futures)
-    with begun(lambda: interrupt_all(list(watch.open))), watch:
+    with user_frames_only:
+        watch = _Watch(_futures_in(futures, "as_completed"))
+    # So that a result is gone when the loop has done with it.
+    del futures
+    with begun(watch.interrupt), watch:
         while watch.open:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             with user_frames_only:
@@ -184,6 +201,8 @@ def gather(
 
     Raises
     ------
+    BadCall
+        If one of them is no future.
     TimeoutError
         If they have not all ended in time; they go on.
     Exception
@@ -197,10 +216,10 @@ def gather(
     >>> gather([queue.submit(int, "1"), queue.submit(int, "x")], return_exceptions=True)
     [1, ValueError("invalid literal for int() with base 10: 'x'")]
     """
-    waited_for = list(futures)
     deadline = None if timeout is None else time.monotonic() + timeout
     results: list[Any] = []
     with user_frames_only:
+        waited_for = _futures_in(futures, "gather")
         for future in waited_for:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
@@ -215,6 +234,23 @@ def gather(
                     raise
                 results.append(error)
     return results
+
+
+def _futures_in(given: Any, who: str) -> list[AnyFuture[Any]]:
+    """All of them, before any is waited for. Raises BadCall for what is none."""
+    if isinstance(given, concurrent.futures.Future):
+        raise BadCall(f"{who} takes several futures: {who}([first, second]). One alone gives its result().")
+    if not isinstance(given, Iterable):
+        raise BadCall(f"{who} takes several futures, not {type(given).__name__}.")
+    futures: list[AnyFuture[Any]] = []
+    for place, each in enumerate(given):
+        if not isinstance(each, concurrent.futures.Future):
+            raise BadCall(
+                f"{who} takes futures, and number {place} of what it was given is {each!r:.80} ({type(each).__name__})."
+                " A call of a task gives a future, `batch.futures` those of a batch."
+            )
+        futures.append(each)
+    return futures
 
 
 def wait_for(future: AnyFuture[Any], interrupted: Interrupted) -> None:
@@ -258,8 +294,9 @@ def wait(
     >>> sorted(future.result() for future in done), not_done
     ([2, 3], set())
     """
-    watch = _Watch(futures)
-    with user_frames_only, begun(lambda: interrupt_all(list(watch.open))), watch:
+    with user_frames_only:
+        watch = _Watch(_futures_in(futures, "wait"))
+    with user_frames_only, begun(watch.interrupt), watch:
         everything = watch.open
         wanted = 1 if return_when == concurrent.futures.FIRST_COMPLETED and everything else len(everything)
         on_failure = return_when == concurrent.futures.FIRST_EXCEPTION

@@ -196,7 +196,9 @@ _unfinished: dict[begun, int] = {}
 _left: list[begun] = []
 # Loops in which something waits: they wake every TICK_S, once for all of that.
 _beating: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Awaiting, None]] = WeakKeyDictionary()
-_cell = 0
+# 0 where nobody follows cells. Who does cannot tell us of the cell that loads this: it may be the one that has imported
+# nbqueue, and does all the rest as well.
+_cell = int("nbqueue.notebook.interrupt" in sys.modules)
 
 
 async def tick(done: asyncio.Event, interrupted: Interrupted, link: Link | None, number: int = 0) -> None:
@@ -264,7 +266,8 @@ def interrupt_awaited() -> str:
 class begun:
     """A loop over results is under way in the cell: it is waited for, even while the loop's body runs.
 
-    An interrupt there leaves the loop as ``break`` does, so a loop that was left counts until the cell has ended.
+    An interrupt there leaves the loop as ``break`` does, so a loop that was left counts until the cell has ended. What
+    is given as `interrupted` says nothing, "", where nothing was left to do; it must not hold results.
     """
 
     __slots__ = ("_interrupted",)
@@ -283,12 +286,14 @@ class begun:
             _left.append(self)
 
 
-def interrupt_unfinished() -> None:
-    """The cell has ended by an interrupt: it no longer waits for anything that it began to wait for."""
+def interrupt_unfinished() -> str:
+    """The cell has ended by an interrupt: it no longer waits for anything that it began to wait for.
+
+    Says for a person what has become of loops in whose bodies it struck.
+    """
     interrupt_awaited()
-    for loop, cell in reversed(list(_unfinished.items())):
-        if cell == _cell:
-            loop._interrupted()
+    said = [loop._interrupted() for loop, cell in reversed(list(_unfinished.items())) if cell == _cell]
+    return " ".join(dict.fromkeys(filter(None, reversed(said))))
 
 
 def next_cell() -> None:

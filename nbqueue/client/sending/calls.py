@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, cast
 
 from nbqueue.codec.blobs import Put
 from nbqueue.codec.messages import ReplyBody
@@ -18,6 +18,10 @@ __all__ = ["Input", "Node", "OpenCall", "Sink"]
 class Input(Protocol):
     """What has more to send by and by: a batch that is being fed."""
 
+    @property
+    def open_items(self) -> int:
+        """How many have not ended, sent or not, as far as they are known."""
+
     def _more(self) -> bool:
         """Whether more will be sent, as far as is known. Called with the lock held; takes none."""
 
@@ -27,6 +31,10 @@ class Sink(Protocol):
 
     name: str
     many: bool
+
+    @property
+    def open_items(self) -> int:
+        """How many have not ended, sent or not, as far as they are known."""
 
     def on_reply(self, call: OpenCall, item: int, body: ReplyBody) -> bool:
         """Items of the call from `item` on have ended. True when all items of the call have."""
@@ -61,6 +69,10 @@ class OpenCall:
     puts: Mapping[str, Put[Any]] = field(default_factory=dict)  # what its function and items hold, by digest
     held: tuple[Segment, ...] = ()  # where its large arguments lie
     node: Node | None = None  # of one that needs others, or is needed
+
+    def apart(self) -> OpenCall:
+        """What was sent, for whoever keeps it when the call is over: it leads to nobody, so it is in no circle."""
+        return replace(self, sink=cast(Sink, None))
 
 
 @dataclass(slots=True, eq=False)

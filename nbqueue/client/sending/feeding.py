@@ -49,6 +49,9 @@ class Intake(Protocol):
     def _exhausted(self) -> bool:
         """No more items will be taken."""
 
+    @property
+    def open_items(self) -> int: ...
+
     def _wanted(self) -> int:
         """How many items may be drawn now."""
 

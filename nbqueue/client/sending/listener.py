@@ -239,10 +239,16 @@ class Link(Helm):
     def open_calls(self) -> int:
         return len(self._open)
 
-    def sinks(self) -> list[object]:
+    @property
+    def open_items(self) -> int:
+        """How many calls and items of maps have not ended, sent or not, as far as they are known."""
+        return sum(sink.open_items for sink in self.sinks())
+
+    def sinks(self) -> list[Sink | Input]:
         """Whoever still waits for something or has more to send, each once."""
         with self._lock:
-            return list({**{id(opened.sink): opened.sink for opened in self._open.values()}, **self._inputs}.values())
+            found: dict[int, Sink | Input] = {id(opened.sink): opened.sink for opened in self._open.values()}
+            return list({**found, **self._inputs}.values())
 
     def counts(self) -> QueueCounts:
         """Ask the server, on a connection of its own."""
