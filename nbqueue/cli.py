@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         help="cancel the calls in a queue, whoever has made them",
         description="Cancel all calls in a queue on a shared Redis or Valkey server, of all notebooks with your "
         "secret: queued, waiting for a retry, and running. Whoever waits for one gets TaskCancelled. A map is "
-        "cancelled whole.",
+        "cancelled whole; those of its items are counted that had been sent.",
     )
     _add_queue(cancel)
     cancel.add_argument("--queued", action="store_true", help="leave alone what workers have begun or fetched")

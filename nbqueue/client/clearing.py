@@ -7,7 +7,7 @@ ended that were there when it began, so it comes to an end however busy the queu
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from nbqueue.codec import messages
 from nbqueue.codec.messages import call_id
@@ -21,7 +21,7 @@ _TOGETHER = 500
 
 
 def cancel_calls(broker: Broker, seal: Seal, *, queued_only: bool = False) -> int:
-    """End all calls of all clients that share our secret. How many there were.
+    """End all calls of all clients that share our secret. How many there were; of a map, each item that was sent.
 
     Parameters
     ----------
@@ -30,17 +30,30 @@ def cancel_calls(broker: Broker, seal: Seal, *, queued_only: bool = False) -> in
     """
     ended = 0
     for entries in _pages(broker, queued_only):
-        names: dict[str, list[str]] = defaultdict(list)
-        for entry in entries:
+        for client, theirs in _by_client(entries).items():
+            done = broker.items_done(client, [entry.n for entry in theirs])
             event = messages.dump_event("cancelled", item=0)
-            message = seal.close("event", call_id(entry.client, entry.n), event)
-            if broker.announce(entry.client, entry.n, entry.entry, message):
-                names[entry.client].append(entry.n)
-        for client, numbers in names.items():
-            # Their owner may have done it meanwhile.
-            broker.cancel(client, numbers)
-            ended += len(numbers)
+            sealed = [seal.close("event", call_id(client, entry.n), event) for entry in theirs]
+            # All in one write: the owner of a map, once told of a part of it, ends the others, and nobody could count
+            # them any more.
+            told = broker.announce_all([(client, e.n, e.entry, m) for e, m in zip(theirs, sealed, strict=True)])
+            ending = {
+                entry.n: max(1, entry.items - number)
+                for entry, number, heard in zip(theirs, done, told, strict=True)
+                if heard
+            }
+            if ending:
+                # Their owner may have done it meanwhile.
+                broker.cancel(client, ending)
+                ended += sum(ending.values())
     return ended
+
+
+def _by_client(entries: Iterable[OpenEntry]) -> dict[str, list[OpenEntry]]:
+    found: dict[str, list[OpenEntry]] = defaultdict(list)
+    for entry in entries:
+        found[entry.client].append(entry)
+    return found
 
 
 def _pages(broker: Broker, queued_only: bool) -> Iterator[list[OpenEntry]]:

@@ -26,6 +26,7 @@ from nbqueue import errors
 from nbqueue.client.echo import Echo, way_out
 from nbqueue.client.results.several import wait_for
 from nbqueue.client.results.waiting import Interrupted
+from nbqueue.client.sending.presses import Presses
 from nbqueue.codec import shelves
 from nbqueue.errors import ForkedQueue, NbqueueError, PoolError
 from nbqueue.progress.places import shown_here
@@ -35,6 +36,8 @@ from nbqueue.stream.records import WorkerLimits
 __all__ = ["Launcher", "LocalLauncher", "PoolOrder", "local_launcher"]
 
 ANSWER_TIMEOUT_S = 60.0
+# How long the supervisor has to end with the kernel, and how long an interrupt goes unnoticed meanwhile.
+END_S, PRESS_S = 10.0, 0.05
 # What is true as well when the supervisor has died: no worker of before lives.
 _ENDS = ("stop", "renew")
 # A supervisor that keeps dying is not started for ever.
@@ -135,9 +138,17 @@ class LocalLauncher:
         self._ask_and_wait({"op": "stop", "id": order.id}, interrupted)
 
     def close(self) -> None:
-        """End the supervisor and all that it started. Called when the kernel ends."""
+        """End the supervisor and all that it started. Called when the kernel ends.
+
+        An interrupt here means that somebody cannot wait: the supervisor is killed, and takes everything with it.
+        """
         if os.getpid() != self._pid:
             return
+        # Raised in the midst of this, it would leave behind what is cleaned up below.
+        with Presses() as presses:
+            self._close(presses)
+
+    def _close(self, presses: Presses) -> None:
         with self._lock:
             self._closing = True
             process, control = self._process, self._socket
@@ -151,12 +162,9 @@ class LocalLauncher:
                 # The supervisor went first.
                 pass
             control.close()
-        if process is not None:
-            try:
-                process.wait(10.0)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        if process is not None and not _ends(process, presses):
+            process.kill()
+            process.wait()
         if self._echo is not None:
             self._echo.end()
         self._remove_left_over()
@@ -276,6 +284,18 @@ class LocalLauncher:
     def _remove_left_over(self) -> None:
         if self._server is not None:
             shutil.rmtree(Path(self._server.path).parent, ignore_errors=True)
+
+
+def _ends(process: subprocess.Popen[bytes], presses: Presses) -> bool:
+    """Wait for its end; False if that takes too long, or an interrupt says so."""
+    give_up = time.monotonic() + END_S
+    while not presses.number and time.monotonic() < give_up:
+        try:
+            process.wait(PRESS_S)
+        except subprocess.TimeoutExpired:
+            continue
+        return True
+    return process.poll() is not None
 
 
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:

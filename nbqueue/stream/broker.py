@@ -277,12 +277,18 @@ class Broker:
                     except (TypeError, ValueError):
                         # Nothing that we wrote.
                         continue
-                    yield OpenEntry(call.client, call.n, call.entry)
+                    yield OpenEntry(call.client, call.n, call.entry, call.items)
         for member in self.wire.call("ZRANGE", self.keys.delayed, "0", "-1"):
             client, _, n = _text(member).partition(" ")
             place = self.wire.call("HGET", self.keys.open_calls(client), n)
             if place is not None:
                 yield OpenEntry(client, n, _text(place.rpartition(b"|")[0]))
+
+    def items_done(self, client: str, names: Sequence[str]) -> list[int]:
+        """How many items of each of these calls have ended, as long as it is open."""
+        places = self.wire.call("HMGET", self.keys.open_calls(client), *names)
+        # Whatever others have written there.
+        return [int(done) if (done := (place or b"").rpartition(b"|")[2]).isdigit() else 0 for place in places]
 
     def fetched_entries(self) -> frozenset[str]:
         """Entries that a worker has."""
@@ -452,9 +458,9 @@ class Broker:
     def announce(self, client: str, n: str, entry: str, message: bytes) -> bool:
         return bool(self.step("announce", client, n, entry, message))
 
-    def announce_all(self, events: Sequence[tuple[str, str, str, bytes]]) -> None:
+    def announce_all(self, events: Sequence[tuple[str, str, str, bytes]]) -> list[bool]:
         """The same for several in one write. Of a server that was restarted meanwhile, nobody hears them."""
-        self._read_all(*[self.command("announce", *event) for event in events])
+        return [bool(answer) for answer in self._read_all(*[self.command("announce", *event) for event in events])]
 
     def read_inbox_command(self, host: str, cursor: bytes, *, block_ms: int) -> tuple[Any, ...]:
         return ("XREAD", "COUNT", "100", "BLOCK", str(block_ms), "STREAMS", self.keys.inbox(host), cursor)

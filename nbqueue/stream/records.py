@@ -104,11 +104,12 @@ class Incoming:
 
 @dataclass(frozen=True, slots=True)
 class OpenEntry:
-    """An open call of any client, and where it stands."""
+    """An open call of any client, and where it stands. `items` is how many it was sent with."""
 
     client: str
     n: str
     entry: str
+    items: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,27 @@ def test_queued_leaves_alone_what_a_worker_has_begun(
     assert running.result(timeout=20) == 1
 
 
+def test_items_of_a_map_are_counted_and_not_the_messages_that_they_came_in(
+    shared: TaskQueue, nbqueue: Any, tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    """A chunk counted as one. And its owner, when told of the first, ended the others before they were counted."""
+    batch = shared.map(abs, range(60), chunksize=10)
+    wait_until(lambda: shared.status().queued == 6, timeout=20)
+    assert nbqueue("cancel", "--queued").stdout == "60 calls cancelled\n"
+    assert all(isinstance(r, TaskCancelled) for r in batch.results(return_exceptions=True, timeout=20))
+
+    # What has ended of a chunk does not count.
+    def third_waits(i: int) -> None:
+        if i == 2:
+            held(tmp_path / "started", tmp_path / "never")
+
+    shared.run(1)
+    batch = shared.map(third_waits, range(5), chunksize=5)
+    wait_until((tmp_path / "started").exists, timeout=20)
+    wait_until(lambda: batch.progress.done == 2, timeout=20)
+    assert nbqueue("cancel").stdout == "3 calls cancelled\n"
+
+
 def test_purge_leaves_no_key_and_whoever_is_there_goes_on(
     shared: TaskQueue, nbqueue: Any, redis_server: Any, wait_until: Callable[..., Any]
 ) -> None:

@@ -135,6 +135,72 @@ time.sleep(60)
     assert all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
 
 
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+AT_ITS_END = """
+import atexit, sys, threading, time
+from pathlib import Path
+from nbqueue import TaskQueue
+from nbqueue.client import launch
+
+def say_when(name, there):
+    def look():
+        while not there():
+            time.sleep(0.001)
+        print(name, flush=True)
+    threading.Thread(target=look, daemon=True).start()
+
+def waits():
+    frame, names = sys._current_frames()[threading.main_thread().ident], set()
+    while frame is not None:
+        names.add(frame.f_code.co_name)
+        frame = frame.f_back
+    return "drain" in names and "_wait" in names
+
+with TaskQueue(workers=1) as queue:
+    future = queue.submit(time.sleep, 60)
+    while not future.running():
+        time.sleep(0.001)
+    atexit.register(print, "ending", flush=True)
+    print("supervisor", launch.local_launcher()._process.pid, flush=True)
+    while not Path("go").exists():
+        time.sleep(0.001)
+    say_when("waiting", waits)
+    say_when("cancelling", lambda: any(t.name == "nbqueue-interrupt" for t in threading.enumerate()))
+"""
+
+
+def test_one_who_presses_again_and_again_at_the_end_of_a_with_block_sees_no_traceback_of_ours(
+    start_script: Callable[..., Any], wait_until: Callable[..., Any]
+) -> None:
+    """The third struck where Python ends, in the midst of cleaning up: a traceback, and things left behind."""
+    script = start_script(AT_ITS_END)
+    supervisor = psutil.Process(int(script.line("supervisor")))
+    family = script.family()[1:]
+    # So that none of what is waited for comes to pass.
+    supervisor.suspend()
+    try:
+        (script.run.parent / "go").touch()
+        for stage in ("waiting", "cancelling", "ending"):
+            script.line(stage)
+            os.kill(script.process.pid, signal.SIGINT)
+        script.process.wait(20)
+        wait_until(lambda: not any(map(_lives, family)))
+    finally:
+        if _lives(supervisor):
+            supervisor.kill()
+    wait_until(lambda: script.text.count("KeyboardInterrupt") == 1)
+    assert "KeyboardInterrupt: the work is still being cancelled." in script.text
+    assert "Exception ignored" not in script.text
+    assert "nbqueue/" not in script.text
+    assert not [path for path in script.run.iterdir() if path.name.startswith("nbqueue-")]
+
+
 STORM = """
 import asyncio, os, random, signal, threading, time
 from nbqueue import TaskQueue, as_completed, gather, wait

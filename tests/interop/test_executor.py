@@ -291,10 +291,18 @@ def test_interrupting_a_shutdown_cancels_what_it_waits_for(
     futures = [executor.submit(held, i) for i in range(5)]
     results = executor.map(held, range(5, 9))
 
+    def waits() -> bool:
+        frame, names = sys._current_frames()[main], set()
+        while frame is not None:
+            names.add(frame.f_code.co_name)
+            frame = frame.f_back
+        return {"shutdown", "_wait"} <= names
+
     def press() -> None:
-        wait_until(lambda: held.begun() == 2, timeout=20)
+        wait_until(lambda: held.begun() == 2 and waits(), timeout=20)
         os.kill(os.getpid(), signal.SIGINT)
 
+    main = threading.get_ident()
     thread = threading.Thread(target=press)
     thread.start()
     with pytest.raises(KeyboardInterrupt, match="6 calls were cancelled"):
