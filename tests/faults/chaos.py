@@ -234,6 +234,8 @@ class Chaos:
         if kind == "flaky map":
             flaky = task(chunksize=job.chunksize, retries=2)(tasks.flaky)
             return flaky.starmap(each(lambda i: (number, i, seconds, f"{note}.{i}", i % 3)))
+        if kind == "async map":
+            return task(concurrency=8)(tasks.awaits).starmap(each(lambda i: (number, i, seconds)))
         if kind == "poison map":
             poison = task(chunksize=job.chunksize)(tasks.poison)
             return poison.starmap(each(lambda i: (number, i, "SIGKILL" if i == 1 else "", seconds)))
@@ -249,6 +251,10 @@ class Chaos:
             return task(_nested(queue))(number, seconds)
         if kind in ("SIGKILL", "SIGSEGV", "exit"):
             return task(tasks.poison)(number, 0, kind, seconds)
+        if kind == "async":
+            return task(tasks.awaits)(number, 0, seconds)
+        if kind == "async poison":
+            return task(tasks.kills)(seconds)
         future = task(tasks.nap)(number, seconds)
         if kind == "cancelled":
             self._at(time.monotonic() + seconds, future.cancel)

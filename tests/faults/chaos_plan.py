@@ -35,9 +35,11 @@ KINDS: Mapping[str, int] = {
     "overrun": 3,  # runs into its time limit
     "nested": 5,  # sends a call of its own and waits for it
     "cancelled": 5,  # is cancelled a moment later
+    "async": 10,  # awaits, beside others
+    "async map": 6,  # 3 to 12 items that await, every seventh of which raises
 }
 # Tasks that kill their worker whenever they run; for plans that have no other crashes.
-POISON: Mapping[str, int] = {"SIGKILL": 8, "SIGSEGV": 6, "exit": 6, "poison map": 4}
+POISON: Mapping[str, int] = {"SIGKILL": 8, "SIGSEGV": 6, "exit": 6, "poison map": 4, "async poison": 4}
 
 # These take their time by themselves.
 SLOW = ("long", "flaky map", "flaky", "hopeless", "overrun")
@@ -155,7 +157,7 @@ def value_of(number: int, item: int = 0) -> int:
 def endings(job: Job) -> list[Ending]:
     """How each task of a job has to end; where a crash is meant, with its signal."""
     number = job.number
-    if job.kind == "map":
+    if job.kind in ("map", "async map"):
         return [
             Ending("raises", item) if refuses(item) else Ending("value", value_of(number, item))
             for item in range(job.size)
@@ -175,6 +177,8 @@ def endings(job: Job) -> list[Ending]:
         return [Ending("died", signal.Signals[job.kind])]
     if job.kind == "exit":
         return [Ending("died")]
+    if job.kind == "async poison":
+        return [Ending("died", signal.SIGKILL)]
     return [Ending("either" if job.kind == "cancelled" else "value", value_of(number))]
 
 

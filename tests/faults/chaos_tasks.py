@@ -27,6 +27,23 @@ def item(number: int, i: int, seconds: float) -> int:
     return value_of(number, i)
 
 
+async def awaits(number: int, i: int, seconds: float) -> int:
+    import asyncio
+
+    await asyncio.sleep(seconds)
+    if refuses(i):
+        raise Refused(i)
+    return value_of(number, i)
+
+
+async def kills(seconds: float) -> None:
+    """End the worker, and with it whatever runs beside this."""
+    import asyncio
+
+    await asyncio.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def refuse(number: int, seconds: float) -> None:
     time.sleep(seconds)
     raise Refused(number)
