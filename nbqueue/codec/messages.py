@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from nbqueue.codec.blobs import load_keywords
 from nbqueue.codec.frames import load_frame
@@ -55,8 +54,7 @@ def call_id(client: str, n: str | int) -> str:
     return f"{client}:{n}"
 
 
-@dataclass(frozen=True, slots=True)
-class CallBody:
+class CallBody(NamedTuple):
     """What a worker needs to run a call.
 
     Either `packed` (a pickled list of argument tuples) or `frames` (one pickled ``(args, kwargs)`` an item)
@@ -82,8 +80,7 @@ class CallBody:
     concurrency: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyBody:
+class ReplyBody(NamedTuple):
     """How items ``first … first + items - 1`` of a call ended.
 
     `kinds` has one byte an item, or is empty when all are values. Either `packed` (a pickled list of plain
@@ -118,14 +115,7 @@ def type_name(kind: type) -> str:
 
 
 def dump_call(body: CallBody) -> bytes:
-    return pickle.dumps(
-        (
-            *(body.name, body.function, body.setting, body.timeout_s, body.retries),
-            *(body.packed, body.frames, body.common, body.retry_on, body.puts, body.rng, body.inputs),
-            body.concurrency,
-        ),
-        protocol=5,
-    )
+    return pickle.dumps(tuple(body), protocol=5)
 
 
 def load_call(data: bytes) -> CallBody:
@@ -133,14 +123,7 @@ def load_call(data: bytes) -> CallBody:
 
 
 def dump_reply(body: ReplyBody) -> bytes:
-    return pickle.dumps(
-        (
-            *(body.first, body.items, body.kinds, body.packed, body.frames),
-            *(body.worker, body.attempt, body.started, body.seconds),
-            *(body.printed, body.shown, body.large),
-        ),
-        protocol=5,
-    )
+    return pickle.dumps(tuple(body), protocol=5)
 
 
 def load_reply(data: bytes) -> ReplyBody:
@@ -166,10 +149,10 @@ def only_item(body: CallBody, plain: Sequence[Any] | None, item: int) -> CallBod
     """The call with one item only, to be sent on its own. Runs no user's code."""
     if body.rng is not None:
         name, seed, first = body.rng
-        body = replace(body, rng=(name, seed, first + item))
+        body = body._replace(rng=(name, seed, first + item))
     if plain is None:
-        return replace(body, frames=(body.frames[item],))
-    return replace(body, packed=pickle.dumps([plain[item]], protocol=5))
+        return body._replace(frames=(body.frames[item],))
+    return body._replace(packed=pickle.dumps([plain[item]], protocol=5))
 
 
 def plain_items(body: CallBody, items: int) -> list[Any] | None:

@@ -1,4 +1,5 @@
-"""Records that travel between kernel and workers. Frozen; only what JSON or a stream entry can carry.
+"""Records that travel between kernel and workers. Frozen; only what JSON or a stream entry can carry. Those that are
+made for each call are tuples, which takes a quarter of the time.
 
 A *call* is what a client submits: one or more items for one function. An *entry* is where a call lies in a
 stream, written ``<stream>/<id>``. A *report* is a worker's word on finished items of a call.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 _T = TypeVar("_T")
 
@@ -28,8 +29,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A call on its way out. `digests` name the blobs that it needs: its function first. `needs` are the open calls
     whose values it is to be given, which `digests` name as well. `stream` is where it goes: 0 before all others, 1 in
     order, 2 behind."""
@@ -43,8 +43,7 @@ class Call:
     stream: str = "1"
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(NamedTuple):
     """A call as a worker receives it.
 
     `attempt` counts from 1. `first` is the first item that still has to run. `charged` is the item that was
@@ -63,8 +62,7 @@ class Fetched:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """Items ``first … first + items - 1`` of a fetched call are finished; `reply` is the sealed message.
 
     With `retry_delay_s`, the last of them is to run again; `retry_payload` is its own sealed message when
@@ -91,8 +89,7 @@ class Charge:
     reply: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(NamedTuple):
     """One message of a client's reply stream; `kind` is ``r`` (a reply), ``e`` (an event) or ``x`` (the
     call was refused)."""
 

@@ -10,7 +10,6 @@ import pickle
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -197,7 +196,7 @@ class Outbox:
         if body.items == 1 and (body.printed or body.shown):
             # What it printed is the first to be given up.
             printed = tuple((offset, stream, size, ()) for offset, stream, size, _ in body.printed)
-            body = replace(body, printed=printed, shown=())
+            body = body._replace(printed=printed, shown=())
         elif body.items == 1:
             name = messages.load_call(body_of(call.payload)).name
             error = ResultNotSendable(
@@ -221,8 +220,7 @@ class Outbox:
         ends.append(len(frames))
         reports = []
         for start, end in pairwise(ends):
-            part = replace(
-                body,
+            part = body._replace(
                 first=body.first + start,
                 items=end - start,
                 kinds=kinds[start:end],
@@ -237,7 +235,9 @@ class Outbox:
             failed = sum(kind in (EXCEPTION, ERROR) for kind in part.kinds)
             reports.append(Report(call, part.first, part.items, failed, reply))
         # Only the last item of a report can be one that is to run again.
-        reports[-1] = replace(reports[-1], retry_delay_s=report.retry_delay_s, retry_payload=report.retry_payload)
+        reports[-1] = reports[-1]._replace(
+            retry_delay_s=report.retry_delay_s, retry_payload=report.retry_payload
+        )
         return reports
 
     def _close(self, retry_delay_s: float | None = None, retry_payload: bytes = b"") -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import pytest
 
@@ -296,7 +295,7 @@ def test_a_retry_is_not_early(broker: Broker) -> None:
 
 
 def test_a_call_waits_for_what_it_needs_and_finds_it(broker: Broker, assert_drained: Callable[[], None]) -> None:
-    needs = replace(call(3, 1, "vc.1", "vc.2"), needs=("1", "2"))
+    needs = call(3, 1, "vc.1", "vc.2")._replace(needs=("1", "2"))
     broker.hello("c", EPOCH)
     assert broker.submit("c", EPOCH, [call(1), call(2), needs], {}) == Taken(3, 0)
     assert (broker.counts().queued, broker.counts().delayed) == (2, 1)
@@ -316,10 +315,10 @@ def test_a_call_that_needs_what_has_ended_is_not_taken(broker: Broker) -> None:
     submit(broker, call(1), call(2))
     for got in fetch(broker):
         broker.finish([report(got)])
-    needs = replace(call(4, 1, "vc.1", "vc.3"), needs=("1", "3"))
+    needs = call(4, 1, "vc.1", "vc.3")._replace(needs=("1", "3"))
     assert broker.submit("c", EPOCH, [call(3), needs], {}) == Ended((1,))
     assert broker.counts().queued == 0
-    given = replace(needs, needs=("3",))
+    given = needs._replace(needs=("3",))
     assert broker.submit("c", EPOCH, [call(3), given], {}) == NeedBlobs(("vc.1",))
     assert broker.submit("c", EPOCH, [call(3), given], {"vc.1": b"value"}) == Taken(4, 0)
     # Again: it was taken, whatever has become of what it needs.
@@ -331,8 +330,8 @@ def test_a_call_that_needs_what_has_ended_is_not_taken(broker: Broker) -> None:
 
 @pytest.mark.parametrize("how", ["fails", "is cancelled", "dies", "is refused"])
 def test_what_waits_ends_with_what_it_needs(broker: Broker, how: str, assert_drained: Callable[[], None]) -> None:
-    submit(broker, call(1), replace(call(2, 1, "d", "vc.1"), needs=("1",)))
-    submit(broker, replace(call(3, 1, "vc.2", "vc.1"), needs=("2", "1")))
+    submit(broker, call(1), call(2, 1, "d", "vc.1")._replace(needs=("1",)))
+    submit(broker, call(3, 1, "vc.2", "vc.1")._replace(needs=("2", "1")))
     (got,) = fetch(broker)
     if how == "fails":
         broker.finish([report(got, failed=1)])

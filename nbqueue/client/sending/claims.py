@@ -7,7 +7,6 @@ that is closed nothing is removed which anybody may still ask for.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from nbqueue.codec import shelves
 from nbqueue.codec.frames import Frame
@@ -27,7 +26,7 @@ def claimed(body: ReplyBody) -> ReplyBody:
         if frame.path == own.path:
             frame.segment = own.claim(frame.name)
             frames[offset] = frame
-    return replace(body, frames=tuple(frames))
+    return body._replace(frames=tuple(frames))
 
 
 def let_go() -> None:

@@ -27,7 +27,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nbqueue.client.sending import claims, graph
 from nbqueue.client.sending.calls import OpenCall
@@ -501,9 +501,9 @@ class Helm:
                         # Cancelled, or ended, before it left.
                         continue
                     first = opened.sink.first_open(opened)
-                    call = opened.call if not first else replace(opened.call, first=first)
+                    call = opened.call if not first else opened.call._replace(first=first)
                     if opened.node is not None:
-                        call = replace(call, needs=graph.needs(opened, self._open))
+                        call = call._replace(needs=graph.needs(opened, self._open))
                     calls.append(call)
                     size += len(opened.call.payload)
                     for digest, data in opened.blobs.items():
