@@ -98,6 +98,36 @@ def no_bars(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 # Queues and servers
 
 
+@dataclass
+class Traffic:
+    """The longest string that this process has sent with a call, and the longest message that came back."""
+
+    sent: int = 0
+    received: int = 0
+
+
+@pytest.fixture
+def traffic(monkeypatch: pytest.MonkeyPatch) -> Traffic:
+    """What goes through this process from now on."""
+    from nbqueue.stream.broker import Broker
+
+    traffic, submit, parse = Traffic(), Broker.submit_command, Broker.parse_replies
+
+    def submit_command(*args: Any) -> Any:
+        command = submit(*args)
+        traffic.sent = max(traffic.sent, *map(len, command))
+        return command
+
+    def parse_replies(answer: Any) -> Any:
+        found = parse(answer)
+        traffic.received = max([traffic.received, *(len(each.message) for each in found)])
+        return found
+
+    monkeypatch.setattr(Broker, "submit_command", submit_command)
+    monkeypatch.setattr(Broker, "parse_replies", staticmethod(parse_replies))
+    return traffic
+
+
 def _core_module() -> Any:
     return sys.modules.get("nbqueue.client.core")
 

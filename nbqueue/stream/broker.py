@@ -178,8 +178,10 @@ class Broker:
     @staticmethod
     def _submit_args(client: str, epoch: str, calls: Sequence[Call], blobs: Mapping[str, bytes]) -> list[Any]:
         needs = {digest for call in calls for digest in call.digests}
-        # There, as soon as those calls have ended.
-        needs -= {value_name(client, need) for call in calls for need in call.needs}
+        for call in calls:
+            if call.needs:
+                # There, as soon as those have ended.
+                needs.difference_update(value_name(client, need) for need in call.needs)
         args: list[Any] = [client, epoch, str(len(blobs))]
         for digest, data in blobs.items():
             args += (digest, data)
@@ -187,8 +189,9 @@ class Broker:
         args += needs
         args.append(str(len(calls)))
         for call in calls:
-            args += (str(call.n), " ".join(call.digests), str(call.items), str(call.first), call.stream, call.payload)
-            args.append(" ".join(call.needs))
+            waits = " ".join(call.needs) if call.needs else ""
+            args += (str(call.n), " ".join(call.digests), str(call.items), str(call.first), call.stream)
+            args += (call.payload, waits)
         return args
 
     def read_replies_command(self, client: str, cursor: bytes, *, block_ms: int | None) -> tuple[Any, ...]:

@@ -14,7 +14,6 @@ import pytest
 
 from nbqueue import InputFailed, NotSendable, TaskCancelled, TaskQueue
 from nbqueue.codec.frames import is_reference
-from nbqueue.stream.broker import Broker
 
 HERE = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="shared memory")
 
@@ -286,63 +285,11 @@ def test_an_executor_takes_them_too(queue: Any) -> None:
 # Where values go
 
 
-class Traffic:
-    """The largest messages that this process sends and receives."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.sent = self.received = 0
-        submit, parse = Broker.submit_command, Broker.parse_replies
-
-        def submit_command(*args: Any) -> Any:
-            command = submit(*args)
-            self.sent = max(self.sent, *(len(word) for word in command))
-            return command
-
-        def parse_replies(answer: Any) -> Any:
-            found = parse(answer)
-            self.received = max([self.received, *(len(each.message) for each in found)])
-            return found
-
-        monkeypatch.setattr(Broker, "submit_command", submit_command)
-        monkeypatch.setattr(Broker, "parse_replies", staticmethod(parse_replies))
-
-
-def diamond(queue: Any, width: int) -> Any:
-    """One call, then `width` that need it, then one that needs those; values of 100 kB."""
-
-    @queue.task
-    def begin() -> Any:
-        return np.arange(12_500.0)
-
-    @queue.task
-    def middle(x: Any, i: int) -> Any:
-        x[0] = i
-        return bytes(x.data) if i % 2 else x
-
-    @queue.task
-    def end(parts: list[Any]) -> float:
-        arrays = [np.frombuffer(part) if type(part) is bytes else part for part in parts]
-        assert all(float(array[1:].sum()) == 78118750.0 for array in arrays)
-        return float(sum(array[0] for array in arrays))
-
-    first = begin()
-    return end([middle(first, i) for i in range(width)])
-
-
-@HERE
-def test_values_of_100_kb_do_not_pass_through_the_kernel(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    traffic = Traffic(monkeypatch)
-    assert diamond(queue, 30).result(timeout=30) == sum(range(30))
-    assert traffic.sent < 20_000
-    assert traffic.received < 5_000
-
-
 def test_on_another_server_values_go_from_there_to_the_worker(
-    redis_server: Any, new_key: str, monkeypatch: pytest.MonkeyPatch, go: Path
+    redis_server: Any, new_key: str, traffic: Any, go: Path
 ) -> None:
     """They come to the kernel as any result does, and leave it not."""
     queue = TaskQueue(redis_server.url, new_key)
-    traffic = Traffic(monkeypatch)
     parts = [queue.submit(held, go, 0)]
     parts += [queue.submit(lambda _, i: bytes([i]) * 100_000, parts[0], i) for i in range(5)]
     total = queue.submit(lambda parts: sum(len(part) for part in parts[1:]), parts)

@@ -107,14 +107,20 @@ class HardSequences(Actors):
         self.run(worker, [OK] * 3)
         self.forget_two_hosts()
 
-    @rule(counts=sizes)
-    def hard_submit_is_repeated_after_the_end(self, counts: list[int]) -> None:
+    @rule(counts=sizes, more=st.booleans())
+    def hard_submit_is_repeated_after_the_end(self, counts: list[int], more: bool) -> None:
+        """Also of one that needed another."""
         client, worker, _ = self.two_workers()
         numbers = self.submit(client, counts)
-        self.fetch(worker, len(counts))
-        self.run(worker, [OK] * sum(counts))
+        if more:
+            (first,) = self.submit(client, [1])
+            numbers = self.submit(client, [1], reach=[1])
+        for _ in range(2):
+            self.fetch(worker, len(counts) + 1)
+            self.run(worker, [OK] * (sum(counts) + 1))
         self.read(client)
-        self.send(client, numbers, blobs=BLOBS, forged=True)
+        needs = {n: (str(first),) if more else () for n in numbers}
+        self.send(client, numbers, blobs=BLOBS, forged=True, needs=needs)
         self.forget_two_hosts()
 
     @rule(
@@ -271,22 +277,21 @@ class HardSequences(Actors):
 
     @rule(
         ends=st.lists(kinds, min_size=2, max_size=2),
-        before=st.booleans(),
+        before=st.integers(0, 2),
         reads=st.booleans(),
         fate=st.sampled_from(["", "", "all lost", "an hour", "dies", "refused", "cancelled", "no answer"]),
         chain=st.booleans(),
         stream=streams,
     )
     def hard_call_needs_others(
-        self, ends: list[str], before: bool, reads: bool, fate: str, chain: bool, stream: str
+        self, ends: list[str], before: int, reads: bool, fate: str, chain: bool, stream: str
     ) -> None:
         """Two that may end before or after a third is sent, which needs them; perhaps a fourth needs that one."""
         client, worker, other = self.two_workers()
         home = self.host_of(worker)
         second = self.submit(client, [1, 1])[1]
         self.fetch(worker, 2)
-        if before:
-            self.run(worker, ends[:1])
+        self.run(worker, ends[:before])
         (n,) = self.submit(client, [1], 0, "never arrived" if fate == "no answer" else "", [1, 2], stream)
         if chain:
             self.submit(client, [1], 1, "", [1])
@@ -305,7 +310,7 @@ class HardSequences(Actors):
         elif fate == "cancelled" and client.calls[second].unsettled:
             self.cancel(client, [second])
         self.server_and_model_agree()
-        self.run(worker, ends[0 if not before else 1 :])
+        self.run(worker, ends[before:])
         self.server_and_model_agree()
         self.beat(home)
         for _ in range(3):

@@ -291,11 +291,13 @@ def test_a_parked_call_that_others_have_deleted_does_not_stop_what_it_waits_for(
 
 @pytest.mark.parametrize("failed", [0, 1], ids=["value", "failure"])
 def test_what_others_say_of_who_waits_touches_no_call_that_does_not(broker: Broker, failed: int) -> None:
-    submit(broker, Call(1, (), 1, b"payload"), Call(2, (), 1, b"payload"))
+    submit(broker, Call(1, (), 1, b"payload"), Call(2, (), 1, b"payload"), Call(3, (), 1, b"payload", needs=("2",)))
     words = [word for name in ("2", "77", "x", "b") for word in (name, "")]
     broker.wire.call("HSET", broker.keys.blob("vc.1"), *words)
     first, second = broker.sift(fetch(broker))
     assert broker.finish([Report(first, 0, 1, failed, b"reply")]) == [True]
     assert broker.sift(fetch(broker, own=True)) == [second]
     assert broker.finish([Report(second, 0, 1, 0, b"reply")]) == [True]
-    broker.wire.call("DEL", broker.keys.blob("vc.1"))
+    assert [got.n for got in broker.sift(fetch(broker))] == ["3"]
+    broker.cancel("c", ["3"])
+    broker.wire.call("DEL", *[broker.keys.blob(f"vc.{n}") for n in (1, 2)])

@@ -71,6 +71,7 @@ ANSWER = "local out = {'OK', next_due[2] and math.max(0, next_due[2] - now) or -
 PASS = "pass_memory_limit()", "pass_memory_limit()", ""
 HELD_BY = "local rows = redis.call('XPENDING', key_of(entry), GROUP, id_of(entry), id_of(entry), 1, consumer)"
 NEXT_DUE = "local next_due = redis.call('ZRANGEBYSCORE', P .. 'z', '-inf', '(+inf', 'WITHSCORES', 'LIMIT', 0, 1)"
+NEEDS = "if needs ~= '' and tonumber(ARGV[call]) > mark then"
 SOME = "if some_wait == nil then some_wait = redis.call('EXISTS', P .. 'z') == 1 end"
 ANY_EPOCH = "redis.call('GET', P .. 'e') ~= ARGV[4]"
 
@@ -86,6 +87,7 @@ EXEMPT = [
     Exempt("announce", "return 1", "1", "3", "any number but 0 says yes"),
     Exempt("beat", ANSWER, "0", "1", "a millisecond later", nth=1),
     Exempt("beat", NEXT_DUE, "1", "3", "of several the first is taken"),
+    Exempt("submit", NEEDS, NEEDS[3:-5], "tonumber(ARGV[call]) > mark", "it saves time"),
     Exempt("_common", SOME, "some_wait == nil", "true", "it saves a command"),
     Exempt("_common", "if do_some_wait() then", "do_some_wait()", "true", "it saves a command"),
     Exempt("leave", *PASS, "its HDEL opens the gate as well, unless streams are missing"),

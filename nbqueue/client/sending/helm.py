@@ -683,8 +683,13 @@ class Helm:
                 sys.excepthook(*sys.exc_info())
                 body = None
                 ended = self._end_broken(opened, shift, BadMessage(f"A reply could not be read: {error!r}"))
-            if ended:
+            if ended and opened.node is not None:
                 self._over(opened, incoming.message, body)
+            elif ended:
+                with self._changed:
+                    self._open.pop(opened.call.n, None)
+                    if not self._open:
+                        self._changed.notify_all()
 
     def _over(self, opened: OpenCall, message: bytes, body: ReplyBody | None) -> None:
         """A call has ended, with this reply if there was one that could be read."""

@@ -177,17 +177,18 @@ end
 -- A call has ended: forget it, and let its client's keys die if it was the last. Without a `value`, what waits for it
 -- ends with it, and what waits for that.
 local function close(client, n, digests, value)
-  local ended = {{n, digests}}
-  local at = 1
   redis.call('HDEL', P .. 'o:' .. client, n)
-  while ended[at] do
-    let_go(ended[at][2])
-    if do_some_wait() then
-      for _, waiting in ipairs(pass_on(client, ended[at][1], value)) do ended[#ended + 1] = waiting end
+  let_go(digests)
+  if do_some_wait() then
+    local ended = pass_on(client, n, value)
+    local at = 1
+    while ended[at] do
+      let_go(ended[at][2])
+      for _, waiting in ipairs(pass_on(client, ended[at][1])) do ended[#ended + 1] = waiting end
+      at = at + 1
     end
-    at = at + 1
+    count('cancelled', #ended)
   end
-  count('cancelled', #ended - 1)
   if redis.call('EXISTS', P .. 'o:' .. client) == 0 then
     redis.call('EXPIRE', P .. 'c:' .. client, IDLE_S)
   end

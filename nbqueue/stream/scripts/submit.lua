@@ -32,12 +32,12 @@ end
 if #missing > 1 then return missing end
 local mark = tonumber(record[2])
 local ended = {'ENDED'}
-local coming = {}
 for call = at + 1, #ARGV, 7 do
-  if tonumber(ARGV[call]) > mark then
-    coming[ARGV[call]] = true
-    for need in string.gmatch(ARGV[call + 6], '%d+') do
-      if not coming[need] and not standing(client, need) then ended[#ended + 1] = need end
+  local needs = ARGV[call + 6]
+  if needs ~= '' and tonumber(ARGV[call]) > mark then
+    for need in string.gmatch(needs, '%d+') do
+      -- One above the mark comes with this very step.
+      if tonumber(need) <= mark and not standing(client, need) then ended[#ended + 1] = need end
     end
   end
 end
