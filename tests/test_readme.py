@@ -156,6 +156,12 @@ def test_the_files_and_sections_that_it_links_to_exist(page: Path) -> None:
     assert used == set(re.findall(r"^\[([\w-]+)\]: ", text, re.MULTILINE))
 
 
+def test_the_long_section_begins_with_links_to_all_of_its_parts() -> None:
+    text = section("In detail")
+    titles = re.findall(r"^### (.+)$", text, re.MULTILINE)
+    assert re.findall(r"\[(.+?)\]\(#", text.partition("\n### ")[0]) == titles
+
+
 @pytest.mark.parametrize("page", [README, CONTRIBUTING], ids=lambda page: page.name)
 def test_what_its_commands_name_is_there(page: Path) -> None:
     commands = re.findall(r"(?:\.venv/bin/|\.ci/)[^`\n]+", page.read_text("utf-8"))
@@ -176,6 +182,24 @@ def test_a_newcomer_meets_the_picture_the_set_up_and_the_recipes_first() -> None
     assert text[: places[1]].count("\n") < 30
     recipes = text[places[3] : places[4]]
     assert re.findall(r"^\*\*(\d)\. ", recipes, re.MULTILINE) == list("12345")
+
+
+def test_the_table_of_libraries_is_what_the_program_makes() -> None:
+    from tests.bench.pains import CASES, NO, PARTLY, PEERS, YES
+
+    shown = [line.strip("|").split("|") for line in section("Beside other libraries").splitlines() if line[:1] == "|"]
+    head, _, *rows = [[cell.strip() for cell in line] for line in shown]
+    assert [cell.partition("<br>")[0] for cell in head[1:]] == list(PEERS)
+    assert [row[0] for row in rows] == [case.__doc__ for case in CASES]
+    assert {sign for row in rows for sign in row[1:]} <= {YES, PARTLY, NO}
+    assert {row[1] for row in rows} == {YES}, "notebook/test_pains.py sees that it does"
+
+
+def test_the_program_that_makes_it_runs() -> None:
+    command = [sys.executable, "-m", "tests.bench.pains", "--peer", "nbqueue", "--case", "edited_helper"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.endswith("| a helper that is edited is used by the next call | ● |\n")
 
 
 def test_the_account_that_publishes_is_named_in_two_files_only() -> None:
