@@ -30,7 +30,8 @@ key            type    what                                        dies
                        retried, refused
 =============  ======  ==========================================  =======================================
 
-Nothing that an open call needs has a lifetime: a laptop may sleep for a night.
+Nothing that an open call needs has a lifetime: a laptop may sleep for a night. A stream is seen by the step that puts
+something there or takes it away, by each beat of a host and each hello of a client.
 """
 
 from __future__ import annotations

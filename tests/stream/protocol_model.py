@@ -117,7 +117,6 @@ class Model:
             else:
                 self._keep(opened.stream, IDLE_S)
         self._keep("c:" + client, IDLE_S)
-        self._see_streams()
         return record[1]
 
     def cancel(self, client: str, names: Iterable[str]) -> list[str]:
@@ -133,9 +132,9 @@ class Model:
                 host = call.holder.partition(":")[0]
                 self.inbox.setdefault(host, []).append((call.entry, call.holder))
                 self._keep("h:" + host, INBOX_S)
+            self._leave_stream(call)
             self._close(call)
         self._count("cancelled", len(ended))
-        self._see_streams()
         return ended
 
     def poke(self, host: str) -> None:
@@ -172,7 +171,8 @@ class Model:
     def refuse(self, entries: Iterable[str]) -> int:
         refused = sum(self.foreign.pop(entry, None) is not None for entry in entries)
         self._count("refused", refused)
-        self._see_streams()
+        for entry in entries:
+            self._see("s:" + entry[0])
         return refused
 
     def refuse_call(self, got: Fetched) -> bool:
@@ -186,7 +186,7 @@ class Model:
             self._tell(call.client)
             self._count("failed", 1)
             self._count("refused", 1)
-        self._see_streams()
+        self._see("s:" + got.entry[0])
         return current
 
     def start(self, got: Fetched, offset: int, i: int) -> None:
@@ -202,19 +202,19 @@ class Model:
         return call is not None and call.where == HELD and call.entry == got.entry
 
     def finish(self, reports: Iterable[Report]) -> list[bool]:
-        counted = [self._finish(report) for report in reports]
-        self._see_streams()
-        return counted
+        return [self._finish(report) for report in reports]
 
     def _finish(self, report: Report) -> bool:
         got = report.call
         call = self.open.get((got.client, got.n))
         retry = report.retry_delay_s is not None
         upto = report.first + report.items
-        if call is None:
-            return False
         current = self.is_current(got)
-        if not current and (report.failed or retry):
+        if call is None or (retry and not current):
+            # Its entry may have been deleted, and is looked for.
+            self._see("s:" + got.entry[0])
+            return False
+        if not current and report.failed:
             return False
         if report.first > call.done or upto <= call.done:
             return current and upto <= call.done
@@ -226,6 +226,8 @@ class Model:
             self._end(call, i)
         call.done = upto
         due = self.clock + (report.retry_delay_s or 0.0)
+        if upto >= call.items:
+            self._leave_stream(call)
         if retry:
             self.retries[call.item(upto - 1)] += 1
         if retry and call.items == 1:
@@ -418,10 +420,14 @@ class Model:
         for key in STREAMS:
             self._keep(key, IDLE_S)
 
-    def _see_streams(self) -> None:
-        for key in STREAMS:
-            if key in self.dies:
-                self._keep(key, IDLE_S)
+    def _see(self, stream: str) -> None:
+        """A step puts something there, or takes something away."""
+        if stream in self.dies:
+            self._keep(stream, IDLE_S)
+
+    def _leave_stream(self, call: Open) -> None:
+        if call.where not in (PARKED, WAITING):
+            self._see(call.stream)
 
     def _holders(self) -> set[str]:
         holders = {call.holder for call in self.open.values() if call.where == HELD}

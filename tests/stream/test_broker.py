@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -440,6 +441,33 @@ def test_only_the_current_attempt_may_announce(broker: Broker) -> None:
     assert replies(broker) == [("1", "e", b"started")]
 
 
+def test_calls_that_travel_together_cost_the_server_few_commands_each(broker: Broker) -> None:
+    """References to blobs, counters and lifetimes are written once for all of them."""
+
+    def cost(step: Callable[[], object]) -> int:
+        before = _commands_run(broker)
+        step()
+        return _commands_run(broker) - before
+
+    last = 0
+    costs = []
+    for many in (1, 10, 110):
+        calls = [call(n, 1, "d1", "d2") for n in range(last + 1, last + many + 1)]
+        last += many
+        sent = cost(lambda calls=calls: submit(broker, *calls))
+        reports = [report(got) for got in fetch(broker, count=many)]
+        costs.append((sent, cost(lambda reports=reports: broker.finish(reports))))
+    # The first calls of all find nothing there.
+    sent, ended = (more - less for less, more in zip(*costs[1:], strict=True))
+    assert (sent, ended) == (2 * 100, 5 * 100)
+
+
+def _commands_run(broker: Broker) -> int:
+    """By clients, and by scripts."""
+    told = broker.wire.call("INFO", "commandstats").decode()
+    return sum(int(calls) for calls in re.findall(r"(?m)^cmdstat_[^:]+:calls=([0-9]+)", told))
+
+
 # The supervisor's steps
 
 
@@ -568,6 +596,14 @@ def test_a_full_server_refuses_calls_and_lets_all_else_go_on(broker: Broker, ful
     assert [message for _, _, message in replies(broker)] == [b"reply", b"died"]
     assert broker.counts().fetched == 0
     broker.poke("h")
+
+
+def test_a_piece_of_a_chunk_can_be_reported_to_a_full_server(broker: Broker, full: Callable[[], None]) -> None:
+    submit(broker, call(1, 3))
+    (got,) = fetch(broker)
+    full()
+    assert broker.finish([report(got, 0, 2)]) == [True]
+    assert broker.finish([report(got, 2, 1)]) == [True]
 
 
 def test_an_error_among_several_replies_does_not_shift_the_ones_after_it(broker: Broker) -> None:

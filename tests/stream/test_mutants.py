@@ -39,7 +39,9 @@ OLD_WORD = "(current ~= entry and failed > 0)"
 NEW_EPOCH = "redis.call('HSETNX', key, 'epoch', fresh) == 1"
 RECORD_DIES = "redis.call('EXPIRE', P .. 'c:' .. client, IDLE_S)"
 REPLIES_DIE = "redis.call('EXPIRE', P .. 'r:' .. client, IDLE_S)"
-BLOB_LIVES = "redis.call('PERSIST', P .. 'f:' .. digest)"
+DOUBLE = "(refs[digest] or 0) + by"
+COUNTED = "(counted[name] or 0) + by"
+STREAM_LIVES = "how == 'put' or redis.call('XLEN', key) > 0"
 BACK = "string.sub(entry, 1, 1) == '2' and '2' or '0'"
 MOVE = "stand(e.c, e.n, add(back(entry), e), done)\n              moved"
 LOOP = "  for stream = 0, 2 do\n    local key = P .. 's:' .. stream\n"
@@ -51,13 +53,8 @@ MUTANTS = [
     mutant("submit takes calls without their blobs", "submit", "if #missing > 1 then return missing end"),
     mutant("submit waits for what has ended", "submit", "if #ended > 1 then return ended end"),
     mutant("submit does not know what comes with it", "submit", "tonumber(need) <= mark and "),
-    mutant(
-        "submit leaves an idle stream without a lifetime",
-        "submit",
-        "lifetimes()",
-        "redis.call('PERSIST', NORMAL)",
-        soak=True,
-    ),
+    mutant("submit does not settle", "submit", "settle()"),
+    mutant("submit lets a client live for ever that sends again", "submit", "if newest then", "if mark then"),
     mutant("submit puts all calls into one stream", "submit", "add(stream, e)", "add(1, e)"),
     mutant("a low call that comes back goes first", "_common", BACK, "'0'"),
     mutant("a call that comes back does not go first", "_common", BACK, "string.sub(entry, 1, 1)"),
@@ -71,25 +68,29 @@ MUTANTS = [
     mutant(
         "finish leaves the new attempt behind",
         "finish",
-        "if upto >= total then drop(client, n, current) end",
-        "if upto >= total then drop(client, n, entry) end",
+        "if upto >= total then drop(client, n, current)",
+        "if upto >= total then drop(client, n, entry)",
     ),
     mutant("finish tells stale to a repetition", "finish", "(current == entry and upto <= done)", "false"),
-    mutant("finish does not hold blobs for a retry", "finish", "hold(digests)"),
+    mutant("finish does not hold blobs for a retry", "finish", "hold(digests, 1)"),
     mutant("finish gives a failure for a value", "finish", "failed == 0 and reply", "reply"),
     mutant("finish cannot pass the memory limit", "finish", "pass_memory_limit()"),
     mutant("finish forgets that a retry waits", "finish", "stand(client, name, 'z/' .. attempt, 0)"),
     mutant("drop does not acknowledge", "_common", "redis.call('XACK', key_of(entry), GROUP, id_of(entry))"),
     mutant("drop does not delete", "_common", "redis.call('XDEL', key_of(entry), id_of(entry))"),
     mutant("drop leaves the delayed retry", "_common", "redis.call('ZREM', P .. 'z', member)\n    "),
-    mutant("blobs are not let go", "_common", "  let_go(digests)\n"),
+    mutant("blobs are not let go", "_common", "  hold(digests, -1)\n"),
     mutant("a value is not kept", "_common", "if value and found then redis.call('HSET', key, 'b', value) end"),
     mutant("a value is kept for nobody", "_common", "if value and found then", "if value then"),
     mutant("a call begins before all is there", "_common", "if value and open > 0 then", "if false then"),
     mutant("a call does not begin when all is there", "_common", "if value and open > 0 then", "if value then"),
     mutant("a call outlives what it needs", "_common", "ended[#ended + 1] = {name, e and e.d or ''}"),
     mutant("a call that waits is due", "_common", "park(e, '+inf')", "park(e, '0')"),
-    mutant("blobs in use keep their lifetime", "_common", BLOB_LIVES),
+    mutant("blobs in use keep their lifetime", "_common", "elseif now == by then", "elseif false then"),
+    mutant("a blob is held once by all calls of a step", "_common", DOUBLE, "by"),
+    mutant("of several ends in a step one is counted", "_common", COUNTED, "by"),
+    mutant("streams with calls may die", "_common", STREAM_LIVES, "how == 'put'"),
+    mutant("emptied streams live for ever", "_common", "    seen[key_of(entry)] = true\n"),
     mutant("a closed client lives for ever", "_common", RECORD_DIES),
     mutant("replies live for ever", "_common", REPLIES_DIE),
     mutant("an open client may die", "submit", "redis.call('PERSIST', key)"),
@@ -134,6 +135,7 @@ MUTANTS = [
     ),
     mutant("hello cannot pass the memory limit", "hello", "pass_memory_limit()"),
     mutant("register cannot pass the memory limit", "register", "pass_memory_limit()"),
+    mutant("announce does not settle", "announce", "settle()"),
     mutant(
         "announce speaks for old attempts",
         "announce",

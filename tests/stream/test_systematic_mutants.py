@@ -69,6 +69,8 @@ FORGOT = "if ARGV[4] ~= '' and redis.call('GET', P .. 'e') ~= ARGV[4] then retur
 DUE = "for _, member in ipairs(redis.call('ZRANGEBYSCORE', P .. 'z', '-inf', now, 'LIMIT', 0, 500)) do"
 ANSWER = "local out = {'OK', next_due[2] and math.max(0, next_due[2] - now) or -1}"
 PASS = "pass_memory_limit()", "pass_memory_limit()", ""
+PUT = "if how == 'put' or redis.call('XLEN', key) > 0 then"
+SAVES = "it saves a command"
 HELD_BY = "local rows = redis.call('XPENDING', key_of(entry), GROUP, id_of(entry), id_of(entry), 1, consumer)"
 NEXT_DUE = "local next_due = redis.call('ZRANGEBYSCORE', P .. 'z', '-inf', '(+inf', 'WITHSCORES', 'LIMIT', 0, 1)"
 NEEDS = "if needs ~= '' and tonumber(ARGV[call]) > mark then"
@@ -77,6 +79,8 @@ ANY_EPOCH = "redis.call('GET', P .. 'e') ~= ARGV[4]"
 
 EXEMPT = [
     Exempt("_common", PAGE, "200", "401", "only how many are looked at in one turn of the loop"),
+    Exempt("_common", "elseif now == by then", "now == by", "true", SAVES),
+    Exempt("_common", PUT, PUT.removeprefix("if ").removesuffix(" then"), "redis.call('XLEN', key) > 0", SAVES),
     Exempt("_common", CHARGE, "0", "1", NO_CHARGE),
     Exempt("_common", CHARGE, "<", "<=", NO_CHARGE),
     Exempt("beat", FORGOT, f"ARGV[4] ~= '' and {ANY_EPOCH}", ANY_EPOCH, "no supervisor beats without an epoch"),
@@ -102,8 +106,8 @@ EXEMPT = [
         "whoever holds the current entry reports without a gap; what is said to others is in test_broker",
     ),
     Exempt("finish", STALE, STALE_OR_OK, STALE_OR_OK.removesuffix(" or 'STALE'"), "no answer says that it is stale"),
-    Exempt("finish", PARKED, "retry and current == entry", "current == entry", "it saves a command"),
-    Exempt("finish", NOW, "now or redis.call('TIME')", "redis.call('TIME')", "it saves a command"),
+    Exempt("finish", PARKED, "retry and current == entry", "current == entry", SAVES),
+    Exempt("finish", NOW, "now or redis.call('TIME')", "redis.call('TIME')", SAVES),
     Exempt("cancel", "local digests = ''", "''", "nil", TAMPERED),
     Exempt("cancel", "if e then digests = e.d end", "e", "true", TAMPERED),
     Exempt("beat", "if e then", "e", "true", "only where a stranger has deleted what was parked: test_refusals"),

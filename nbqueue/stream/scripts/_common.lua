@@ -6,15 +6,23 @@
 -- what others give, "w/<how many of them are open>".
 local P = KEYS[1]
 local GROUP = 'w'
-local IDLE_S = 604800
-local BLOB_IDLE_S = 3600
+-- Strings, since a number would be printed for each command.
+local IDLE_S, BLOB_IDLE_S = '604800', '3600'
 local FIRST, NORMAL, LOW = P .. 's:0', P .. 's:1', P .. 's:2'
 local STREAMS = {FIRST, NORMAL, LOW}
 local STATE = '^(%d+) (-?%d+) (%d+) (-?%d+)$'
 
+-- What a script does for each call and need write only once: `settle` does, at the end of every script.
+-- References to each blob that came (or went: negative), changes of each counter, clients that may have no open
+-- call left, clients that were told something, streams that were looked at, or into which something was 'put'.
+local refs, counted, idle, told, seen = {}, {}, {}, {}, {}
+
 -- The streams and their group. Each step that needs both makes them, since a server may have lost its data.
 local function ready()
-  for _, key in ipairs(STREAMS) do redis.pcall('XGROUP', 'CREATE', key, GROUP, '0', 'MKSTREAM') end
+  for _, key in ipairs(STREAMS) do
+    redis.pcall('XGROUP', 'CREATE', key, GROUP, '0', 'MKSTREAM')
+    seen[key] = true
+  end
 end
 
 -- A server that is out of memory refuses writes that grow, unless the script has already made one that does
@@ -78,8 +86,9 @@ end
 local function host_of(consumer) return string.match(consumer, '^[^:]*') end
 
 local function add(stream, e)
-  local id = redis.call('XADD', P .. 's:' .. stream, '*',
-    'c', e.c, 'n', e.n, 'd', e.d, 'i', e.i, 's', e.s, 'p', e.p)
+  local key = P .. 's:' .. stream
+  local id = redis.call('XADD', key, '*', 'c', e.c, 'n', e.n, 'd', e.d, 'i', e.i, 's', e.s, 'p', e.p)
+  seen[key] = 'put'
   return stream .. '/' .. id
 end
 
@@ -92,35 +101,22 @@ local function drop(client, n, entry)
   else
     redis.call('XACK', key_of(entry), GROUP, id_of(entry))
     redis.call('XDEL', key_of(entry), id_of(entry))
+    seen[key_of(entry)] = true
   end
 end
 
-local function hold(digests)
-  for digest in string.gmatch(digests, '%S+') do
-    if redis.call('HINCRBY', P .. 'f:' .. digest, 'refs', 1) == 1 then
-      redis.call('PERSIST', P .. 'f:' .. digest)
-    end
-  end
-end
-
-local function let_go(digests)
-  for digest in string.gmatch(digests, '%S+') do
-    if redis.call('HINCRBY', P .. 'f:' .. digest, 'refs', -1) <= 0 then
-      redis.call('EXPIRE', P .. 'f:' .. digest, BLOB_IDLE_S)
-    end
-  end
+-- One more call needs these blobs, or, by -1, one less.
+local function hold(digests, by)
+  for digest in string.gmatch(digests, '%S+') do refs[digest] = (refs[digest] or 0) + by end
 end
 
 local function tell(client, n, kind, body)
   redis.call('XADD', P .. 'r:' .. client, '*', 'n', n, 'k', kind, 'p', body)
-  redis.call('EXPIRE', P .. 'r:' .. client, IDLE_S)
+  told[client] = true
 end
 
 local function count(name, by)
-  if by ~= 0 then
-    redis.call('HINCRBY', P .. 'n', name, by)
-    redis.call('EXPIRE', P .. 'n', IDLE_S)
-  end
+  if by ~= 0 then counted[name] = (counted[name] or 0) + by end
 end
 
 -- A call that needs what others give is never due: the end of the last of those brings it to the stream.
@@ -178,26 +174,45 @@ end
 -- ends with it, and what waits for that.
 local function close(client, n, digests, value)
   redis.call('HDEL', P .. 'o:' .. client, n)
-  let_go(digests)
+  hold(digests, -1)
   if do_some_wait() then
     local ended = pass_on(client, n, value)
     local at = 1
     while ended[at] do
-      let_go(ended[at][2])
+      hold(ended[at][2], -1)
       for _, waiting in ipairs(pass_on(client, ended[at][1])) do ended[#ended + 1] = waiting end
       at = at + 1
     end
     count('cancelled', #ended)
   end
-  if redis.call('EXISTS', P .. 'o:' .. client) == 0 then
-    redis.call('EXPIRE', P .. 'c:' .. client, IDLE_S)
-  end
+  idle[client] = true
 end
 
--- Streams live while they hold calls, and for a while after.
-local function lifetimes()
-  for _, key in ipairs(STREAMS) do
-    if redis.call('XLEN', key) > 0 then redis.call('PERSIST', key) else redis.call('EXPIRE', key, IDLE_S) end
+-- Write what has come together. What is needed lives, what is not dies after a while.
+local function settle()
+  for digest, by in pairs(refs) do
+    local key = P .. 'f:' .. digest
+    local now = redis.call('HINCRBY', key, 'refs', by)
+    if now <= 0 then
+      redis.call('EXPIRE', key, BLOB_IDLE_S)
+    elseif now == by then
+      redis.call('PERSIST', key)
+    end
+  end
+  for client in pairs(idle) do
+    if redis.call('EXISTS', P .. 'o:' .. client) == 0 then redis.call('EXPIRE', P .. 'c:' .. client, IDLE_S) end
+  end
+  for client in pairs(told) do redis.call('EXPIRE', P .. 'r:' .. client, IDLE_S) end
+  for name, by in pairs(counted) do
+    redis.call('HINCRBY', P .. 'n', name, by)
+    redis.call('EXPIRE', P .. 'n', IDLE_S)
+  end
+  for key, how in pairs(seen) do
+    if how == 'put' or redis.call('XLEN', key) > 0 then
+      redis.call('PERSIST', key)
+    else
+      redis.call('EXPIRE', key, IDLE_S)
+    end
   end
 end
 

@@ -41,5 +41,5 @@ end
 local next_due = redis.call('ZRANGEBYSCORE', P .. 'z', '-inf', '(+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 local out = {'OK', next_due[2] and math.max(0, next_due[2] - now) or -1}
 for _, value in ipairs(redis.call('HGETALL', P .. 'hb')) do out[#out + 1] = value end
-lifetimes()
+settle()
 return out

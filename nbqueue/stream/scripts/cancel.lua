@@ -29,5 +29,5 @@ for at = 2, #ARGV do
   end
 end
 count('cancelled', #out)
-lifetimes()
+settle()
 return out

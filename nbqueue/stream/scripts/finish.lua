@@ -5,7 +5,6 @@
 -- With a delay, the last item of the report is to run again: a call with one item is parked as it is; an
 -- item of a chunk becomes the call "<n>.<item>" with the payload given.
 -- Returns for each report 'OK' or 'STALE' (drop it, and whatever else is left of that entry).
-pass_memory_limit()
 local out = {}
 local now = nil
 for at = 1, #ARGV, 11 do
@@ -31,7 +30,7 @@ for at = 1, #ARGV, 11 do
       now = now or redis.call('TIME')
       parked.due = now[1] * 1000 + math.floor(now[2] / 1000) + tonumber(delay)
     end
-    if upto >= total then drop(client, n, current) end
+    if upto >= total then drop(client, n, current) else pass_memory_limit() end
     if retry then
       local attempt, crashes, _, charged = string.match(parked.s, STATE)
       attempt = attempt + 1
@@ -41,7 +40,7 @@ for at = 1, #ARGV, 11 do
         parked.n, parked.i, parked.p = name, '1', payload
         -- The item's own attempts are counted from here; the chunk's were for losing its worker.
         attempt, crashes, charged = 2, 0, -1
-        hold(digests)
+        hold(digests, 1)
       end
       parked.s = attempt .. ' ' .. crashes .. ' 0 ' .. charged
       parked.t = back(entry)
@@ -61,5 +60,5 @@ for at = 1, #ARGV, 11 do
     out[#out + 1] = 'OK'
   end
 end
-lifetimes()
+settle()
 return out

@@ -6,7 +6,7 @@ local key = P .. 'c:' .. client
 pass_memory_limit()
 ready()
 if redis.call('HSETNX', key, 'epoch', fresh) == 1 then redis.call('HSET', key, 'mark', 0) end
-if redis.call('EXISTS', P .. 'o:' .. client) == 0 then redis.call('EXPIRE', key, IDLE_S) end
-lifetimes()
+idle[client] = true
+settle()
 local record = redis.call('HMGET', key, 'epoch', 'mark')
 return {record[1], tonumber(record[2]), workers()}

@@ -9,4 +9,4 @@ for _, key in ipairs(STREAMS) do
   end
 end
 for consumer in pairs(dead) do take_back(consumer, {}) end
-lifetimes()
+settle()

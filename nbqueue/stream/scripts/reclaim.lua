@@ -8,5 +8,5 @@ for at = 2, #ARGV, 4 do
   charges[ARGV[at]] = {tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), ARGV[at + 3]}
 end
 local moved, ended = take_back(ARGV[1], charges)
-lifetimes()
+settle()
 return {moved, ended}

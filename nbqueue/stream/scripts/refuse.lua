@@ -7,6 +7,7 @@ local refused = 0
 for at = 1, #ARGV, 5 do
   local entry, client, n, digests, message = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
   redis.call('XACK', key_of(entry), GROUP, id_of(entry))
+  seen[key_of(entry)] = true
   if redis.call('XDEL', key_of(entry), id_of(entry)) == 1 then
     refused = refused + 1
     if standing(client, n) == entry then
@@ -17,5 +18,5 @@ for at = 1, #ARGV, 5 do
   end
 end
 count('refused', refused)
-lifetimes()
+settle()
 return refused

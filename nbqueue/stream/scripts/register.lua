@@ -9,5 +9,5 @@ redis.call('HSET', P .. 'hw', ARGV[1], ARGV[2])
 redis.call('HSET', P .. 'pool', ARGV[1], ARGV[3])
 redis.call('SETNX', P .. 'e', ARGV[4])
 for _, name in ipairs({'hb', 'hw', 'pool', 'e'}) do redis.call('EXPIRE', P .. name, IDLE_S) end
-lifetimes()
+settle()
 return redis.call('GET', P .. 'e')

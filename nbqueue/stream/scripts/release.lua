@@ -17,5 +17,5 @@ for at = 2, #ARGV do
     end
   end
 end
-lifetimes()
+settle()
 return moved

@@ -31,6 +31,7 @@ for _ = 1, tonumber(take()) do
 end
 if #missing > 1 then return missing end
 local mark = tonumber(record[2])
+local newest
 local ended = {'ENDED'}
 for call = at + 1, #ARGV, 7 do
   local needs = ARGV[call + 6]
@@ -46,14 +47,17 @@ for _ = 1, tonumber(take()) do
   local n, digests, items, first, stream = take(), take(), take(), take(), take()
   local payload, needs = take(), take()
   if tonumber(n) > mark then
-    mark = tonumber(n)
+    mark, newest = tonumber(n), n
     local e = {c = client, n = n, d = digests, i = items, s = '1 0 ' .. first .. ' -1', p = payload, t = stream}
     if needs == '' then stand(client, n, add(stream, e), first) else wait(e, needs, first) end
-    hold(digests)
+    hold(digests, 1)
   end
 end
-redis.call('HSET', key, 'mark', mark)
-redis.call('PERSIST', key)
-if redis.call('EXISTS', P .. 'o:' .. client) == 0 then redis.call('EXPIRE', key, IDLE_S) end
-lifetimes()
+if newest then
+  redis.call('HSET', key, 'mark', newest)
+  redis.call('PERSIST', key)
+else
+  idle[client] = true
+end
+settle()
 return {'OK', mark, workers()}
