@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from nbqueue.worker.coroutines.voice import Voice
+from nbqueue.worker.telling import displays
 from nbqueue.worker.telling.output import EVENT_BYTES, HEAD_BYTES, TAIL_BYTES
-from nbqueue.worker.telling.prints import NOTHING
+from nbqueue.worker.telling.prints import NOTHING, Prints
 
 
 def _told(voice: Voice) -> list[tuple[int, int, str]]:
@@ -44,6 +47,19 @@ def test_a_character_is_not_told_by_halves():
     ((_, at, told),) = _told(voice)
     assert set(told) <= {"ä", "x"}
     assert at + len(told.encode()) == 2 * EVENT_BYTES + 1
+
+
+def test_one_that_clears_its_output_leaves_that_of_others(monkeypatch: pytest.MonkeyPatch):
+    prints, speaking = Prints(), [Voice(), Voice()]
+    prints.voices = lambda: speaking[0]
+    monkeypatch.setattr(displays, "_prints", prints)
+    monkeypatch.setattr(displays, "_show", lambda: speaking[0].show)
+    displays.display("one", display_id="a")
+    speaking.reverse()
+    displays.display("two", display_id="b")
+    displays._clear_output()
+    shown = [{event["id"]: bool(event["data"]) for event in voice.said().shown} for voice in speaking]
+    assert shown == [{"b": False}, {"a": True}]
 
 
 def test_a_call_that_says_nothing_has_said_nothing():

@@ -84,6 +84,10 @@ class Voice:
         """It displays something."""
         self.prints.show(0, id, data)
 
+    def ids(self) -> list[str]:
+        """Of what it displays."""
+        return self.prints.ids()
+
     def news(self, attempt: int) -> list[dict[str, Any]]:
         """Events of what it has printed since the last look."""
         events = []

@@ -58,6 +58,8 @@ class Hearing(Protocol):
 
     def show(self, id: str, data: dict[str, Any]) -> None: ...
 
+    def ids(self) -> list[str]: ...
+
 
 class Prints:
     """Where the running item's output begins, and whether there may be some.
@@ -120,6 +122,8 @@ class Prints:
 
     def ids(self) -> list[str]:
         """Of what the running item shows, as far as it is kept by whoever looks."""
+        if self.voices is not None and (voice := self.voices()) is not None:
+            return voice.ids()
         with self._lock:
             return list(self._ids)
 
