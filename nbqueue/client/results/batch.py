@@ -487,7 +487,8 @@ class Batch(LookingBack, Generic[R]):
             finally:
                 self._items.want(-1)
             try:
-                return self.results()
+                with user_frames_only:
+                    return self.results()
             except StopIteration as error:
                 # Out of a coroutine none may come.
                 hand_out(not_an_end(self.name, error))

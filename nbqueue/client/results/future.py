@@ -281,7 +281,8 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         with user_frames_only:
             await tick(done, self._interrupted, self._link, self._call.call.n if self._call is not None else 0)
             try:
-                return self.result()
+                with user_frames_only:
+                    return self.result()
             except StopIteration as error:
                 # Out of a coroutine none may come.
                 hand_out(not_an_end(self.name, error))
