@@ -21,6 +21,8 @@ import nbqueue.interop.joblib
 from nbqueue import TaskQueue
 
 JOBLIB = "joblib's own word for it: joblib calls it, nobody else"
+# Of the tooltip in JupyterLab: longer lines of prose are broken there, each into a long one and a short one.
+TOOLTIP = 88
 SENDER = "for what sends and receives, in this package alone"
 # Public names that need no example, and why.
 WITHOUT = {
@@ -35,6 +37,7 @@ WITHOUT = {
     "nbqueue.TaskFuture.on_event": SENDER,
     "nbqueue.TaskFuture.on_reply": SENDER,
     "nbqueue.TaskFuture.on_unmet": SENDER,
+    "nbqueue.TaskFuture.open_items": SENDER,
     "nbqueue.TaskFuture.unanswered": SENDER,
     "nbqueue.TaskQueue.submit_call": SENDER,
     "nbqueue.TaskQueue.submit_items": SENDER,
@@ -109,6 +112,9 @@ def test_its_docstring_is_of_numpys_style_and_names_each_parameter(name: str) ->
     assert len(lines) == 1 or not lines[1], "its first line is its summary"
     for underline in re.finditer(r"^(.+)\n(-{3,})$", text, re.MULTILINE):
         assert len(underline[1]) == len(underline[2]), underline[1]
+    prose = [line for paragraph in text.split("\n\n")[1:] for line in paragraph.partition(">>>")[0].splitlines()]
+    names = re.compile(r"\*?\w+(, \*?\w+)+( : .+)?")
+    assert [line for line in prose if len(line) > TOOLTIP and not names.fullmatch(line)] == []
     assert "doctest: +SKIP" not in text
     if "Parameters\n---" in text:
         for parameter in inspect.signature(value).parameters.values():

@@ -280,7 +280,8 @@ def wait(
     timeout : float, optional
         Seconds to wait; then what has not ended is in `not_done`.
     return_when : str
-        ``ALL_COMPLETED``, ``FIRST_COMPLETED`` or ``FIRST_EXCEPTION`` of `concurrent.futures`.
+        ``ALL_COMPLETED``, ``FIRST_COMPLETED`` or ``FIRST_EXCEPTION`` of
+        `concurrent.futures`.
 
     Returns
     -------
