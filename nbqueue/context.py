@@ -202,8 +202,8 @@ def report(done: float, total: float | None = None, text: str | None = "") -> No
     Parameters
     ----------
     done, total : number
-        ``report(3, 10)`` fills three tenths of the bar. Without a total only the number is
-        shown.
+        ``report(3, 10)`` fills three tenths of the bar. Without a total only the
+        number is shown.
     text : str
         What is being done.
 

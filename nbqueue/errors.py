@@ -101,8 +101,8 @@ class NotInstalled(NbqueueError, ImportError):
 class BadCall(NbqueueError, TypeError):
     """Arguments of ours that cannot be meant; the message says what they are.
 
-    A map over what is not iterable, an option among keywords, `gather` of what are no
-    futures.
+    A map over what is not iterable, an option among keywords, `gather` of what are
+    no futures.
 
     Examples
     --------
@@ -210,8 +210,8 @@ class WorkerDied(TaskError):
     peak_rss_bytes : int or None
         The largest resident memory that the last process had, in bytes.
     last_output : str
-        The last lines that the call printed, and of a crash in compiled code where in the
-        task it was.
+        The last lines that the call printed, and of a crash in compiled code where
+        in the task it was.
 
     Examples
     --------
@@ -247,8 +247,8 @@ class WorkerDied(TaskError):
 class TaskTimeout(TaskError):
     """The task ran longer than its own ``timeout=``; not the TimeoutError of waiting for it.
 
-    Its traceback leads to the line that ran when time was up, unless the worker had to be
-    killed.
+    Its traceback leads to the line that ran when time was up, unless the worker
+    had to be killed.
 
     Attributes
     ----------

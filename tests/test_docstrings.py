@@ -22,7 +22,7 @@ from nbqueue import TaskQueue
 
 JOBLIB = "joblib's own word for it: joblib calls it, nobody else"
 # Of the tooltip in JupyterLab: longer lines of prose are broken there, each into a long one and a short one.
-TOOLTIP = 88
+TOOLTIP = 79
 SENDER = "for what sends and receives, in this package alone"
 # Public names that need no example, and why.
 WITHOUT = {

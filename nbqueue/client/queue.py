@@ -58,21 +58,21 @@ class TaskQueue:
     Parameters
     ----------
     client : None, str or redis.Redis
-        None starts a private Redis server that only this process uses, with one worker per
-        core, started by the first call. A URL (``redis://``, ``rediss://``, ``unix://``) or
-        a ``redis.Redis`` uses that server; then `run`, or ``nbqueue worker URL`` anywhere,
-        starts workers.
+        None starts a private Redis server that only this process uses, with one
+        worker per core, started by the first call. A URL (``redis://``,
+        ``rediss://``, ``unix://``) or a ``redis.Redis`` uses that server; then
+        `run`, or ``nbqueue worker URL`` anywhere, starts workers.
     stream_key : str
         The queue's name. Queues of different names do not see each other.
     workers : int, optional
-        Worker processes that the first call starts, or `run` if it is given no number. By
-        default as many as the cores that this process may use (affinity, cgroup quota,
-        ``CPU_LIMIT``).
+        Worker processes that the first call starts, or `run` if it is given no
+        number. By default as many as the cores that this process may use
+        (affinity, cgroup quota, ``CPU_LIMIT``).
     memory_limit : int or str, optional
-        Memory that one worker may use, in bytes or as ``"2 GB"`` (10^9) or ``"2 GiB"``
-        (2^30). A task whose worker uses more is ended as `WorkerDied`; a worker that keeps
-        most of it for itself is replaced. What it shares with others, as memory-mapped
-        files, does not count.
+        Memory that one worker may use, in bytes or as ``"2 GB"`` (10^9) or ``"2
+        GiB"`` (2^30). A task whose worker uses more is ended as `WorkerDied`; a
+        worker that keeps most of it for itself is replaced. What it shares with
+        others, as memory-mapped files, does not count.
     max_tasks_per_worker : int, optional
         Items after which a worker is replaced by a fresh one, for tasks that leak.
     retries, timeout, progress, on_interrupt
@@ -87,9 +87,9 @@ class TaskQueue:
 
     Notes
     -----
-    Handles of one name and server are one queue: ``TaskQueue()`` in a cell that is run
-    again joins what is there. As a ``with`` block it waits at the end for everything that
-    was sent, then stops its workers.
+    Handles of one name and server are one queue: ``TaskQueue()`` in a cell that is
+    run again joins what is there. As a ``with`` block it waits at the end for
+    everything that was sent, then stops its workers.
 
     Examples
     --------
@@ -154,12 +154,12 @@ class TaskQueue:
     def task(self, fn: Any = None, /, **options: Any) -> Any:
         """Make calls of a function run in worker processes: ``@queue.task`` or ``@queue.task(retries=3)``.
 
-        The function is pickled at each call, with the globals, helpers and classes of the
-        notebook that it reaches, as they are then.
+        The function is pickled at each call, with the globals, helpers and classes of
+        the notebook that it reaches, as they are then.
 
-        Calls of an async function (``async def``) run in their worker's event loop, several at
-        a time: for work that waits, as for servers and disks. What one of them computes keeps
-        the others of its worker waiting.
+        Calls of an async function (``async def``) run in their worker's event loop,
+        several at a time: for work that waits, as for servers and disks. What one of
+        them computes keeps the others of its worker waiting.
 
         Parameters
         ----------
@@ -168,45 +168,50 @@ class TaskQueue:
         name : str
             Shown in progress bars and messages; the function's own by default.
         retries : int
-            How often a call that raised an exception is run again, with growing pauses.
+            How often a call that raised an exception is run again, with growing
+            pauses.
         retry_on : exception type or tuple of them
             Which exceptions that is for; any by default.
         timeout : float
             Seconds that one call, or one item of a map, may run before it is stopped.
         chunksize : int
-            Items of a map that travel together; measured by default. Those of an async function
-            travel alone.
+            Items of a map that travel together; measured by default. Those of an async
+            function travel alone.
         concurrency : int
-            Of an async function: how many calls one worker runs at a time, 16 by default, 256
-            at most. A call joins others, also of other tasks, where there are fewer than that.
+            Of an async function: how many calls one worker runs at a time, 16 by
+            default, 256 at most. A call joins others, also of other tasks, where there
+            are fewer than that.
         progress : bool
             False: no progress bar for maps.
         on_interrupt : {"cancel", "detach"}
-            What the interrupt of a cell does to a call that the cell waits for: cancel it, or
-            let it run on, so that only the waiting ends and the result can be asked for later.
+            What the interrupt of a cell does to a call that the cell waits for: cancel
+            it, or let it run on, so that only the waiting ends and the result can be
+            asked for later.
         priority : {"high", "normal", "low"}
-            Which of the calls that wait a worker takes next: those of high priority before all
-            others, those of low priority behind them. Nothing starves: where a worker finds
-            calls of two priorities each time, it takes one of the lower for six of the higher.
-            What runs is not interrupted.
+            Which of the calls that wait a worker takes next: those of high priority
+            before all others, those of low priority behind them. Nothing starves:
+            where a worker finds calls of two priorities each time, it takes one of the
+            lower for six of the higher. What runs is not interrupted.
         rng : str
-            The parameter that receives a random generator, made anew for each call and each
-            item of a map: a ``numpy.random.Generator``, or a ``random.Random`` where workers
-            have no NumPy. Do not pass it yourself.
+            The parameter that receives a random generator, made anew for each call and
+            each item of a map: a ``numpy.random.Generator``, or a ``random.Random``
+            where workers have no NumPy. Do not pass it yourself.
         seed : int
             What these are made from. Item `i` (a single call is item 0) draws from
-            ``Generator(PCG64(SeedSequence(seed, spawn_key=(i,))))``, which is what NumPy gives
-            the `i`-th child of ``SeedSequence(seed).spawn(n)``, see *Parallel random number
-            generation* in NumPy's guide. So the numbers are the same whatever the number of
-            workers, the chunks, or attempts. By default each call or batch has fresh entropy,
-            which its ``seed`` tells; a retry and ``replay()`` draw the same numbers. What a
-            task with `rng` calls in its turn draws, unless it has a seed, from one that is made
-            of that task's own.
+            ``Generator(PCG64(SeedSequence(seed, spawn_key=(i,))))``, which is what
+            NumPy gives the `i`-th child of ``SeedSequence(seed).spawn(n)``, see
+            *Parallel random number generation* in NumPy's guide. So the numbers are
+            the same whatever the number of workers, the chunks, or attempts. By
+            default each call or batch has fresh entropy, which its ``seed`` tells; a
+            retry and ``replay()`` draw the same numbers. What a task with `rng` calls
+            in its turn draws, unless it has a seed, from one that is made of that
+            task's own.
 
         Raises
         ------
         BadOption
-            For an option that does not exist or cannot be meant, and for what is no function.
+            For an option that does not exist or cannot be meant, and for what is no
+            function.
 
         Examples
         --------
@@ -261,7 +266,8 @@ class TaskQueue:
         fn : callable
             A function, or a task, whose options then hold.
         *args, **kwargs
-            Its arguments. They are pickled now: what is changed afterwards is not seen.
+            Its arguments. They are pickled now: what is changed afterwards is not
+            seen.
 
         Returns
         -------
@@ -315,8 +321,8 @@ class TaskQueue:
         fn : callable
             A function, or a task.
         *iterables : iterable
-            One for each parameter; the shortest ends it. A generator is drawn while results
-            come back.
+            One for each parameter; the shortest ends it. A generator is drawn while
+            results come back.
         timeout, retries, retry_on, chunksize, progress, on_interrupt, priority, name, rng, seed, concurrency
             As in `task`. Keywords of the function itself go through a task:
             ``queue.task(fn).map(items, power=3)``.
@@ -387,22 +393,22 @@ class TaskQueue:
     def put(self, value: T) -> Put[T]:
         """Take an object as it is now, to be sent once however many calls use it.
 
-        Give the handle to calls in the object's place: as an argument, within one, for each
-        item of a map or for all, or as a global that a task uses. The task receives the object.
-        Each worker is sent it once, and keeps it for the next call, so tasks must not change
-        it; arrays in it are read-only.
+        Give the handle to calls in the object's place: as an argument, within one, for
+        each item of a map or for all, or as a global that a task uses. The task
+        receives the object. Each worker is sent it once, and keeps it for the next
+        call, so tasks must not change it; arrays in it are read-only.
 
         Parameters
         ----------
         value : object
-            Anything that can be pickled, up to 500 MB; on a private server, as much as shared
-            memory has room for.
+            Anything that can be pickled, up to 500 MB; on a private server, as much as
+            shared memory has room for.
 
         Returns
         -------
         Put
-            ``.get()`` gives the object here. As long as it or an open call lives, the bytes are
-            kept.
+            ``.get()`` gives the object here. As long as it or an open call lives, the
+            bytes are kept.
 
         Raises
         ------
@@ -426,8 +432,8 @@ class TaskQueue:
     def executor(self, **options: Unpack[TaskOptions]) -> QueueExecutor:
         """This queue as a `concurrent.futures.Executor`, for whatever takes one.
 
-        Its `shutdown`, or the end of its ``with`` block, waits for its own calls and leaves the
-        queue and its workers alone: those are everybody's.
+        Its `shutdown`, or the end of its ``with`` block, waits for its own calls and
+        leaves the queue and its workers alone: those are everybody's.
 
         Parameters
         ----------
@@ -477,8 +483,8 @@ class TaskQueue:
         Parameters
         ----------
         nworkers : int, optional
-            By default what ``TaskQueue(workers=)`` was given, else as many as cores may be
-            used.
+            By default what ``TaskQueue(workers=)`` was given, else as many as cores
+            may be used.
 
         Raises
         ------
@@ -501,10 +507,10 @@ class TaskQueue:
     def restart_workers(self) -> None:
         """Replace every worker that this process started by a fresh one; returns when the last one is.
 
-        A worker is replaced as soon as it is idle: running calls finish, the others go on with
-        the rest. So calls that are made afterwards run in processes that have loaded nothing
-        yet. Does nothing if no workers run; workers that others have started stay. Interrupting
-        the wait leaves the replacement going on.
+        A worker is replaced as soon as it is idle: running calls finish, the others go
+        on with the rest. So calls that are made afterwards run in processes that have
+        loaded nothing yet. Does nothing if no workers run; workers that others have
+        started stay. Interrupting the wait leaves the replacement going on.
 
         Examples
         --------
@@ -520,15 +526,15 @@ class TaskQueue:
     def shutdown(self) -> None:
         """Stop the workers that this process started; `run` starts them again.
 
-        What was sent is handed to the server, idle workers fetch once more, running calls
-        finish; the rest stays queued. Results stay readable. Does nothing if no workers run.
-        Interrupting it cancels what runs.
+        What was sent is handed to the server, idle workers fetch once more, running
+        calls finish; the rest stays queued. Results stay readable. Does nothing if no
+        workers run. Interrupting it cancels what runs.
 
         Raises
         ------
         PoolError
-            If what was sent could not be handed to the server within 30 s; the workers then go
-            on.
+            If what was sent could not be handed to the server within 30 s; the workers
+            then go on.
 
         Examples
         --------
@@ -542,8 +548,8 @@ class TaskQueue:
     def cancel(self) -> None:
         """Cancel every call that this process has open on the queue, queued and running alike.
 
-        Whoever waits for one gets `TaskCancelled`. Calls of other processes go on; ``nbqueue
-        cancel URL`` ends those.
+        Whoever waits for one gets `TaskCancelled`. Calls of other processes go on;
+        ``nbqueue cancel URL`` ends those.
 
         Examples
         --------
@@ -604,10 +610,10 @@ class TaskQueue:
     def history(self, n: int = 20, *, failed: bool = False) -> TaskHistory:
         """The last `n` tasks of this process that have ended, the newest last; a list that shows as a table.
 
-        Kept in this process, from what came back: it costs the server nothing, knows nothing of
-        what other processes sent, and outlives the workers, not the kernel. The last 5,000
-        replies are kept (a reply is a call, or a piece of a map), their arguments as far as
-        they are small.
+        Kept in this process, from what came back: it costs the server nothing, knows
+        nothing of what other processes sent, and outlives the workers, not the kernel.
+        The last 5,000 replies are kept (a reply is a call, or a piece of a map), their
+        arguments as far as they are small.
 
         Parameters
         ----------
@@ -618,8 +624,9 @@ class TaskQueue:
         Returns
         -------
         sequence of TaskRecord
-            ``.name``, ``.arguments``, ``.outcome``, ``.error``, ``.worker``, ``.attempts``,
-            ``.seconds``, and ``.queued``, ``.started``, ``.finished`` in Unix time.
+            ``.name``, ``.arguments``, ``.outcome``, ``.error``, ``.worker``,
+            ``.attempts``, ``.seconds``, and ``.queued``, ``.started``, ``.finished``
+            in Unix time.
 
         Raises
         ------

@@ -28,23 +28,24 @@ class QueueStatus:
     queue, server : str
         The queue's name, and where it is.
     queued : int
-        Calls that wait for a worker. A call of a map is a chunk of several items; all other
-        counts are of items.
+        Calls that wait for a worker. A call of a map is a chunk of several items;
+        all other counts are of items.
     running : tuple of RunningTask
         What runs now: ``.name``, ``.attempt``, ``.seconds``, …
     delayed : int
-        Calls that wait for their next attempt, or for others whose values they need.
+        Calls that wait for their next attempt, or for others whose values they
+        need.
     done, failed, cancelled, retried : int
         Items since the queue was made (or was empty for a week).
     refused : int
-        Messages on the server that were not ours or could not be trusted: those that
-        workers met, and those that came back to this process.
+        Messages on the server that were not ours or could not be trusted: those
+        that workers met, and those that came back to this process.
     workers : tuple of WorkerState
         ``.slot``, ``.pid``, ``.state``, ``.task`` (None: it runs none) and
         ``.memory_bytes`` of each.
     memory_bytes, memory_limit_bytes : int
-        What the Redis server uses for all its data, and what it may (0: not known, or no
-        limit).
+        What the Redis server uses for all its data, and what it may (0: not known,
+        or no limit).
 
     Examples
     --------

@@ -56,11 +56,11 @@ def _plain(method: F) -> F:
 class Task(Generic[P, R]):
     """A function whose calls run in worker processes. Made by ``@queue.task``.
 
-    Calling it returns a `TaskFuture` at once. Inside a task, calling it runs the function
-    there and returns its value, so recursion and helpers that happen to be tasks work;
-    `submit` and `map` send work from there too. Futures among the arguments stand for their
-    values, see `TaskFuture`. Where the function is an async one, calling it there gives its
-    coroutine, to be awaited.
+    Calling it returns a `TaskFuture` at once. Inside a task, calling it runs the
+    function there and returns its value, so recursion and helpers that happen to
+    be tasks work; `submit` and `map` send work from there too. Futures among the
+    arguments stand for their values, see `TaskFuture`. Where the function is an
+    async one, calling it there gives its coroutine, to be awaited.
 
     In a class body it is a method, whose instance travels as the first argument.
 
@@ -146,11 +146,11 @@ class Task(Generic[P, R]):
         Parameters
         ----------
         *iterables : iterable
-            One for each parameter; the shortest ends it. A generator is drawn while results
-            come back.
+            One for each parameter; the shortest ends it. A generator is drawn while
+            results come back.
         **kwargs
-            Of the function, the same for all items, and sent once. Options of the map come
-            before it: ``task.options(chunksize=1).map(…)``.
+            Of the function, the same for all items, and sent once. Options of the map
+            come before it: ``task.options(chunksize=1).map(…)``.
 
         Returns
         -------
@@ -160,11 +160,11 @@ class Task(Generic[P, R]):
         Raises
         ------
         BadCall
-            If one of them is not iterable, or a keyword is an option that the function does not
-            take.
+            If one of them is not iterable, or a keyword is an option that the function
+            does not take.
         NotSendable
-            If the function or a keyword cannot be pickled. An item that cannot be is an error
-            of that item.
+            If the function or a keyword cannot be pickled. An item that cannot be is
+            an error of that item.
 
         Examples
         --------

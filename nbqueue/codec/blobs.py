@@ -41,17 +41,17 @@ _ALIGN = 16
 class Put(Generic[T]):
     """Stands for an object that was sent once. Made by ``queue.put``.
 
-    A task that is given one, as an argument, inside of one, or captured by its function,
-    receives the object. Pickled anywhere else (in a task's result, by you), it becomes the
-    object as well.
+    A task that is given one, as an argument, inside of one, or captured by its
+    function, receives the object. Pickled anywhere else (in a task's result, by
+    you), it becomes the object as well.
 
     Attributes
     ----------
     size_bytes : int
         What travels.
     digest : str
-        Names the content: equal content travels once. What lies in shared memory has a name
-        by chance, since to digest it takes longer than to copy it.
+        Names the content: equal content travels once. What lies in shared memory
+        has a name by chance, since to digest it takes longer than to copy it.
 
     Examples
     --------

@@ -129,9 +129,9 @@ class _Pending:
 class QueueExecutor(Executor):
     """The queue's workers behind the interface of `concurrent.futures`. Made by ``queue.executor()``.
 
-    Its futures are `TaskFuture`: cancelling one ends also a call that is running, and what
-    tasks print appears as it always does. Once the executor is shut down, calls are
-    refused; the queue itself goes on.
+    Its futures are `TaskFuture`: cancelling one ends also a call that is running,
+    and what tasks print appears as it always does. Once the executor is shut down,
+    calls are refused; the queue itself goes on.
 
     Examples
     --------
@@ -238,8 +238,8 @@ class QueueExecutor(Executor):
     ) -> Iterator[Any]:
         """Results of ``fn`` with the first items of all `iterables`, then the second, …, in order.
 
-        A loop over them that is left, or that raises, cancels the rest; one that never begins
-        leaves all running. A result is forgotten when it is given.
+        A loop over them that is left, or that raises, cancels the rest; one that never
+        begins leaves all running. A result is forgotten when it is given.
 
         Parameters
         ----------
@@ -249,10 +249,11 @@ class QueueExecutor(Executor):
         timeout : float, optional
             Seconds from now in which a result must be there when it is asked for.
         chunksize : int, optional
-            Items that travel together; measured by default. With a `buffersize`, 1 by default.
+            Items that travel together; measured by default. With a `buffersize`, 1 by
+            default.
         buffersize : int, optional
-            No more than so many chunks are sent whose results were not given yet: more is read
-            when one is asked for.
+            No more than so many chunks are sent whose results were not given yet: more
+            is read when one is asked for.
 
         Raises
         ------
@@ -312,8 +313,8 @@ class QueueExecutor(Executor):
         Parameters
         ----------
         wait : bool
-            Return when every call of this executor has ended. Interrupting that cancels them,
-            as any waiting does.
+            Return when every call of this executor has ended. Interrupting that
+            cancels them, as any waiting does.
         cancel_futures : bool
             Cancel what no worker has begun. A chunk of a `map` counts as one.
 

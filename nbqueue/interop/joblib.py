@@ -60,16 +60,16 @@ class NbqueueBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     Parameters
     ----------
     queue : TaskQueue, optional
-        Where the calls go; by default the one that ``TaskQueue()`` gives, whose workers the
-        first call starts.
+        Where the calls go; by default the one that ``TaskQueue()`` gives, whose
+        workers the first call starts.
     progress : bool, optional
         False: no card. By default the queue's own.
 
     Notes
     -----
-    ``n_jobs=-1`` is as many as the queue has workers. A smaller number bounds how many
-    batches of calls are under way at a time; a larger one starts no further workers
-    (``TaskQueue(workers=…)`` does).
+    ``n_jobs=-1`` is as many as the queue has workers. A smaller number bounds how
+    many batches of calls are under way at a time; a larger one starts no further
+    workers (``TaskQueue(workers=…)`` does).
 
     Examples
     --------

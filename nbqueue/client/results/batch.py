@@ -34,18 +34,19 @@ R = TypeVar("R")
 class Batch(LookingBack, Generic[R]):
     """Results of a map, in order, as they arrive.
 
-    Iterating and indexing wait for the item in question; ``async for`` lets others run
-    meanwhile. ``len`` is the number of items (for a generator, once it has been consumed).
-    An item that failed raises its exception where it is asked for, and only there.
+    Iterating and indexing wait for the item in question; ``async for`` lets others
+    run meanwhile. ``len`` is the number of items (for a generator, once it has
+    been consumed). An item that failed raises its exception where it is asked for,
+    and only there.
 
-    A generator is drawn as results come back, so it need not fit into memory, nor end. Once
-    a loop reads the results, at most 100,000 of them, or about 100 MB (of larger ones, two
-    for each worker), lie ahead of it, and as much is kept behind it; those before can no
-    longer be asked for. A loop that is left draws no more, until there is another, or
-    somebody waits for all results or asks for an item. When nobody holds the batch any
-    more, one that was being read is cancelled, and one that never was ends after 100,000
-    items. Nothing of this concerns an input whose length is known: it runs to its end, and
-    all is kept.
+    A generator is drawn as results come back, so it need not fit into memory, nor
+    end. Once a loop reads the results, at most 100,000 of them, or about 100 MB
+    (of larger ones, two for each worker), lie ahead of it, and as much is kept
+    behind it; those before can no longer be asked for. A loop that is left draws
+    no more, until there is another, or somebody waits for all results or asks for
+    an item. When nobody holds the batch any more, one that was being read is
+    cancelled, and one that never was ends after 100,000 items. Nothing of this
+    concerns an input whose length is known: it runs to its end, and all is kept.
 
     Attributes
     ----------
@@ -240,8 +241,8 @@ class Batch(LookingBack, Generic[R]):
         Parameters
         ----------
         return_exceptions : bool
-            Put exceptions into the list instead of raising the first. An error of the input
-            itself is raised all the same: the list would be too short.
+            Put exceptions into the list instead of raising the first. An error of the
+            input itself is raised all the same: the list would be too short.
         timeout : float, optional
             Seconds to wait for all of them.
 
@@ -250,8 +251,8 @@ class Batch(LookingBack, Generic[R]):
         TimeoutError
             If they have not all arrived in time; the batch goes on.
         Exception
-            What the first failed item, or the input itself, raised. The others' results stay:
-            ask again with ``return_exceptions=True``.
+            What the first failed item, or the input itself, raised. The others'
+            results stay: ask again with ``return_exceptions=True``.
 
         Examples
         --------
@@ -276,8 +277,9 @@ class Batch(LookingBack, Generic[R]):
         Raises
         ------
         Exception
-            What the input itself raised: then there are fewer items than there should be. Those
-            that there are have ended, and what items raise is no matter here.
+            What the input itself raised: then there are fewer items than there should
+            be. Those that there are have ended, and what items raise is no matter
+            here.
 
         Examples
         --------
@@ -316,9 +318,9 @@ class Batch(LookingBack, Generic[R]):
         Returns
         -------
         Snapshot
-            ``.total``, ``.done``, ``.failed``, ``.cancelled``, ``.running``, ``.retried`` in
-            items; ``.elapsed_s`` and ``.eta_s`` in seconds, ``.rate`` in items a second;
-            ``.fraction`` from 0 to 1. What is not known is None.
+            ``.total``, ``.done``, ``.failed``, ``.cancelled``, ``.running``,
+            ``.retried`` in items; ``.elapsed_s`` and ``.eta_s`` in seconds, ``.rate``
+            in items a second; ``.fraction`` from 0 to 1. What is not known is None.
 
         Examples
         --------

@@ -40,16 +40,16 @@ LONGEST_FAILURE = 160
 class TaskFuture(concurrent.futures.Future[R], Generic[R]):
     """The result of one call that runs in a worker process. A real ``concurrent.futures.Future``.
 
-    Calling it waits for the result, as does ``result()``; awaiting it works in cells.
-    Interrupting any of these cancels the call, unless its task has the option
-    ``on_interrupt="detach"``.
+    Calling it waits for the result, as does ``result()``; awaiting it works in
+    cells. Interrupting any of these cancels the call, unless its task has the
+    option ``on_interrupt="detach"``.
 
-    As an argument of another call, also within lists, tuples, dicts and the like, it stands
-    for its value: that call waits on the server, not here, and is given what this one
-    returns. If this one fails, that one does not run and ends with `InputFailed`; if this
-    one is cancelled, so is that one. A value that you have looked at is sent as it is when
-    the call is made. A call that needs an open item of a batch is sent only when that has
-    ended, by this process.
+    As an argument of another call, also within lists, tuples, dicts and the like,
+    it stands for its value: that call waits on the server, not here, and is given
+    what this one returns. If this one fails, that one does not run and ends with
+    `InputFailed`; if this one is cancelled, so is that one. A value that you have
+    looked at is sent as it is when the call is made. A call that needs an open
+    item of a batch is sent only when that has ended, by this process.
 
     Attributes
     ----------
@@ -64,12 +64,12 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
     seed : int or None
         Of its random numbers, where its task has the option ``rng``.
     stdout, stderr : str
-        What it has printed, from Python and from compiled code, the programs that it
-        started included. Of more than 256 kB on one stream, the first and the last 128 kB.
-        While it runs, what has arrived so far.
+        What it has printed, from Python and from compiled code, the programs that
+        it started included. Of more than 256 kB on one stream, the first and the
+        last 128 kB. While it runs, what has arrived so far.
     displays : list of dict
-        What it has displayed: figures and what it gave to ``display``, as dicts from mime
-        type to data.
+        What it has displayed: figures and what it gave to ``display``, as dicts
+        from mime type to data.
 
     Examples
     --------
@@ -295,13 +295,13 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
     def replay(self) -> R:
         """Run the same call here, in the kernel, so that a debugger can look at it.
 
-        The function as it is now is called with fresh arguments; what it raises has its real
-        frames, so that ``%debug`` in the next cell, or ``%pdb on`` before, lands where it
-        failed. The call itself keeps its outcome. `retries` and `timeout` play no part; a bare
-        call of another task inside runs here, too.
+        The function as it is now is called with fresh arguments; what it raises has
+        its real frames, so that ``%debug`` in the next cell, or ``%pdb on`` before,
+        lands where it failed. The call itself keeps its outcome. `retries` and
+        `timeout` play no part; a bare call of another task inside runs here, too.
 
-        Works for calls that failed, timed out, were cancelled, whose worker died, or that have
-        not ended. Arguments are kept only until a call has succeeded.
+        Works for calls that failed, timed out, were cancelled, whose worker died, or
+        that have not ended. Arguments are kept only until a call has succeeded.
 
         Raises
         ------

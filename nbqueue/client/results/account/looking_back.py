@@ -35,25 +35,26 @@ class LookingBack(ABC):
     def to_frame(self) -> Any:
         """All items as a pandas DataFrame, one row each, as they are now.
 
-        The arguments come first, a column for each parameter of the function. Numbers, strings,
-        bytes and None are there as they are, others as a short text. They are kept of items
-        that failed or are open; of others where they took no more than 1 kB an item, up to 32
-        MB of one batch, and larger ones (up to 200 kB) of the queue's last replies (16 MB).
-        What is not kept is missing. A parameter that is called like one of the following has an
-        underscore after its name.
+        The arguments come first, a column for each parameter of the function. Numbers,
+        strings, bytes and None are there as they are, others as a short text. They are
+        kept of items that failed or are open; of others where they took no more than 1
+        kB an item, up to 32 MB of one batch, and larger ones (up to 200 kB) of the
+        queue's last replies (16 MB). What is not kept is missing. A parameter that is
+        called like one of the following has an underscore after its name.
 
         Returns
         -------
         pandas.DataFrame
-            The index is the item's place in the batch. ``state``: done, failed, timeout, died
-            (its worker did), cancelled, running or queued. ``attempts``: how often it was
-            started, as far as is known. ``worker``: ``host:slot:serial`` of the one that ended
-            it. ``queued``, ``started``, ``finished``: UTC, aware
-            (``frame.started.dt.tz_convert("Europe/Paris")`` for local ones), by this host's
-            clock and the worker's. ``duration_s``: seconds of its last attempt. ``error``: type
-            and message. Short items run and are told of together: they share their time evenly,
-            so for them these are no measurements of single items. Nothing is known of when a
-            worker that died had begun.
+            The index is the item's place in the batch. ``state``: done, failed,
+            timeout, died (its worker did), cancelled, running or queued. ``attempts``:
+            how often it was started, as far as is known. ``worker``:
+            ``host:slot:serial`` of the one that ended it. ``queued``, ``started``,
+            ``finished``: UTC, aware (``frame.started.dt.tz_convert("Europe/Paris")``
+            for local ones), by this host's clock and the worker's. ``duration_s``:
+            seconds of its last attempt. ``error``: type and message. Short items run
+            and are told of together: they share their time evenly, so for them these
+            are no measurements of single items. Nothing is known of when a worker that
+            died had begun.
 
         Raises
         ------
@@ -71,7 +72,8 @@ class LookingBack(ABC):
         >>> list(frame[frame.state == "failed"].index)
         [1]
 
-        How busy each worker was: ``frame.groupby("worker").duration_s.agg(["count", "sum"])``.
+        How busy each worker was: ``frame.groupby("worker").duration_s.agg(["count",
+        "sum"])``.
         """
         with user_frames_only:
             frame_of = _loaded("frame", "to_frame()", "pandas").frame_of
@@ -80,8 +82,8 @@ class LookingBack(ABC):
     def timeline(self) -> Any:
         """A picture of who ran what when: a lane for each worker, a bar for each piece of work that has ended.
 
-        Items that ran together are one bar; what failed is red. A worker that was replaced goes
-        on in its lane.
+        Items that ran together are one bar; what failed is red. A worker that was
+        replaced goes on in its lane.
 
         Returns
         -------
@@ -117,7 +119,8 @@ class LookingBack(ABC):
     def serial_time(self) -> float | None:
         """Seconds that workers have spent in the items, one after the other; None before the first has ended.
 
-        All attempts count that have ended, and what a worker that died had begun does not.
+        All attempts count that have ended, and what a worker that died had begun does
+        not.
 
         Examples
         --------
@@ -150,8 +153,8 @@ class LookingBack(ABC):
     def speedup(self) -> float | None:
         """``serial_time / wall_time``: by how much it was faster than one such worker; None before the first has ended.
 
-        A loop in the notebook may be faster than one of several workers that share a memory
-        bus, so it says how busy the workers were rather than what they saved.
+        A loop in the notebook may be faster than one of several workers that share a
+        memory bus, so it says how busy the workers were rather than what they saved.
 
         Examples
         --------
