@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -128,7 +127,7 @@ def test_a_refusal_of_an_old_attempt_ends_nothing(broker: Broker) -> None:
 def test_a_refusal_of_a_copy_ends_nothing(broker: Broker) -> None:
     submit(broker, Call(1, (), 1, b"payload"))
     (got,) = broker.sift(fetch(broker))
-    copy = replace(got, entry=f"1/{add(broker, GOOD).decode()}")
+    copy = got._replace(entry=f"1/{add(broker, GOOD).decode()}")
     assert broker.refuse_call(copy, b"sealed")
     assert broker.read_replies("c", b"0") == []
     assert broker.sift(fetch(broker, own=True)) == [got]
@@ -231,7 +230,7 @@ def test_a_report_sent_again_leaves_the_entry_alone_that_has_its_name_by_now(
     assert broker.finish([Report(first, 0, 1, 0, b"reply", retry_delay_s=delay_s)]) == [True]
     submit(broker, Call(2, (), 1, b"payload"))
     (second,) = broker.sift(fetch(broker))
-    again = replace(first, entry=second.entry)
+    again = first._replace(entry=second.entry)
     assert broker.finish([Report(again, 0, 1, 0, b"reply", retry_delay_s=delay_s)]) == [False]
     assert broker.sift(fetch(broker, own=True)) == [second]
     assert broker.cancel("c", ["1", "2"]) == (["2"] if delay_s is None else ["1", "2"])
