@@ -87,10 +87,38 @@ class Forgot(NamedTuple):
 
 @cache
 def script(name: str) -> bytes:
-    """The full text of a step, with the common part before it."""
-    folder = resources.files("nbqueue.stream") / "scripts"
-    common = (folder / "_common.lua").read_bytes()
-    return common + b"\n" + (folder / f"{name}.lua").read_bytes()
+    """The full text of a step, with what it needs of the common part before it."""
+    return compose(_common(), _source(name)).encode()
+
+
+def _source(name: str) -> str:
+    return (resources.files("nbqueue.stream") / "scripts" / f"{name}.lua").read_text("utf-8")
+
+
+@cache
+def _common() -> tuple[tuple[str, str], ...]:
+    return functions_of(_source("_common"))
+
+
+def functions_of(common: str) -> tuple[tuple[str, str], ...]:
+    """The functions of the common part, each with its name; what stands between them has none. Without comments."""
+    parts = _FUNCTION.split(re.sub(r"(?m)^ *--.*\n", "", common))
+    # Text between functions; then, of each function, all of it and its name.
+    blocks = [("", parts[0])]
+    for whole, name, between in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        blocks += [(name, whole), ("", between)]
+    return tuple(blocks)
+
+
+def compose(common: Sequence[tuple[str, str]], step: str) -> str:
+    """A step and the functions that it needs: the server makes them anew for each call, which takes it as long as half
+    a command for each."""
+    text = step
+    for name, block in reversed(common):
+        # A function calls only those before it.
+        if not name or f"{name}(" in text:
+            text = block + text
+    return text
 
 
 @cache
@@ -490,6 +518,8 @@ class Broker:
         self.wire.call("CLIENT", "UNBLOCK", str(redis_id))
 
 
+# All of it, and its name: on one line, or up to an "end" at the margin.
+_FUNCTION = re.compile(r"(?ms)^(local function (\w+)\((?:[^\n]* end$|.*?^end$)\n)")
 _CALL_NAME = re.compile(rb"[0-9]{1,18}(\.[0-9]{1,9})?")
 _STATE = re.compile(rb"([1-9][0-9]{0,8}) (-?[0-9]{1,9}) ([0-9]{1,9}) (-?[0-9]{1,9})")
 

@@ -41,7 +41,8 @@ def planted(texts: Mapping[str, str]) -> Iterator[None]:
 
     @cache
     def mutated(name: str) -> bytes:
-        return "\n".join(texts.get(part) or source_of(part) for part in ("_common", name)).encode()
+        common, step = (texts.get(part) or source_of(part) for part in ("_common", name))
+        return broker_module.compose(broker_module.functions_of(common), step).encode()
 
     @cache
     def sha(name: str) -> str:

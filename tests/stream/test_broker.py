@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from nbqueue.stream import broker as broker_module
 from nbqueue.stream.broker import Beat, Broker, Ended, Forgot, NeedBlobs, OtherEpoch, Taken
 from nbqueue.stream.connect import Address, CommandError, Wire
 from nbqueue.stream.keys import GROUP
@@ -439,6 +440,15 @@ def test_only_the_current_attempt_may_announce(broker: Broker) -> None:
     broker.reclaim("h:1")
     assert not broker.announce("c", "1", old.entry, b"progress")
     assert replies(broker) == [("1", "e", b"started")]
+
+
+@pytest.mark.parametrize("name", broker_module._SCRIPTS)
+def test_a_step_carries_the_functions_that_it_calls(name: str) -> None:
+    text = broker_module.script(name).decode()
+    for function, whole in broker_module.functions_of(broker_module._source("_common")):
+        called = bool(function) and re.search(rf"(?<!function )\b{function}\(", text) is not None
+        assert not called or whole in text
+    assert ("local function take_back(" in text) == (name in ("beat", "leave", "reclaim"))
 
 
 def test_calls_that_travel_together_cost_the_server_few_commands_each(broker: Broker) -> None:

@@ -1,5 +1,6 @@
--- Put before every script. KEYS[1] is the queue's prefix; every other key is made from it and so lies on
--- the same slot. keys.py has the table of keys.
+-- What stands before every script, with those functions that it needs: each calls only others before it, and is on one
+-- line or ends with an "end" at the margin. KEYS[1] is the queue's prefix; every other key is made from it and so lies
+-- on the same slot. keys.py has the table of keys.
 --
 -- An *entry* is written "<stream>/<id>", for example "1/1700000000000-0". The hash o:<client> maps an open
 -- call to "<current entry>|<items done>"; while a retry waits, the entry is "z/<attempt>", and while a call waits for
