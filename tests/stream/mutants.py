@@ -65,7 +65,7 @@ def compiles(server: PrivateServer) -> None:
         wire.close()
 
 
-def turns_red(server: PrivateServer, sequences: int = 150, **changes: Any) -> bool:
+def turns_red(server: PrivateServer, sequences: int = 400, **changes: Any) -> bool:
     """Whether the model notices, in so many sequences, that the actors or the planted scripts are wrong."""
     machine = seed(1)(machine_on(server, **changes))
     try:

@@ -437,6 +437,7 @@ def test_only_the_current_attempt_may_announce(broker: Broker) -> None:
     submit(broker, call(1))
     (old,) = fetch(broker, "h:1")
     assert broker.announce("c", "1", old.entry, b"started")
+    assert broker.wire.call("TTL", broker.keys.replies("c")) > 0
     broker.reclaim("h:1")
     assert not broker.announce("c", "1", old.entry, b"progress")
     assert replies(broker) == [("1", "e", b"started")]

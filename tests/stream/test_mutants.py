@@ -135,7 +135,6 @@ MUTANTS = [
     ),
     mutant("hello cannot pass the memory limit", "hello", "pass_memory_limit()"),
     mutant("register cannot pass the memory limit", "register", "pass_memory_limit()"),
-    mutant("announce does not settle", "announce", "settle()"),
     mutant(
         "announce speaks for old attempts",
         "announce",
