@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import redis
 
-from nbqueue import TaskCancelled, TaskQueue
+from nbqueue import InputFailed, TaskCancelled, TaskQueue
 from nbqueue.client.sending import helm
 from nbqueue.codec.seal import fingerprint, user_secret
 from nbqueue.errors import ServerError
-from nbqueue.stream.broker import Broker
+from nbqueue.stream.broker import Broker, Ended
 from nbqueue.stream.connect import Address, Wire
 from nbqueue.stream.keys import Keys
 
@@ -81,6 +81,35 @@ def test_a_server_that_is_lost_costs_a_graph_nothing(
     go.touch()
     assert [future.result(timeout=30) for future in waiting] == [7.0, 8.0, 9.0, 8.0]
     assert last.result(timeout=30) == 32.0
+
+
+@pytest.mark.parametrize("lost", ["everything", "one call"])
+def test_what_has_ended_without_a_word_is_made_again_if_the_server_has_lost_all_and_fails_if_not(
+    lost: str, queue: Any, tmp_path: Path
+) -> None:
+    """Between the server's word that a needed call has ended, and the reading of its reply, everything was lost."""
+    go = tmp_path / "go"
+    needed = queue.submit(held, go, 7)
+    call = needed._call
+    link = queue._core.link
+    assert link.flush(10)
+    with link._helm:
+        with _client(queue) as client:
+            if lost == "everything":
+                client.flushall()
+            else:
+                client.hdel(link._keys.open_calls(link.client), str(call.call.n))
+        link._settle()
+        link._catch_up(link._steps, Ended((call.call.n,)))
+    needs = queue.submit(add, needed, 1)
+    go.touch()
+    if lost == "everything":
+        assert needs.result(timeout=20) == 8
+    else:
+        with pytest.raises(InputFailed, match="The server has forgotten this call"):
+            needs.result(timeout=20)
+        # What has the count of it wrong now.
+        _forget(queue)
 
 
 def test_the_memory_of_a_server_is_lost_again_and_again(

@@ -13,6 +13,7 @@ before it, so there are no circles; a call that has a value holds nothing of wha
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 from nbqueue.client.sending.calls import Node, OpenCall
@@ -70,13 +71,21 @@ def _give(client: str, source: OpenCall, node: Node, call: OpenCall) -> None:
     call.held += node.held
 
 
-def cut(call: OpenCall, open_calls: dict[int, OpenCall]) -> list[OpenCall]:
-    """It has ended without a value. Returns the calls that end with it; they are open no longer."""
-    node = call.node
-    if node is None:
-        return []
-    ended = [each for each in node.dependents if open_calls.pop(each.call.n, None) is not None]
-    node.dependents = []
+def cut(call: OpenCall, open_calls: dict[int, OpenCall]) -> list[tuple[OpenCall, OpenCall]]:
+    """It has ended without a value: so do the calls that need it, and those that need them, all at once.
+
+    Returns each of them, which are open no longer, with what it needed; none before that.
+    """
+    ended: list[tuple[OpenCall, OpenCall]] = []
+    sources = deque([call])
+    while sources:
+        source = sources.popleft()
+        if source.node is not None:
+            for each in source.node.dependents:
+                if open_calls.pop(each.call.n, None) is not None:
+                    ended.append((each, source))
+                    sources.append(each)
+            source.node.dependents = []
     return ended
 
 

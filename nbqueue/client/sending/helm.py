@@ -226,35 +226,33 @@ class Helm:
 
     def cancel(self, calls: Iterable[OpenCall]) -> None:
         """Forget calls and those that need them, and have the server forget them: queued, waiting and running alike."""
-        needed = []
+        unmet: list[tuple[OpenCall, OpenCall]] = []
         with self._lock:
             for opened in calls:
                 if self._open.pop(opened.call.n, None) is not None:
                     self._cancels += self._names(opened)
                     self.history.note_cancelled(opened, opened.sink.unanswered(opened))
-                    if opened.node is not None:
-                        needed.append(opened)
+                    unmet += self._cut(opened)
             self._changed.notify_all()
             self._wake()
-        for opened in needed:
-            self._end_dependents(opened)
+        for opened, source in unmet:
+            self._end_unmet(opened, source)
 
-    def _end_dependents(self, source: OpenCall) -> None:
-        """It has ended without a value: so do those that need it, and those that need them."""
-        sources = deque([source])
-        while sources:
-            source = sources.popleft()
-            with self._lock:
-                ended = graph.cut(source, self._open)
-                for opened in ended:
-                    # The server does it by itself, unless that one had a value there already.
-                    self._cancels += self._names(opened)
-                if ended:
-                    self._changed.notify_all()
-                    self._wake()
-            for opened in ended:
-                self._end_unmet(opened, source)
-            sources += ended
+    def _cut(self, opened: OpenCall) -> list[tuple[OpenCall, OpenCall]]:
+        """It has ended without a value: forget what needs it, which `_end_unmet` is to end then. The lock is held.
+
+        In one step, or what is sent meanwhile would need what the server has ended by itself.
+        """
+        if opened.node is None:
+            return []
+        unmet = graph.cut(opened, self._open)
+        for each, _ in unmet:
+            # One that had a value on the server already has gone on there.
+            self._cancels += self._names(each)
+        if unmet:
+            self._changed.notify_all()
+            self._wake()
+        return unmet
 
     def _end_unmet(self, opened: OpenCall, source: OpenCall) -> None:
         def note(error: NbqueueError | None) -> None:
@@ -577,8 +575,13 @@ class Helm:
         with self._lock:
             self._wake()
             lost = [self._open[n] for n in answer.numbers if n in self._open]
-        for opened in lost:
-            # Somebody has deleted what the server knew of them.
+        if not lost:
+            return
+        epoch = self._epoch
+        self._say_hello(steps)
+        # The same server as that which has said so, or it has lost their replies, and is sent all again.
+        for opened in lost if self._epoch == epoch else ():
+            # Somebody has deleted what it knew of them.
             self._end_broken(opened, 0, BadMessage("The server has forgotten this call. Make it again."))
             self._over(opened, b"", None)
 
@@ -693,15 +696,17 @@ class Helm:
 
     def _over(self, opened: OpenCall, message: bytes, body: ReplyBody | None) -> None:
         """A call has ended, with this reply if there was one that could be read."""
+        unmet: list[tuple[OpenCall, OpenCall]] = []
         with self._changed:
             self._open.pop(opened.call.n, None)
-            has_value = body is not None and not body.kinds
-            if opened.node is not None and body is not None and has_value:
+            if body is None or body.kinds:
+                unmet = self._cut(opened)
+            elif opened.node is not None:
                 graph.pass_on(self.client, opened, message, body)
             if not self._open or body is None:
                 self._changed.notify_all()
-        if opened.node is not None and not has_value:
-            self._end_dependents(opened)
+        for each, source in unmet:
+            self._end_unmet(each, source)
 
     def _end_broken(self, opened: OpenCall, item: int, error: NbqueueError) -> bool:
         self.history.note_broken(opened, opened.sink.unanswered(opened), error)
