@@ -19,14 +19,15 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Any
+from weakref import ref
 
 from nbqueue import TaskQueue, context
 from nbqueue.client.results.future import TaskFuture
-from nbqueue.client.results.waiting import HINT_S, hint
+from nbqueue.client.results.waiting import HINT_S, begun, hint
 from nbqueue.client.sending.options import is_async
 from nbqueue.errors import BadCall, BadOption, NotSendable
 from nbqueue.interop.arrays import Arrays
@@ -210,8 +211,9 @@ class NbqueueBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     @contextmanager
     def retrieval_context(self) -> Iterator[None]:
-        """In a task, whoever waits for others does not count against the pool."""
-        with context.waiting():
+        """Around a loop over results, or the whole call. In a task, who waits does not count against the pool."""
+        call = self._call
+        with context.waiting(), nullcontext() if call is None else begun(call.interruption()):
             yield
 
     def stop_call(self) -> None:
@@ -324,6 +326,21 @@ class _Call:
             pieces = list(reversed(self._open))
         for piece in pieces:
             piece.cancel()
+
+    def interruption(self) -> Callable[[], str]:
+        """What an interrupt does in the body of a loop over results that somebody still holds."""
+        # Noted until the cell has ended: it must not hold results.
+        held = ref(self)
+
+        def interrupted() -> str:
+            call = held()
+            if call is None or not call._open:
+                return ""
+            said = call.interrupted()
+            call.abort()
+            return said
+
+        return interrupted
 
     def interrupted(self) -> str:
         """What a person is told of an interrupt that is about to end this call."""

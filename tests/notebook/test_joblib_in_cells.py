@@ -27,6 +27,23 @@ QUIET = """
 with joblib.parallel_config(backend="nbqueue", queue=queue, n_jobs=2, progress=False):
     Parallel()(delayed(abs)(x) for x in range(5))
 """
+HELD = """
+def first_only(x):
+    if x:
+        time.sleep(60)
+    return x
+
+Path("started").unlink()
+threading.Thread(target=press).start()
+results = Parallel(batch_size=1, return_as="generator")(delayed(first_only)(x) for x in range(9))
+for value in results:
+    Path("started").touch()
+    time.sleep(60)
+"""
+IDLE = """
+print(Parallel()(delayed(abs)(-x) for x in range(3)))
+print(queue.status().running)
+"""
 PRESS = """
 import os, signal, threading
 
@@ -82,5 +99,15 @@ def test_a_parallel_call_has_one_card_with_its_functions_name_and_its_prints(sta
     (error,) = of_kind(kernel.run("Parallel()(delayed(sleep)(x) for x in range(9))"), "error")
     assert error["ename"] == "KeyboardInterrupt"
     assert re.fullmatch(r"`sleep` was cancelled, 0( of 9)? calls had ended\.", error["evalue"])
-    messages = kernel.run("print(Parallel()(delayed(abs)(-x) for x in range(3)))\nprint(queue.status().running)")
+    messages = kernel.run(IDLE)
     assert "[0, 1, 2]\n()\n" in "".join(content["text"] for content in of_kind(messages, "stream"))
+
+    # Also in the body of a loop over results that the cell still holds: the rest once ran on.
+    messages = kernel.run(HELD)
+    assert [content["ename"] for content in of_kind(messages, "error")] == ["KeyboardInterrupt"]
+    said = "".join(content["text"] for content in of_kind(messages, "stream"))
+    assert re.search(r"nbqueue: `first_only` was cancelled, 1( of 9)? calls had ended\.\n", said)
+    messages = kernel.run(IDLE)
+    assert "[0, 1, 2]\n()\n" in "".join(content["text"] for content in of_kind(messages, "stream"))
+    messages = kernel.run("next(results)")
+    assert [content["ename"] for content in of_kind(messages, "error")] == ["TaskCancelled"]
