@@ -1,7 +1,7 @@
 """Large objects that travel once: the handles that stand for them, and where a worker keeps what it was sent.
 
 `client` makes a `Put` of an object and sends its bytes, signed, under their digest, as it sends functions. Where
-`functions` pickles a call it writes the digest in the handle's place, and tells which it met; `worker.loop` fetches
+`functions` pickles a call it writes the digest in the handle's place, and tells which it met; `worker.supplies` fetches
 those before it begins the call, and unpickling finds the object in the worker's `Store`.
 
 Always true here: bytes are never copied to be unpickled, so the arrays in them are views, and read-only; what a

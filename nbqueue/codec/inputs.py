@@ -1,6 +1,6 @@
 """What stands in a call's arguments for the value of another call, and is that value where it is unpickled.
 
-`client` writes it in the place of a future that has not ended; `worker.loop` fetches the values of a call before it
+`client` writes it in the place of a future that has not ended; `worker.supplies` fetches the values of a call before it
 begins, and whoever replays the call in the kernel has them from the futures. Always true here: a value is unpickled
 where its stand-in is, in the task's own time, and once for each call.
 """

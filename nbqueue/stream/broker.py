@@ -1,6 +1,6 @@
 """The one door to Redis: one method is one atomic step, safe to repeat.
 
-`client.sending.listener` knocks from the kernel, `worker.loop` and `worker.supervisor` from the worker. Nothing here
+`client.sending.listener` knocks from the kernel, `worker.carrier` and `worker.supervisor` from the worker. Nothing here
 pickles, and nothing here decides what a step means. A method that is named ``…_command`` only builds the
 command, so that a caller can send several in one write and read their replies later.
 """

@@ -3,11 +3,12 @@
 ::
 
     main thread   fetch ─▶ open the seal ─▶ function, arguments ─▶ run ─▶ report + next fetch, in one write
+                  `carrier`                 `supplies`             here    `carrier`
     courier       while an item runs for long: sends what is finished, gives back what was fetched ahead
 
-Always true here: a report is kept until the server has taken it or said that it no longer counts; the slot
-board names the item before its code (unpickling included) runs; an interrupt raises only while the item that
-it is meant for is running. The supervisor is never spoken to directly: the board, a doorbell and signals do.
+Always true here: the slot board names the item before its code (unpickling included) runs; an interrupt raises only
+while the item that it is meant for is running. The supervisor is never spoken to directly: the board, a doorbell and
+signals do.
 """
 
 from __future__ import annotations
@@ -19,95 +20,49 @@ import sys
 import threading
 import time
 import types
-from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nbqueue import context
 from nbqueue.codec import inputs, messages
-from nbqueue.codec.blobs import Put, Store, load_keywords
-from nbqueue.codec.frames import is_reference, load_frame
+from nbqueue.codec.blobs import load_keywords
 from nbqueue.codec.functions import all_plain_and_short, is_long, is_plain
-from nbqueue.codec.functions import digest as digest_of
-from nbqueue.codec.messages import ERROR, EXCEPTION, SKIPPED, VALUE, CallBody, call_id, value_in
-from nbqueue.codec.seal import Seal, body_of
+from nbqueue.codec.messages import ERROR, EXCEPTION, SKIPPED, VALUE, CallBody, call_id
 from nbqueue.codec.segments import Guest, Shelf
 from nbqueue.codec.shelves import visit
 from nbqueue.codec.tracebacks import dump_exception
 from nbqueue.codec.values import LONG_BYTES, dump_value
 from nbqueue.errors import BadMessage, NbqueueError, ResultNotSendable, ServerError, TaskTimeout
-from nbqueue.stream.broker import BLOCK_MS, Broker
-from nbqueue.stream.connect import LOWEST_LIMIT_BYTES, Address, CommandError, ForgotScripts, Wire, may_be_too_large
-from nbqueue.stream.keys import Keys, value_name
-from nbqueue.stream.records import Fetched, Report, Setting
-from nbqueue.worker import attempt, board
+from nbqueue.stream.connect import CommandError
+from nbqueue.stream.records import Fetched
+from nbqueue.worker import attempt, board, carrier
+from nbqueue.worker.courier import Courier
 from nbqueue.worker.modules import LocalModules
-from nbqueue.worker.outbox import Outbox
 from nbqueue.worker.seeded import seeded
 from nbqueue.worker.sprint import NOTHING as NO_VALUE
 from nbqueue.worker.sprint import SHORT_S, Sprint, next_length
+from nbqueue.worker.supplies import WorkerSpec
 from nbqueue.worker.surroundings import NoKeyboard, Surroundings
 from nbqueue.worker.telling import displays, lanes, notices, tables
-from nbqueue.worker.telling.news import News
-from nbqueue.worker.telling.prints import LOOK_S, NOTHING, Prints, Said
-from nbqueue.worker.turns import ALL, Turns
+from nbqueue.worker.telling.prints import LOOK_S, NOTHING, Said
 
 if TYPE_CHECKING:
     from nbqueue.worker.coroutines.pump import Pump
 
-__all__ = ["NEWS", "OUTPUT", "Worker", "WorkerSpec"]
+__all__ = ["NEWS", "OUTPUT", "Worker"]
 
 # Replies of finished items leave within about this time, also while the next item runs for long.
 FLUSH_S = 0.1
-# How much measured work may wait in a busy worker while another is idle, and how long an item may run before
-# what waits behind it is given back.
-AHEAD_S = 0.004
-COURIER_S = 0.05
-MOST_AHEAD = 64
-# News of a running task leave this often at most.
-NEWS_S = 0.2
-# Longer than BLOCK_MS: a reply that is later than this means a dead connection.
-REPLY_TIMEOUT_S = 12.0
-# A read that was sent over a lost connection ends this long after at the latest, its way to the server included.
-LATE_READ_S = BLOCK_MS / 1000 + 1.0
 # Between attempts to connect. Longer than the client's: there may be hundreds of workers.
 LONGEST_PAUSE_S = 0.5
-FUNCTIONS_KEPT = 128
 # matplotlib's backend in workers, loaded by the tasks that use it.
 FIGURES = "nbqueue.worker.telling.figures"
 # Why the supervisor is woken: the server should hear something, or something was printed.
 NEWS, OUTPUT = b"!", b"o"
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """What a worker is told at its birth. `consumer` is its name in the group, used by nobody before; after
-    `max_tasks` items it leaves, to be replaced (0: never). It is `alone` on a server that only its user can reach.
-    With `echo`, somebody looks on at a terminal."""
-
-    slot: int
-    consumer: str
-    queue: str
-    prefix: str
-    address: dict[str, Any] = field(repr=False)  # with its password
-    secret: str = field(repr=False)
-    environ: dict[str, str]
-    max_tasks: int = 0
-    alone: bool = False
-    echo: bool = False
-
-
 class Interrupted(KeyboardInterrupt):
     """Raised in a task that is cancelled or has reached its time limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Packed:
-    """A function that was fetched and not unpickled yet."""
-
-    data: bytes
 
 
 def _is_long(value: object) -> bool:
@@ -132,7 +87,7 @@ def _pickled(value: object, name: str, shelf: Shelf | None) -> tuple[int, Any, b
         return ERROR, pickle.dumps(refusal), False
 
 
-class Worker:
+class Worker(Courier):
     """One process that runs one item at a time.
 
     Parameters
@@ -145,43 +100,14 @@ class Worker:
     """
 
     def __init__(self, spec: WorkerSpec, slot: board.Slot, ring: Callable[[bytes], None]) -> None:
-        self._spec = spec
-        self._slot = slot
+        super().__init__(spec, slot)
         self._ring = ring
-        self._secret = bytes.fromhex(spec.secret)
-        self._seal = Seal(self._secret, spec.prefix)
-        self._broker = Broker(Wire(Address.from_dict(spec.address), timeout_s=REPLY_TIMEOUT_S), Keys(spec.prefix))
-        self._surroundings = Surroundings()
         self._modules = LocalModules()
-        self._store = Store()
-        self._functions: OrderedDict[str, Any] = OrderedDict()
-        self._settings: dict[str, Setting] = {}
-        self._lock = threading.Lock()  # guards _ahead
-        self._io = threading.Lock()  # guards the wire; the main thread holds it except while a task runs
-        self._ahead: deque[Fetched] = deque()
-        self._outbox = Outbox(self._seal, spec.consumer)
-        self._prints = Prints(echo=spec.echo)
-        self._news = News()
-        self._news_at = 0.0
-        self._running_call: tuple[Fetched, int] | None = None  # and which of its items
-        self._turns = Turns()
-        self._last_fetch_empty = True
-        self._unsure = False  # connected again while a task ran: entries may lie unread in our pending list
-        self._look_again_at: float | None = None  # when a read over the connection before this one has ended for sure
-        self._suspect = 0  # bytes of the largest reply that was on its way when the connection was lost
-        self._seconds = 0.0  # a call's run time, smoothed; 0 before the first
-        self._paces: dict[str, float] = {}  # and of each function's last call
-        self._lengths: dict[str, int] = {}  # of the next sprint of functions whose items are short
-        self._sprint: Sprint | None = None
-        self._armed = False
         self._looked: object = None  # at what this item printed, as `_running_call` names it
         self._why = 0
-        self._item_since = 0.0
         self._waits = 0
-        self._left = spec.max_tasks or -1  # items that it may still run; -1: as many as come
         self._spoiled = False  # by a task, beyond what can be put right: another process is to take its place
         self._pid = os.getpid()
-        self._running = threading.Event()
         self._pump: Pump | None = None  # there from the first call of an async function on
 
     def run(self) -> int:
@@ -225,235 +151,6 @@ class Worker:
                     return 1
                 time.sleep(pause)
                 pause = min(LONGEST_PAUSE_S, pause * 2)
-
-    # Fetch and report
-
-    def _connect(self) -> None:
-        self._broker.connect()
-        self._slot.connected(int(self._broker.wire.call("CLIENT", "ID")))
-        self._look_again_at = time.monotonic() + LATE_READ_S
-
-    def _read_own(self) -> None:
-        """A lost reply has left its entries with us. What is finished is reported before, so it is not among them."""
-        self._flush_now()
-        broker = self._broker
-        calls = broker.sift(
-            broker.wire.call(*broker.fetch_command(self._spec.consumer, 1000, block_ms=None, own=True))
-        )
-        with self._lock:
-            self._ahead = deque(calls)
-        self._unsure = False
-
-    def _own_may_have_grown(self) -> bool:
-        """A server that has not noticed the end of our last connection gives what comes next to the read that
-        waits there: it is ours, and nobody brings it."""
-        if self._look_again_at is not None and time.monotonic() > self._look_again_at:
-            self._look_again_at, self._unsure = None, True
-        return self._unsure and self._broker.wire.connected
-
-    def _fetch(self) -> bool:
-        """Report what is finished and get more to do. False when it is time to leave."""
-        broker = self._broker
-        with self._io:
-            if self._own_may_have_grown():
-                self._read_own()
-            if self._ahead:
-                return True
-            last = self._slot.stop_asked()
-            reports = self._outbox.reports()
-            if self._left == 0 or (last and not self._last_fetch_empty):
-                # Asked to stop while it was busy: it leaves. An idle worker fetches once more.
-                self._flush_now()
-                self._slot.idle()
-                return False
-            self._slot.idle()
-            count = min(MOST_AHEAD, max(1, int(AHEAD_S / self._seconds))) if self._seconds > 0 else 1
-            streams = ALL if last else self._turns.next()
-            block_ms = BLOCK_MS if streams == ALL and not last else None
-            fetch = broker.fetch_command(self._spec.consumer, count, block_ms=block_ms, streams=streams)
-            if reports:
-                self._report(reports, fetch)
-            else:
-                broker.wire.send(fetch)
-            try:
-                answer = broker.wire.receive()
-            except CommandError as error:
-                if "NOGROUP" not in str(error) and "UNBLOCKED" not in str(error):
-                    raise
-                broker.ensure_group()
-                return not last
-            calls = broker.sift(answer, alone=self._spec.alone)
-            if calls:
-                self._turns.brought(streams, calls[0].entry[0], calls[-1].entry[0])
-            else:
-                self._turns.nothing()
-                if streams < ALL:
-                    # All are asked at once.
-                    return True
-            self._last_fetch_empty = not calls
-            if not calls and self._store.let_go():
-                # They may hold what is forgotten.
-                self._functions.clear()
-            with self._lock:
-                self._ahead.extend(calls)
-        return bool(calls) or not last
-
-    def _make_way(self) -> None:
-        """What this process has imported is not what it should be now: a fresh one shall run what was fetched."""
-        self._left = 0
-        self._return_ahead()
-
-    def _next(self) -> Fetched | None:
-        with self._lock:
-            return self._ahead.popleft() if self._ahead else None
-
-    def _report(self, reports: list[Report], *more: tuple[Any, ...]) -> None:
-        """Send FINISH, with other commands in the same write, and read its answer."""
-        if self._suspect:
-            wire = Wire(Address.from_dict(self._spec.address), timeout_s=REPLY_TIMEOUT_S)
-            if not wire.takes(self._suspect):
-                reports = self._outbox.with_smaller(self._suspect)
-            self._suspect = 0
-        try:
-            self._broker.wire.send(self._broker.finish_command(reports), *more)
-            self._settle(reports)
-        except (ServerError, CommandError) as error:
-            if not may_be_too_large(error):
-                raise
-            largest = max(len(report.reply) for report in reports)
-            self._suspect = largest if largest > LOWEST_LIMIT_BYTES else 0
-            raise
-
-    def _settle(self, reports: list[Report]) -> None:
-        """Read the answer to a FINISH that was sent with `reports`."""
-        try:
-            answers = self._broker.parse_finish(self._broker.wire.receive())
-        except ForgotScripts as error:
-            # SCRIPT FLUSH on a living server. The fetch that left in the same write goes unread.
-            raise ServerError("the server forgot its scripts") from error
-        self._outbox.settle(reports, answers)
-
-    def _flush_now(self) -> None:
-        """Report what is finished. The wire's lock is held."""
-        reports = self._outbox.reports()
-        if reports:
-            self._report(reports)
-
-    def _reconnect(self) -> None:
-        """Make sure of a connection while a task runs; what lies in our pending list is looked at later."""
-        if not self._broker.wire.connected:
-            self._unsure = True
-            self._connect()
-
-    def _try_flush(self) -> None:
-        """Report what is finished; while the server is away it waits in the outbox and the work goes on."""
-        with self._io:
-            try:
-                self._reconnect()
-                self._flush_now()
-            except (ServerError, CommandError):
-                self._broker.wire.close()
-
-    def _courier(self) -> None:
-        while True:
-            self._running.wait()
-            time.sleep(COURIER_S)
-            if not self._armed and self._slot.state() == board.IDLE:
-                self._running.clear()
-                if self._slot.state() == board.IDLE:
-                    continue
-                self._running.set()
-            if self._io.acquire(blocking=False):
-                try:
-                    self._help_out()
-                except (ServerError, CommandError):
-                    # The main thread connects again when its task is done; what is ours is read again then.
-                    self._broker.wire.close()
-                finally:
-                    self._io.release()
-
-    def _help_out(self) -> None:
-        now = time.monotonic()
-        if not self._armed or now - self._item_since < COURIER_S:
-            return
-        sprint = self._sprint
-        if sprint is not None:
-            self._harvest(sprint, now)
-        if self._prints.touched:
-            # A part of a line, as of a row of dots, is seen while it grows.
-            self._surroundings.flush_own()
-        if not self._broker.wire.connected:
-            return
-        with self._lock:
-            waiting = [call.entry for call in self._ahead] if not self._slot.stop_asked() else []
-            if waiting:
-                self._ahead.clear()
-        if waiting:
-            self._broker.release(self._spec.consumer, waiting)
-        if self._outbox.waiting or self._outbox.is_due(now, COURIER_S):
-            self._flush_now()
-        if now >= self._news_at:
-            self._news_at = now + NEWS_S
-            self._announce()
-
-    def _announce(self) -> None:
-        running = self._running_call
-        if running is None:
-            return
-        for event in self._news.take():
-            self._tell(running[0], event)
-        for event in self._prints.leaving():
-            self._tell(running[0], event)
-            self._prints.left(event)
-
-    def _tell(self, call: Fetched, event: dict[str, Any]) -> None:
-        message = self._seal.close("event", call_id(call.client, call.n), messages.dump_event(**event))
-        self._broker.announce(call.client, call.n, call.entry, message)
-
-    def _attend(self) -> None:
-        """The item that runs is about to say something, so it must be known which it is. Any thread of the task."""
-        sprint = self._sprint
-        if sprint is not None and self._running_call is not None:
-            with sprint.lock:
-                if self._sprint is sprint:
-                    self._running_call = self._running_call[0], sprint.leave()
-
-    def _stop_in_fork(self) -> None:
-        # Without the lock, whose holder may not be in this process.
-        if self._sprint is not None:
-            self._sprint.leave()
-
-    def _harvest(self, sprint: Sprint, now: float) -> None:
-        """An item of a sprint runs for long: those before it have ended, and it is one like any other from now on."""
-        with sprint.lock:
-            if self._sprint is not sprint or self._running_call is None:
-                return
-            call, item = self._running_call[0], sprint.leave()
-            self._running_call = call, item
-            self._slot.item(item, time.monotonic_ns())
-            finished = sprint.results[sprint.noted : item - sprint.first]
-            if finished and all_plain_and_short(finished, LONG_BYTES):
-                self._outbox.note_plain(call, sprint.first + sprint.noted, finished, now - self._item_since)
-                sprint.noted += len(finished)
-            self._item_since = now
-
-    def _shower(self) -> Callable[[str, dict[str, Any]], None] | None:
-        """What takes displays of the running item; None where its caller cannot show them."""
-        if self._prints.voices is not None and (voice := self._prints.voices()) is not None:
-            return voice.show if self._surroundings.shows else None
-        self._attend()
-        running = self._running_call
-        if running is None or not self._surroundings.shows:
-            return None
-        return partial(self._prints.show, running[1])
-
-    def _post(self, kind: str, key: object, details: context.Details | Callable[[], context.Details]) -> None:
-        self._attend()
-        running = self._running_call
-        if running is not None:
-            which = {"kind": kind, "item": running[1], "attempt": running[0].attempt}
-            event = (lambda: {**details(), **which}) if callable(details) else {**details, **which}
-            self._news.post(event, None if key is None else (running[1], kind, key))
 
     # Run
 
@@ -501,7 +198,7 @@ class Worker:
             if not (isinstance(error, Interrupted) and self._why == board.CANCEL):
                 self._all_fail(call, error)
             return
-        if self._outbox.waiting and self._paces.get(body.function, AHEAD_S) >= AHEAD_S:
+        if self._outbox.waiting and self._paces.get(body.function, carrier.AHEAD_S) >= carrier.AHEAD_S:
             # It may hold the interpreter, and with it what is finished.
             self._try_flush()
         task = self._context(body, call)
@@ -553,15 +250,6 @@ class Worker:
             self._pump = Pump(self)
         self._pump.run(call, body, plain)
 
-    def _forget_ahead(self) -> None:
-        """The supervisor has given back what was fetched ahead, while a task held the interpreter. This call may have
-        been among it."""
-        self._slot.idle()
-        with self._lock:
-            self._ahead.clear()
-        self._slot.looks_again()
-        self._unsure = True
-
     def _clean_up(self, printed: tuple[int, int]) -> None:
         """Make all ready for the next call. A worker whose task has spoiled too much for that is replaced."""
         if self._looked is not self._running_call:
@@ -598,72 +286,10 @@ class Worker:
         self._prints.warned = False
         notices.forget_warnings()
 
-    def _fetch_blobs(self, body: CallBody) -> None:
-        if body.puts and self._store.hold(body.puts, self._put):
-            # Functions may hold what the store has dropped.
-            self._functions.clear()
-        if body.setting and body.setting not in self._settings:
-            self._settings[body.setting] = Setting.from_bytes(body_of(self._blob(body.setting)))
-        if body.function not in self._functions:
-            self._functions[body.function] = _Packed(body_of(self._blob(body.function)))
-            if len(self._functions) > FUNCTIONS_KEPT:
-                oldest, _ = self._functions.popitem(last=False)
-                self._paces.pop(oldest, None)
-                self._lengths.pop(oldest, None)
-
-    def _fetch_inputs(self, call: Fetched, body: CallBody) -> dict[str, Callable[[], Any]]:
-        """What makes the values of other calls that this one needs, whose seals are right."""
-        names = [value_name(call.client, n) for n in body.inputs]
-        with self._io:
-            found = self._broker.blobs(names)
-        values: dict[str, Callable[[], Any]] = {}
-        for n, name, message in zip(body.inputs, names, found, strict=True):
-            if message is None:
-                # The server lost its data, then the client submits the call again and this answer counts no more.
-                raise BadMessage("The value of another call, which this one needs, is no longer on the server.")
-            reply = messages.load_reply(self._seal.open("reply", call_id(call.client, n), message))
-            if reply.items != 1 or reply.kinds:
-                raise BadMessage("Another call, whose value this one needs, has none.")
-            values[name] = partial(value_in, reply)
-        return values
-
     def _prepare(self, body: CallBody) -> Any:
         if body.setting:
             self._surroundings.apply(self._settings[body.setting])
         return self._load(body)
-
-    def _load(self, body: CallBody) -> Any:
-        function = self._functions[body.function]
-        if isinstance(function, _Packed):
-            data = function.data
-            function = self._guarded(lambda: load_frame(data))
-            self._functions[body.function] = function
-        self._functions.move_to_end(body.function)
-        return function
-
-    def _blob(self, digest: str) -> bytes:
-        """The sealed message of a blob, whose seal and content are right."""
-        with self._io:
-            message = self._broker.blob(digest)
-        if message is None:
-            # The server lost its data, then the client submits the call again and this answer counts no more.
-            raise BadMessage("The function of this call, or what was put for it, is no longer on the server.")
-        # A view: what was put is large. What lies in shared memory is protected there, and only its place is signed.
-        body = self._seal.open("blob", digest, memoryview(message))
-        if not is_reference(body) and digest_of(body) != digest:
-            raise BadMessage(f"The blob {digest} holds other bytes than its name says.")
-        return message
-
-    def _put(self, digest: str) -> Put[Any]:
-        return Put(digest, self._blob(digest), self._spec.prefix)
-
-    def _guarded(self, run: Callable[[], Any]) -> Any:
-        """Run a user's code so that an interrupt meant for it, and no other, is raised in it."""
-        try:
-            self._armed = True
-            return run()
-        finally:
-            self._armed = False
 
     def _run_item(self, call: Fetched, body: CallBody, function: Any, plain: list[Any] | None, item: int) -> bool:
         """Run one item and note how it ended. False when the rest of the call is not wanted."""
@@ -885,12 +511,6 @@ class Worker:
         self._try_flush()
         self._ring(NEWS)
 
-    def _refuse(self, call: Fetched, error: BadMessage) -> None:
-        """End a call whose message cannot be trusted, all its items at once. It is counted, and never run again."""
-        message = self._seal.close("refusal", call_id(call.client, call.n), str(error).encode())
-        with self._io:
-            self._broker.refuse_call(call, message)
-
     def _all_fail(self, call: Fetched, error: BaseException) -> None:
         if self._why == board.TIMEOUT:
             late = TaskTimeout("Loading the function took longer than the task's timeout.")
@@ -936,24 +556,6 @@ class Worker:
         self._return_ahead()
         self._slot.waiting(True)
         self._ring(NEWS)
-
-    def _return_ahead(self) -> None:
-        """Give back what was fetched and not started; what was cancelled meanwhile goes no further."""
-        with self._lock:
-            entries = [call.entry for call in self._ahead]
-            self._ahead.clear()
-        if not entries:
-            return
-        with self._io:
-            for pause in (0.05, 0.2, 1.0, 2.0, 0.0):
-                try:
-                    self._reconnect()
-                    self._broker.release(self._spec.consumer, entries)
-                except (ServerError, CommandError):
-                    self._broker.wire.close()
-                    time.sleep(pause)
-                else:
-                    return
 
     def _end_wait(self) -> None:
         with self._lock:

@@ -32,9 +32,9 @@ from nbqueue.worker import board
 from nbqueue.worker.attempt import CRASH_CAP, SPAWNER_CRASH_CAP, Exit, death
 from nbqueue.worker.board import Line, Slot, place_of
 from nbqueue.worker.coroutines.watch import Several
-from nbqueue.worker.loop import WorkerSpec
 from nbqueue.worker.memory import resident_bytes
 from nbqueue.worker.spawn import Spawner, end_group
+from nbqueue.worker.supplies import WorkerSpec
 from nbqueue.worker.telling.output import Outlet
 from nbqueue.worker.telling.recorder import Recorder
 

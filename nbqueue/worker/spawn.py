@@ -33,7 +33,8 @@ import nbqueue
 from nbqueue.stream.server import tie_to_parent
 from nbqueue.worker.attempt import Exit
 from nbqueue.worker.board import Board
-from nbqueue.worker.loop import Worker, WorkerSpec
+from nbqueue.worker.loop import Worker
+from nbqueue.worker.supplies import WorkerSpec
 
 __all__ = ["Born", "Dead", "ForkTemplate", "Interpreters", "Spawner", "end_group", "spawner"]
 

@@ -55,10 +55,10 @@ FAST = {
     "worker.pool.RECONNECT_S": 0.02,
     "worker.pool.LINGER_S": 0.1,
     "worker.pool.BLOCK_MS": ENDLESS_MS,
-    "worker.loop.BLOCK_MS": ENDLESS_MS,
-    "worker.loop.REPLY_TIMEOUT_S": 100.0,
+    "worker.carrier.BLOCK_MS": ENDLESS_MS,
+    "worker.supplies.REPLY_TIMEOUT_S": 100.0,
     # However long the last call took, fetch several: only so there is something to give back.
-    "worker.loop.AHEAD_S": 60.0,
+    "worker.carrier.AHEAD_S": 60.0,
 }
 NEVER = -1
 

@@ -30,7 +30,8 @@ from nbqueue.stream.connect import Address
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import Call
 from nbqueue.worker.board import Board
-from nbqueue.worker.loop import Worker, WorkerSpec
+from nbqueue.worker.loop import Worker
+from nbqueue.worker.supplies import WorkerSpec
 
 SECRET = bytes(range(32))
 KEYS = Keys.of("tasks", "0a1b2c3d")

@@ -22,8 +22,8 @@ from nbqueue.client import launch
 from nbqueue.codec.seal import user_secret
 from nbqueue.errors import NbqueueError, ServerRefused, ServerUnreachable
 from nbqueue.stream.connect import Address, Wire
-from nbqueue.worker.loop import WorkerSpec
 from nbqueue.worker.supervisor import make_spec
+from nbqueue.worker.supplies import WorkerSpec
 
 PASSWORD = "hunter2-hunter2"
 
