@@ -15,8 +15,8 @@ key            type    what                                        dies
 ``o:<client>`` hash    open call → ``entry|items done``            with its last open call
 ``c:<client>`` hash    ``epoch`` and ``mark`` (highest call taken) 7 days after its last open call
 ``r:<client>`` stream  replies and events, trimmed by the client   7 days after the last reply
-``f:<digest>`` hash    a blob: ``b`` bytes, ``refs`` open calls;   1 hour after its last open call
-                       of a value (see `value_name`), a field for
+``f:<digest>`` hash    a blob: ``b`` bytes, ``refs`` open calls;   1 hour after its last open call; a value
+                       of a value (see `value_name`), a field for  after 5 minutes
                        each call that waits for it, too
 ``z``, ``zp``  zset,   what lies in no stream: due time; content.  with the last of it
                hash    Delayed retries, and calls that wait for

@@ -19,7 +19,7 @@ from nbqueue.stream.records import Call, Charge, Fetched, Report
 
 QUEUED, HELD, PARKED, WAITING = "queued", "held", "parked", "waiting"
 STREAMS = FIRST, NORMAL, LOW = "s:0", "s:1", "s:2"
-IDLE_S, BLOB_IDLE_S, INBOX_S = 7 * 86400.0, 3600.0, 60.0
+IDLE_S, BLOB_IDLE_S, VALUE_IDLE_S, INBOX_S = 7 * 86400.0, 3600.0, 300.0, 60.0
 
 
 @dataclass
@@ -455,7 +455,7 @@ class Model:
         refs = self.refs()
         for digest in call.digests:
             if not refs[digest]:
-                self._keep("f:" + digest, BLOB_IDLE_S)
+                self._keep("f:" + digest, VALUE_IDLE_S if digest.startswith("v") else BLOB_IDLE_S)
         if not self.open_of(call.client):
             self._keep("c:" + call.client, IDLE_S)
 

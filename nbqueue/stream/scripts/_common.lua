@@ -8,7 +8,7 @@
 local P = KEYS[1]
 local GROUP = 'w'
 -- Strings, since a number would be printed for each command.
-local IDLE_S, BLOB_IDLE_S = '604800', '3600'
+local IDLE_S, BLOB_IDLE_S, VALUE_IDLE_S = '604800', '3600', '300'
 local FIRST, NORMAL, LOW = P .. 's:0', P .. 's:1', P .. 's:2'
 local STREAMS = {FIRST, NORMAL, LOW}
 local STATE = '^(%d+) (-?%d+) (%d+) (-?%d+)$'
@@ -195,7 +195,7 @@ local function settle()
     local key = P .. 'f:' .. digest
     local now = redis.call('HINCRBY', key, 'refs', by)
     if now <= 0 then
-      redis.call('EXPIRE', key, BLOB_IDLE_S)
+      redis.call('EXPIRE', key, string.sub(digest, 1, 1) == 'v' and VALUE_IDLE_S or BLOB_IDLE_S)
     elseif now == by then
       redis.call('PERSIST', key)
     end
