@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 from nbqueue.codec.functions import LARGEST_BYTES, dump_frame
 from nbqueue.codec.segments import Shelf
 from nbqueue.errors import ResultNotSendable
@@ -24,8 +26,15 @@ def dump_value(value: object, name: str, shelf: Shelf | None = None) -> bytes:
     try:
         data = dump_frame(value, None, shelf, LONG_BYTES)
     except Exception as error:
+        if isinstance(value, types.CoroutineType):
+            raise ResultNotSendable(
+                f"`{name}` ran to its end, but returned a coroutine, which nobody has awaited. Make the task an "
+                f"`async def` and await it there, or return asyncio.run({value.__name__}(…))."
+            ) from error
+        # Some errors are sentences of their own, with a full stop.
+        why = str(error).removesuffix(".")
         raise ResultNotSendable(
-            f"`{name}` ran to its end, but its result ({_type_name(value)}) cannot be pickled: {error}. Return plain "
+            f"`{name}` ran to its end, but its result ({_type_name(value)}) cannot be pickled: {why}. Return plain "
             "data from the task."
         ) from error
     if len(data) > LARGEST_BYTES:

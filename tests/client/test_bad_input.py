@@ -276,11 +276,19 @@ def test_a_task_that_is_no_function(queue: Any) -> None:
         queue.task(5)
 
 
-def test_an_async_task(queue: Any) -> None:
-    async def later() -> None: ...
+def test_an_async_generator_or_concurrency_of_a_plain_function(queue: Any) -> None:
+    """However the function is given. A coroutine function is a task like any other: tests/story/test_async_tasks.py."""
 
-    with pytest.raises(BadOption, match="async"):
-        queue.task(later)
+    async def numbers() -> Any:
+        yield 1
+
+    for give in (queue.task, queue.submit, lambda fn: queue.map(fn, [1]), lambda fn: queue.executor().submit(fn)):
+        with pytest.raises(BadOption, match="`numbers` is an async generator, and a task has one result"):
+            give(numbers)
+    with pytest.raises(BadOption, match="`abs` is a plain function, of which a worker runs one call at a time"):
+        queue.map(abs, [-1], concurrency=2)
+    with pytest.raises(BadOption, match="`abs` is a plain function"):
+        queue.executor(concurrency=2).submit(abs, -1)
 
 
 @pytest.mark.parametrize("name", ["", "two words", "{braces}", 5, "x" * 201])

@@ -57,6 +57,26 @@ def test_a_result_that_cannot_be_pickled_is_named(queue: Any) -> None:
     assert (results[0], results[2]) == (0, 2)
 
 
+def test_a_coroutine_or_a_future_that_is_returned_is_named_with_what_to_do(queue: Any) -> None:
+    """It was told to "return plain data", behind two full stops where the error had one of its own."""
+
+    async def nap(x: int) -> int:
+        return x
+
+    @queue.task
+    def forgot(x: int) -> Any:
+        return nap(x)
+
+    @queue.task
+    def handed_on(x: int) -> Any:
+        return queue.submit(abs, x)
+
+    with pytest.raises(ResultNotSendable, match=r"`forgot` .* a coroutine.*`async def` .*asyncio\.run\(nap\(…"):
+        forgot(1).result(timeout=20)
+    with pytest.raises(ResultNotSendable, match=r"`handed_on` ran .*Use its result\(\)\. Return plain data"):
+        handed_on(1).result(timeout=20)
+
+
 def test_a_result_that_cannot_be_unpickled_costs_only_itself(queue: Any) -> None:
     class Trap:
         def __reduce__(self) -> Any:

@@ -222,7 +222,7 @@ def test_what_is_no_single_call_of_this_queue_is_refused_with_what_to_do(queue: 
     future = queue.submit(abs, -1)
     with pytest.raises(NotSendable, match=r"an item of the map holds a future. Make single calls"):
         queue.map(abs, [future, 1])
-    with pytest.raises(NotSendable, match="its keywords of the map"):
+    with pytest.raises(NotSendable, match=r"the keywords of the map hold a future\. Make single calls"):
         queue.task(pow).map([1], exp=future)
     with pytest.raises(NotSendable, match="its global `future`|its closure variable `future`"):
         queue.submit(lambda: future)

@@ -101,7 +101,7 @@ class Recipe:
         try:
             keywords = dump_frame(self.kwargs, handles, self._shelf)
         except FutureMet:
-            raise self._no_futures("its keywords") from None
+            raise self._no_futures("the keywords of the map hold a future") from None
         except Exception:
             # Refused with the name of the argument.
             dump_arguments((), self.kwargs, self.options.name, self.fn, [])
@@ -167,16 +167,16 @@ class Recipe:
             kwargs = {} if self._apart else self.kwargs
             frame = dump_arguments(args, kwargs, self.options.name, self.fn, handles, self._shelf)
         except FutureMet:
-            return self._no_futures("an item")
+            return self._no_futures("an item of the map holds a future")
         except NotSendable as error:
             return error
         if not handles and type(frame) is bytes:
             return frame
         return Holding(frame, {handle.digest: handle for handle in handles} if handles else _NONE, held_by(frame))
 
-    def _no_futures(self, where: str) -> NotSendable:
+    def _no_futures(self, what: str) -> NotSendable:
         return NotSendable(
-            f"`{self.options.name}` could not be sent: {where} of the map holds a future. Make single calls, as in "
+            f"`{self.options.name}` could not be sent: {what}. Make single calls, as in "
             "[task(future) for future in futures]: each waits for its own, on the server."
         )
 
