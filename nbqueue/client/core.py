@@ -16,13 +16,14 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from nbqueue import context
+from nbqueue.client.blocks import Blocks
 from nbqueue.client.launch import LocalLauncher, local_launcher
 from nbqueue.client.relay import page
 from nbqueue.client.results.batch import Batch
 from nbqueue.client.results.frames import users_level
 from nbqueue.client.results.future import TaskFuture
 from nbqueue.client.results.inputs import Inputs
-from nbqueue.client.results.waiting import Interrupted, because, wait_until
+from nbqueue.client.results.waiting import Interrupted, because
 from nbqueue.client.sending.listener import Link
 from nbqueue.client.sending.options import Options
 from nbqueue.client.sending.recipe import Made, Recipe
@@ -85,6 +86,7 @@ class Core:
         self._functions: WeakKeyDictionary[Callable[..., Any], tuple[str, Put[Any]]] = WeakKeyDictionary()
         self.workers: int | None = None
         self.limits = WorkerLimits()
+        self.blocks = Blocks()
         self._made: dict[str, tuple[bytes, bytes, Made]] = {}  # last of each name, of these bytes
         self._lock = threading.Lock()
         self._started = False  # or never to be started without run()
@@ -160,7 +162,7 @@ class Core:
             self.link.starting = False
 
     def revive(self) -> None:
-        """A new handle was made: after a shutdown, its first call starts workers as the very first did."""
+        """A handle is made or a block begins: after a shutdown, its first call starts workers as the very first did."""
         with self._lock:
             if self.private and not self._running and not self.link.starting:
                 self._started = False
@@ -190,11 +192,6 @@ class Core:
         self._running = self.link.served_here = True
         self.link.expected_workers = self.link.workers = number
         return number
-
-    def drain(self, interrupted: Interrupted) -> None:
-        """Wait until no call of this process is open, and no input has more."""
-        link = self.link
-        wait_until(link._changed, lambda: link.drained, None, link, interrupted)
 
     def shutdown(self, interrupted: Interrupted = lambda: "the workers end when their calls do.") -> None:
         self.check_process()

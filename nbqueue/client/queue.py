@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Container, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, Unpack, overload
+from weakref import WeakSet
 
 from nbqueue import context
+from nbqueue.client.blocks import drain
 from nbqueue.client.core import Core, core_of, find_core, private_core
 from nbqueue.client.results.arriving import Arriving
 from nbqueue.client.results.batch import Batch
@@ -89,7 +91,8 @@ class TaskQueue:
     -----
     Handles of one name and server are one queue: ``TaskQueue()`` in a cell that is
     run again joins what is there. As a ``with`` block it waits at the end for
-    everything that was sent, then stops its workers.
+    everything that was sent, then stops its workers; those that ran when the block
+    began stay. An exception in the block cancels what was sent.
 
     Examples
     --------
@@ -136,7 +139,7 @@ class TaskQueue:
             core = core_of(stream_key, address, secret)
         core.change(workers, limits)
         self._core: Core | None = core
-        self._shared = False
+        self._before: list[WeakSet[Any]] = []  # for each block over this handle: what was open when it began
         self._server = str(core.fixed or "private")
 
     def __repr__(self) -> str:
@@ -559,9 +562,12 @@ class TaskQueue:
         >>> future.cancelled()
         True
         """
+        self._cancel(())
+
+    def _cancel(self, spared: Container[object]) -> None:
         # The last first: cancelling what runs makes room, in which what is still queued must not start.
         for sink in reversed(self._here().link.sinks()):
-            if isinstance(sink, TaskFuture | Arriving):
+            if isinstance(sink, TaskFuture | Arriving) and sink not in spared:
                 sink.cancel()
 
     @user_frames_only
@@ -647,33 +653,56 @@ class TaskQueue:
             return self._here().link.history.last(n, failed=failed)
 
     def __enter__(self) -> TaskQueue:
-        """A block that finds the queue's workers running leaves them running at its end."""
-        self._shared = self._here().in_use
+        """On a private server, the first call of the block starts workers if none run, also after a shutdown.
+
+        On any other, `run` does, or ``nbqueue worker URL``: a block starts none.
+        """
+        core = self._here()
+        core.check_process()
+        core.revive()
+        guest = not core.blocks.enter(core.in_use)
+        # What is somebody else's.
+        self._before.append(WeakSet(core.link.sinks() if guest else ()))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Waits for everything that was sent, then stops the workers; after an exception, cancels it.
+        """Waits for everything that was sent on the queue; after an exception, cancels it.
 
-        An interrupt cancels it, too; calls with ``on_interrupt="detach"`` go on, and keep the workers.
+        Then the workers are stopped, unless they ran when the block began, or another
+        block over the queue is open. In these cases an exception cancels only what was
+        sent since the block began.
+
+        An interrupt of the waiting cancels what it waits for; calls with
+        ``on_interrupt="detach"`` go on, and keep the workers.
+
+        Raises
+        ------
+        PoolError
+            If for 30 s no worker has served the queue, and calls are open: nobody has
+            started any, or they were shut down in the block. The calls stay queued.
         """
         core = self._here()
-        if self._shared:
-            return
-        if kind is not None:
-            self.cancel()
-        else:
-            with user_frames_only:
-                core.drain(self._interrupted)
-        self.shutdown()
+        core.check_process()
+        before = self._before.pop()
+        try:
+            if kind is not None:
+                self._cancel(before)
+            else:
+                with user_frames_only:
+                    drain(core.link, self._interrupted)
+        finally:
+            stops = core.blocks.leave()
+        if stops:
+            self.shutdown()
 
     def _interrupted(self) -> str:
-        """Whoever waited for the whole queue was interrupted. Says what has become of its calls, and stops the workers.
+        """Whoever waited for the whole queue was interrupted. Says what has become of its calls.
 
-        Calls that are to go on keep them.
+        Workers that end with the block are stopped, unless calls that are to go on keep them.
         """
         said = self._interrupt_all()
         core = self._here()
-        if not core.link.open_calls:
+        if core.blocks.stops and not core.link.open_calls:
             core.shutdown()
         return said
 
@@ -704,7 +733,7 @@ class TaskQueue:
 def _arrived(stream_key: str, server: str, options: Options) -> TaskQueue:
     queue = TaskQueue.__new__(TaskQueue)
     queue.stream_key, queue._server, queue._options, queue._core = stream_key, server, options, None
-    queue._shared = False
+    queue._before = []
     return queue
 
 

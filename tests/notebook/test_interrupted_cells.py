@@ -329,6 +329,15 @@ def test_an_interrupt_of_the_end_of_a_with_block_stops_its_workers(cells: Cells)
     assert cells.text("print(calls[0].cancelled(), other.status().workers)") == "True ()\n"
 
 
+def test_an_interrupt_of_the_end_of_a_with_block_that_found_workers_running_keeps_them(cells: Cells) -> None:
+    cells.text("queue.submit(abs, -3).result()\npids = {worker.pid for worker in queue.status().workers}")
+    shown, _ = cells.press("with queue:\n    waited([queue.submit(work.local, 0)], 1)")
+    assert "KeyboardInterrupt: `local` was cancelled." in shown
+    assert "nbqueue/" not in shown
+    cells.text("after = {worker.pid for worker in queue.status().workers}")
+    assert cells.text("print(calls[0].cancelled(), after == pids)") == "True True\n"
+
+
 def test_an_interrupt_of_a_shutdown_cancels_what_it_waited_for(cells: Cells) -> None:
     shown, _ = cells.press("many(); queue.shutdown()")
     assert "KeyboardInterrupt: 6 calls were cancelled." in shown
