@@ -310,6 +310,7 @@ class Core:
             arguments = dump_arguments(args, kwargs, name, fn, handles, self.shelf)
         except FutureMet:
             inputs = Inputs(self.link, share, self.shelf)
+        if inputs is not None:
             handles = Sharing(inputs)
             arguments = dump_arguments(args, kwargs, name, fn, handles, self.shelf)
         if handles:

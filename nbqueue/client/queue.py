@@ -24,7 +24,7 @@ from nbqueue.client.sending.history import TaskHistory
 from nbqueue.client.sending.options import Options, TaskOptions, check_limits, check_workers, fitted
 from nbqueue.client.sending.seeds import check_rng
 from nbqueue.client.status import QueueStatus
-from nbqueue.client.task import Task, length_of, require_iterable, zip_arguments
+from nbqueue.client.task import Task, check_options, length_of, require_iterable, zip_arguments
 from nbqueue.codec import shelves
 from nbqueue.codec.blobs import Put
 from nbqueue.codec.seal import user_secret
@@ -338,7 +338,8 @@ class TaskQueue:
         Raises
         ------
         BadCall
-            If there is nothing to iterate over.
+            If there is nothing to iterate over, or an option has the name of a
+            parameter of the function.
         BadOption, NotSendable
 
         Examples
@@ -356,6 +357,8 @@ class TaskQueue:
         changes = {option: value for option, value in given.items() if value is not None}
         if isinstance(fn, Task):
             return fn.options(**changes).map(*iterables)
+        if changes:
+            check_options(fn, changes, len(iterables))
         items, total = zip_arguments(iterables), length_of(iterables)
         return self.submit_items(fn, items, total, {}, self._named(fn, changes))
 

@@ -287,6 +287,24 @@ def require_iterable(value: Any, what: str = "map") -> Iterable[Any]:
     return cast("Iterable[Any]", value)
 
 
+def check_options(fn: Callable[..., Any], options: Iterable[str], filled: int) -> None:
+    """Raises BadCall for an option of a map that may be meant for `fn`: one of its parameters, behind the first
+    `filled`, has the same name. What `rng` gives is the name of one."""
+    try:
+        open_ones = list(inspect.signature(fn).parameters)[filled:]
+    except (ValueError, TypeError):
+        # Compiled, and silent about what it takes.
+        return
+    for option in options:
+        if option in open_ones and option != "rng":
+            function = getattr(fn, "__name__", type(fn).__name__)
+            raise BadCall(
+                f"{option}= is an option of the map, and `{function}` has a parameter of that name. For the function: "
+                f"functools.partial({function}, {option}=…); for the map: queue.task({function}).options({option}=…)"
+                ".map(…)."
+            )
+
+
 def zip_arguments(iterables: tuple[Iterable[Any], ...], bound: tuple[Any, ...] = ()) -> Iterable[tuple[Any, ...]]:
     """Argument tuples, made as they are asked for. Raises BadCall at once."""
     if not iterables:

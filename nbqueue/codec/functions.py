@@ -312,7 +312,11 @@ def dump_arguments(
             raise
         except Exception as error:
             blame = _blame_arguments(args, kwargs, fn, error)
-            raise NotSendable(f"`{name}` could not be sent: {blame}") from error
+            refusal = NotSendable(f"`{name}` could not be sent: {blame}")
+            if isinstance(error, Unfit):
+                # It has said all that there is.
+                raise refusal from None
+            raise refusal from error
     if len(data) > LARGEST_BYTES:
         raise NotSendable(
             f"`{name}` could not be sent: its arguments are {len(data):,} bytes when pickled"

@@ -406,3 +406,16 @@ def test_an_option_among_a_maps_keywords_is_refused_with_where_to_put_it(queue: 
         return x + timeout
 
     assert takes_it.map([1], timeout=2).results(timeout=20) == [3]
+
+
+def test_an_option_of_a_map_that_the_function_may_have_been_meant_by_is_refused(queue: Any) -> None:
+    """`queue.map(fetch, urls, timeout=9)` took it as the option, and the function had its default without a word."""
+
+    def fetch(x: int, timeout: int = 5) -> int:
+        return x + timeout
+
+    with pytest.raises(BadCall, match=r"timeout= is an option of the map, and `fetch` has a parameter of that name\."):
+        queue.map(fetch, [1], timeout=9)
+    assert queue.map(fetch, [1], [2], timeout=9).results(timeout=20) == [3]
+    assert queue.map(fetch, [1], retries=1).results(timeout=20) == [6]
+    assert queue.map(pow, [2], [3], timeout=9).results(timeout=20) == [8]

@@ -212,8 +212,9 @@ def test_an_interrupt_also_cancels_what_only_its_call_needed(
 def test_what_is_no_single_call_of_this_queue_is_refused_with_what_to_do(queue: Any, new_key: str, go: Path) -> None:
     other = TaskQueue(stream_key=f"{new_key}-other")
     elsewhere = other.submit(abs, -1)
-    with pytest.raises(NotSendable, match=r"`abs` could not be sent.*`abs` is another queue's.*Use its result\(\)"):
+    with pytest.raises(NotSendable, match=r"`abs` could not be sent.*`abs` is another queue's.*Use its result\(") as no:
         queue.submit(abs, elsewhere)
+    assert no.value.__suppress_context__
     with pytest.raises(TypeError, match=r"argument `x` .*Future\) cannot be pickled. Pass its result\(\)"):
         queue.submit(fails, concurrent.futures.Future())
     batch = queue.map(abs, [-1, 2])
