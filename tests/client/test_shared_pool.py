@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from pathlib import Path
@@ -79,7 +78,8 @@ def test_a_new_handle_starts_workers_again_after_the_end_of_a_block(new_key: str
 
 def test_a_block_that_found_workers_running_lost_what_it_had_sent(queue: Any, new_key: str) -> None:
     """It neither waited nor cancelled: a script's last calls were gone."""
-    pid = queue.submit(os.getpid).result(timeout=20)
+    queue.submit(abs, -1).result(timeout=20)
+    before = {worker.pid for worker in queue.status().workers}
     with queue:
         single, batch = queue.submit(time.sleep, 0.2), queue.map(abs, range(-3, 0))
     assert single.done()
@@ -87,7 +87,7 @@ def test_a_block_that_found_workers_running_lost_what_it_had_sent(queue: Any, ne
     with TaskQueue(stream_key=new_key) as same:
         other = same.submit(time.sleep, 0.2)
     assert other.done()
-    assert queue.submit(os.getpid).result(timeout=20) == pid, "the workers were there before"
+    assert {worker.pid for worker in queue.status().workers} == before
 
 
 def test_an_exception_in_a_block_that_found_workers_running_cancelled_nothing(queue: Any, tmp_path: Path) -> None:
