@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Container
 from typing import Any
 
 from nbqueue.codec.messages import call_id
@@ -52,15 +53,16 @@ class Carrier(Supplies):
         self._slot.connected(int(self._broker.wire.call("CLIENT", "ID")))
         self._look_again_at = time.monotonic() + LATE_READ_S
 
-    def _read_own(self) -> None:
-        """A lost reply has left its entries with us. What is finished is reported before, so it is not among them."""
+    def _read_own(self, running: Container[str] = ()) -> None:
+        """A lost reply has left its entries with us, beside those that are `running`. What is finished is reported
+        before, so it is not among them."""
         self._flush_now()
         broker = self._broker
         calls = broker.sift(
             broker.wire.call(*broker.fetch_command(self._spec.consumer, 1000, block_ms=None, own=True))
         )
         with self._lock:
-            self._ahead = deque(calls)
+            self._ahead = deque(call for call in calls if call.entry not in running)
         self._unsure = False
 
     def _own_may_have_grown(self) -> bool:
@@ -72,7 +74,6 @@ class Carrier(Supplies):
 
     def _fetch(self) -> bool:
         """Report what is finished and get more to do. False when it is time to leave."""
-        broker = self._broker
         with self._io:
             if self._own_may_have_grown():
                 self._read_own()
@@ -89,26 +90,12 @@ class Carrier(Supplies):
             count = min(MOST_AHEAD, max(1, int(AHEAD_S / self._seconds))) if self._seconds > 0 else 1
             streams = ALL if last else self._turns.next()
             block_ms = BLOCK_MS if streams == ALL and not last else None
-            fetch = broker.fetch_command(self._spec.consumer, count, block_ms=block_ms, streams=streams)
-            if reports:
-                self._report(reports, fetch)
-            else:
-                broker.wire.send(fetch)
-            try:
-                answer = broker.wire.receive()
-            except CommandError as error:
-                if "NOGROUP" not in str(error) and "UNBLOCKED" not in str(error):
-                    raise
-                broker.ensure_group()
+            calls = self._exchange(reports, count, streams, block_ms)
+            if calls is None:
                 return not last
-            calls = broker.sift(answer, alone=self._spec.alone)
-            if calls:
-                self._turns.brought(streams, calls[0].entry[0], calls[-1].entry[0])
-            else:
-                self._turns.nothing()
-                if streams < ALL:
-                    # All are asked at once.
-                    return True
+            if not calls and streams < ALL:
+                # All are asked at once.
+                return True
             self._last_fetch_empty = not calls
             if not calls and self._store.let_go():
                 # They may hold what is forgotten.
@@ -116,6 +103,31 @@ class Carrier(Supplies):
             with self._lock:
                 self._ahead.extend(calls)
         return bool(calls) or not last
+
+    def _exchange(
+        self, reports: list[Report], count: int, streams: int, block_ms: int | None
+    ) -> list[Fetched] | None:
+        """Send `reports` and get up to `count` calls of each stream, in one write. None if there was nothing to read
+        from, which there is now. The wire is ours."""
+        broker = self._broker
+        fetch = broker.fetch_command(self._spec.consumer, count, block_ms=block_ms, streams=streams)
+        if reports:
+            self._report(reports, fetch)
+        else:
+            broker.wire.send(fetch)
+        try:
+            answer = broker.wire.receive()
+        except CommandError as error:
+            if "NOGROUP" not in str(error) and "UNBLOCKED" not in str(error):
+                raise
+            broker.ensure_group()
+            return None
+        calls = broker.sift(answer, alone=self._spec.alone)
+        if calls:
+            self._turns.brought(streams, calls[0].entry[0], calls[-1].entry[0])
+        else:
+            self._turns.nothing()
+        return calls
 
     def _make_way(self) -> None:
         """What this process has imported is not what it should be now: a fresh one shall run what was fetched."""

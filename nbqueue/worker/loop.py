@@ -21,7 +21,7 @@ import threading
 import time
 import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nbqueue import context
 from nbqueue.codec import inputs, messages
@@ -59,6 +59,13 @@ LONGEST_PAUSE_S = 0.5
 FIGURES = "nbqueue.worker.telling.figures"
 # Why the supervisor is woken: the server should hear something, or something was printed.
 NEWS, OUTPUT = b"!", b"o"
+
+
+class Waits(Protocol):
+    """Told that a task waits for a call of its own, so that another worker is needed meanwhile."""
+
+    def begin_wait(self) -> None: ...
+    def end_wait(self) -> None: ...
 
 
 class Interrupted(KeyboardInterrupt):
@@ -201,7 +208,7 @@ class Worker(Courier):
         if self._outbox.waiting and self._paces.get(body.function, carrier.AHEAD_S) >= carrier.AHEAD_S:
             # It may hold the interpreter, and with it what is finished.
             self._try_flush()
-        task = self._context(body, call)
+        task = self._context(body, call, self, self._post, shows=self._surroundings.shows)
         context.set_current(task)
         if values:
             inputs.hold(values)
@@ -232,12 +239,7 @@ class Worker(Courier):
             if values:
                 inputs.let_go(values)
         self._outbox.close()
-        if self._spoiled:
-            self._left = 0
-        if not self._left:
-            # What it still holds goes back when its end is noticed.
-            with self._lock:
-                self._ahead.clear()
+        self._leave_if_spoiled()
         took = time.monotonic() - began
         self._paces[body.function] = took
         self._seconds = took if not self._seconds else 0.7 * self._seconds + 0.3 * took
@@ -254,13 +256,24 @@ class Worker(Courier):
         """Make all ready for the next call. A worker whose task has spoiled too much for that is replaced."""
         if self._looked is not self._running_call:
             self._look()
+        self._restore()
+        if printed != self._prints.start:
+            # So that it is seen when the result is, and not at the next look.
+            self._ring(OUTPUT)
+
+    def _restore(self) -> None:
         try:
             self._surroundings.restore()
         except Exception:  # noqa: BLE001 - a task can leave anything behind; what it returned counts all the same
             self._spoiled = True
-        if printed != self._prints.start:
-            # So that it is seen when the result is, and not at the next look.
-            self._ring(OUTPUT)
+
+    def _leave_if_spoiled(self) -> None:
+        if self._spoiled:
+            self._left = 0
+        if not self._left:
+            # What it still holds goes back when its end is noticed.
+            with self._lock:
+                self._ahead.clear()
 
     def _look(self) -> Said:
         """What the item that has just run printed and showed."""
@@ -534,21 +547,30 @@ class Worker(Courier):
             self._why = why
             raise Interrupted("cancelled" if why == board.CANCEL else "timed out")
 
-    def _context(self, body: CallBody, call: Fetched) -> context.TaskContext:
+    def _context(
+        self,
+        body: CallBody,
+        call: Fetched,
+        waits: Waits,
+        post: Callable[[str, object, context.Details | Callable[[], context.Details]], None],
+        *,
+        shows: bool,
+    ) -> context.TaskContext:
+        """What code in a task finds around it. `waits` hears when it begins and ends to wait for calls of its own."""
         return context.TaskContext(
             name=body.name,
             attempt=call.attempt,
             queue=self._spec.queue,
             address=self._spec.address,
             secret=self._secret,
-            begin_wait=self._begin_wait,
-            end_wait=self._end_wait,
-            post=self._post,
-            shows=self._surroundings.shows,
+            begin_wait=waits.begin_wait,
+            end_wait=waits.end_wait,
+            post=post,
+            shows=shows,
             shares=bool(self._surroundings.shelf),
         )
 
-    def _begin_wait(self) -> None:
+    def begin_wait(self) -> None:
         self._attend()
         with self._lock:
             self._waits += 1
@@ -557,7 +579,7 @@ class Worker(Courier):
         self._slot.waiting(True)
         self._ring(NEWS)
 
-    def _end_wait(self) -> None:
+    def end_wait(self) -> None:
         with self._lock:
             self._waits -= 1
             if self._waits:

@@ -19,7 +19,6 @@ import contextlib
 import heapq
 import os
 import time
-from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -202,18 +201,7 @@ class Pump:
         w._slot.several(number + 1, waiting=self._waits)
         slot = w._slot.place(number)
         running = Running(call, body, number, slot)
-        running.context = context.TaskContext(
-            name=body.name,
-            attempt=call.attempt,
-            queue=w._spec.queue,
-            address=w._spec.address,
-            secret=w._secret,
-            begin_wait=self._lane.begin_wait,
-            end_wait=self._lane.end_wait,
-            post=running.post,
-            shows=w._surroundings.shows,
-            shares=bool(w._surroundings.shelf),
-        )
+        running.context = w._context(body, call, self._lane, running.post, shows=w._surroundings.shows)
         out, err = (os.fstat(fd).st_size for fd in w._surroundings.tapes)
         timeout_ms = int((body.timeout_s or 0) * 1000)
         slot.call(call.entry, call.client, call.n, call.attempt, timeout_ms, body.name, (out, err))
@@ -293,18 +281,9 @@ class Pump:
         self._let_go(running)
 
     def _clean_up(self) -> None:
-        w = self._w
         self._waits = False
-        try:
-            w._surroundings.restore()
-        except Exception:  # noqa: BLE001 - a task can leave anything behind; what it returned counts all the same
-            w._spoiled = True
-        if w._spoiled:
-            w._left = 0
-        if not w._left:
-            # What it still holds goes back when its end is noticed.
-            with w._lock:
-                w._ahead.clear()
+        self._w._restore()
+        self._w._leave_if_spoiled()
 
     # The server
 
@@ -326,7 +305,7 @@ class Pump:
         with self._server(), self._w._io:
             self._w._reconnect()
             if self._w._own_may_have_grown():
-                self._read_own()
+                self._w._read_own(self._running)
             else:
                 self._exchange()
             if now >= self._news_at:
@@ -334,49 +313,24 @@ class Pump:
                 self._announce()
 
     def _exchange(self) -> None:
-        w, broker = self._w, self._w._broker
+        w = self._w
         reports, room = w._outbox.reports(), self._room()
         if not room:
             if reports:
                 w._report(reports)
             return
         streams = w._turns.next()
-        fetch = broker.fetch_command(w._spec.consumer, room, block_ms=None, streams=streams)
-        if reports:
-            w._report(reports, fetch)
-        else:
-            broker.wire.send(fetch)
-        try:
-            answer = broker.wire.receive()
-        except CommandError as error:
-            if "NOGROUP" not in str(error):
-                raise
-            broker.ensure_group()
+        calls = w._exchange(reports, room, streams, None)
+        if calls is None:
             return
-        calls = broker.sift(answer, alone=w._spec.alone)
         if calls and w._modules.changed():
             # What this process has imported is not what it should be now.
             w._left = 0
-        if calls:
-            w._turns.brought(streams, calls[0].entry[0], calls[-1].entry[0])
-        else:
-            w._turns.nothing()
         # Where not all streams were asked, they are now.
         self._full = len(calls) >= room or (not calls and streams < ALL)
         self._poll_s = SHORTEST_S if calls or reports else min(LONGEST_S, 2 * self._poll_s)
         with w._lock:
             w._ahead.extend(calls)
-
-    def _read_own(self) -> None:
-        """A lost reply has left its entries with us, beside those that run."""
-        w, broker = self._w, self._w._broker
-        w._flush_now()
-        calls = broker.sift(
-            broker.wire.call(*broker.fetch_command(w._spec.consumer, 1000, block_ms=None, own=True))
-        )
-        with w._lock:
-            w._ahead = deque(call for call in calls if call.entry not in self._running)
-        w._unsure = False
 
     def _announce(self) -> None:
         w = self._w
@@ -398,15 +352,4 @@ class Pump:
 
     def _stand_in(self, body: CallBody, call: Fetched) -> context.TaskContext:
         """For threads that a library has started: they are inside a task, of which nobody knows which it is."""
-        w = self._w
-        return context.TaskContext(
-            name=body.name,
-            attempt=call.attempt,
-            queue=w._spec.queue,
-            address=w._spec.address,
-            secret=w._secret,
-            begin_wait=self._lane.begin_wait,
-            end_wait=self._lane.end_wait,
-            post=lambda kind, key, details: None,
-            shares=bool(w._surroundings.shelf),
-        )
+        return self._w._context(body, call, self._lane, lambda kind, key, details: None, shows=False)
