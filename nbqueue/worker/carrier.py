@@ -107,8 +107,8 @@ class Carrier(Supplies):
     def _exchange(
         self, reports: list[Report], count: int, streams: int, block_ms: int | None
     ) -> list[Fetched] | None:
-        """Send `reports` and get up to `count` calls of each stream, in one write. None if the read was ended: the group
-        was missing, and is there now, or the supervisor has woken us. The wire is ours."""
+        """Send `reports` and get up to `count` calls of each stream, in one write. None if the read was ended: the
+        group was missing, and is there now, or the supervisor has woken us. The wire is ours."""
         broker = self._broker
         fetch = broker.fetch_command(self._spec.consumer, count, block_ms=block_ms, streams=streams)
         if reports:
