@@ -392,15 +392,33 @@ class Kernel:
                 return message
 
 
+def free_port() -> int:
+    """A TCP port of this host for a server that is about to be started.
+
+    Below those that the system gives out by itself: one of these may be another connection's before it is bound.
+    """
+    for _ in range(100):
+        port = 10_000 + secrets.randbelow(22_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("a hundred ports were taken")
+
+
 @pytest.fixture
-def start_kernel(tmp_path: Path) -> Iterator[Callable[..., Kernel]]:
+def start_kernel(tmp_path: Path, session_home: Path) -> Iterator[Callable[..., Kernel]]:
     """``start_kernel(**environment)``: a kernel that imports this nbqueue; shut down after the test."""
     from jupyter_client.manager import KernelManager
 
     managers = []
 
     def start(**environment: str) -> Kernel:
-        manager = KernelManager(kernel_name="python3")
+        # Not TCP: a port that is found free may be taken before the kernel binds it. And a socket's path must be short.
+        sockets = tempfile.mkdtemp(prefix="k", dir=session_home)
+        manager = KernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/k")
         env = {**os.environ, "NBQUEUE_PROGRESS": "1", "IPYTHONDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
         # With it, ipykernel would leave its descriptors alone.
         env.pop("PYTEST_CURRENT_TEST", None)

@@ -139,7 +139,8 @@ class Notebook:
         self.mark = secrets.token_hex(8)
         self.folder = self.home / "here"
         self.folder.mkdir()
-        self.manager = KernelManager(kernel_name="python3")
+        # Not TCP: a port that is found free may be taken before the kernel binds it.
+        self.manager = KernelManager(kernel_name="python3", transport="ipc", ip=str(self.home / "k"))
         env = environment_of(self.home, self.mark)
         self.manager.start_kernel(env=env, cwd=str(self.folder), stderr=subprocess.DEVNULL)
         self.client = self.manager.client()

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.conftest import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = os.environ.get("NBQUEUE_TEST_CHROMIUM", "/usr/bin/chromium")
@@ -139,7 +140,7 @@ def run_lab(home: Path) -> Iterator[tuple[str, str, Path]]:
     _setting(settings, "apputils-extension/notification", {"fetchNews": "false", "checkForUpdates": False})
     # Cells that are out of sight stay in the page.
     _setting(settings, "notebook-extension/tracker", {"windowingMode": "none"})
-    token, port = secrets.token_hex(16), _free_port()
+    token, port = secrets.token_hex(16), free_port()
     names = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")
     env = {**os.environ, **{f"JUPYTER_{name}": str(home / name.lower()) for name in names}}
     env |= {"IPYTHONDIR": str(home / "ipython"), "PYTHONPATH": str(ROOT)}
@@ -198,12 +199,6 @@ def _setting(folder: Path, name: str, value: dict[str, Any]) -> None:
     path = folder / "@jupyterlab" / f"{name}.jupyterlab-settings"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _answers(url: str) -> bool:

@@ -32,6 +32,7 @@ from nbqueue.errors import (
     ServerUnsafe,
     UnsupportedKernel,
 )
+from tests.conftest import free_port
 
 
 @pytest.fixture
@@ -66,9 +67,7 @@ def test_a_bad_url_does_not_show_its_password() -> None:
 
 
 def test_a_url_where_nobody_listens() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with pytest.raises(ServerUnreachable, match=rf"redis://127.0.0.1:{port}/0.*TaskQueue\(\)"):
         TaskQueue(f"redis://127.0.0.1:{port}")
 
@@ -381,9 +380,7 @@ def test_tls_to_a_port_without_it_names_tls_as_the_likely_cause(
 ) -> None:
     """Symptom: the one word "timeout". A server without TLS waits for the rest of what it takes for a command."""
     monkeypatch.setattr("nbqueue.client.queue.CONNECT_PATIENCE_S", 0.5)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     make_server("--port", str(port), "--bind", "127.0.0.1")
     with pytest.raises(ServerUnreachable, match="with TLS.*Is it a port without TLS.*redis:// instead of rediss://"):
         TaskQueue(f"rediss://:secret@127.0.0.1:{port}")

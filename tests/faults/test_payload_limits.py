@@ -10,6 +10,7 @@ import pytest
 from nbqueue import NotSendable, TaskQueue
 from nbqueue.codec import functions, values
 from nbqueue.errors import RemoteError, ResultNotSendable
+from tests.conftest import free_port
 
 LIMIT = 300_000
 
@@ -217,13 +218,7 @@ def _returning(size: int) -> bytes:
 @pytest.fixture(params=["unix", "tcp"])
 def narrow(request: pytest.FixtureRequest, make_server: Callable[..., Any], new_key: str) -> Any:
     """A queue on a server that takes 2 MB at once, over a unix socket or TCP."""
-    import socket
-
-    port = 0
-    if request.param == "tcp":
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+    port = free_port() if request.param == "tcp" else 0
     server = make_server("--proto-max-bulk-len", "2mb", *(("--port", str(port), "--bind", "127.0.0.1") if port else ()))
     queue = TaskQueue(f"redis://127.0.0.1:{port}" if port else server.url, new_key)
     queue.run(2)

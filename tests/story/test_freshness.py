@@ -144,9 +144,16 @@ def test_instances_of_a_cells_class_come_back_as_that_class(queue: Any, cell: Ce
 
 
 KERNEL = """
-from jupyter_client.manager import start_new_kernel
+import tempfile
+from jupyter_client.manager import KernelManager
 
-manager, client = start_new_kernel(kernel_name="python3")
+# Not TCP: a port that is found free may be taken before the kernel binds it.
+sockets = tempfile.TemporaryDirectory(prefix="nbqk")
+manager = KernelManager(kernel_name="python3", transport="ipc", ip=sockets.name + "/k")
+manager.start_kernel()
+client = manager.client()
+client.start_channels()
+client.wait_for_ready(timeout=60)
 
 def run(code):
     shown = []

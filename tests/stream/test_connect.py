@@ -29,6 +29,7 @@ from nbqueue.stream.connect import (
 )
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.server import PrivateServer
+from tests.conftest import free_port
 
 
 @pytest.fixture
@@ -177,8 +178,7 @@ def test_this_host_and_a_guarded_one_are_fine(url: str) -> None:
 
 
 def test_nothing_listens() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     wire = Wire(Address("127.0.0.1", port), timeout_s=1)
     with pytest.raises(ServerUnreachable, match=rf"No Redis server answers at redis://127\.0\.0\.1:{port}/0"):
         wire.connect()
