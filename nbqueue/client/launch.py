@@ -132,10 +132,17 @@ class LocalLauncher:
             self._ask_and_wait({"op": "renew", "id": order.id}, lambda: "workers are replaced as their calls end.")
 
     def stop(self, order: PoolOrder, interrupted: Interrupted) -> None:
+        if self._closing:
+            # All pools end with it.
+            return
         self._check()
         if self._pools.pop(order.id, None) is None:
             return
-        self._ask_and_wait({"op": "stop", "id": order.id}, interrupted)
+        try:
+            self._ask_and_wait({"op": "stop", "id": order.id}, interrupted)
+        except PoolError:
+            if not self._closing:
+                raise
 
     def close(self) -> None:
         """End the supervisor and all that it started. Called when the kernel ends.
@@ -175,6 +182,9 @@ class LocalLauncher:
             raise ForkedQueue("This process is a fork of the one that made the queue; make a new TaskQueue here.")
         if self.failure is not None:
             raise self.failure
+        self._check_open()
+
+    def _check_open(self) -> None:
         if self._closing:
             raise PoolError("This Python process is ending; no workers can be started any more.")
 
@@ -210,6 +220,8 @@ class LocalLauncher:
     def _send(self, message: dict[str, Any]) -> concurrent.futures.Future[dict[str, Any]]:
         future: concurrent.futures.Future[dict[str, Any]] = concurrent.futures.Future()
         with self._lock:
+            # Checked here, too, or a thread that comes late would launch another supervisor.
+            self._check_open()
             control = self._socket if self._socket is not None else self._launch()
             self._waiting.setdefault((message["op"], message["id"]), []).append(future)
             try:

@@ -175,6 +175,29 @@ with TaskQueue(workers=1) as queue:
 """
 
 
+SHUT_DOWN_LATE = """
+import atexit
+# Registered first, so it runs when everything else has been cleaned up.
+atexit.register(lambda: print("over", queue.shutdown(), flush=True))
+from nbqueue import TaskQueue
+queue = TaskQueue(workers=1)
+print("first", queue.submit(abs, -1).result(), flush=True)
+"""
+
+
+def test_a_queue_that_is_shut_down_while_python_ends_raises_nothing(
+    start_script: Callable[..., Any], wait_until: Callable[..., Any]
+) -> None:
+    """A thread that was stopping workers when Python ended left a traceback, and might have started a supervisor."""
+    script = start_script(SHUT_DOWN_LATE)
+    assert script.line("first") == "1"
+    family = script.family()[1:]
+    assert script.line("over") == "None"
+    script.end()
+    wait_until(lambda: not any(map(_lives, family)))
+    assert "Error" not in script.text
+
+
 def test_one_who_presses_again_and_again_at_the_end_of_a_with_block_sees_no_traceback_of_ours(
     start_script: Callable[..., Any], wait_until: Callable[..., Any]
 ) -> None:
