@@ -616,6 +616,10 @@ class Actors:
             if not counted:
                 worker.copies = [copy for copy in worker.copies if copy.got.entry != report.call.entry]
 
+    def announce(self, got: Fetched, message: bytes) -> None:
+        """Something about a call that is still open, which its client may miss."""
+        assert self.broker.announce(got.client, got.n, got.entry, message) == self.model.announce(got)
+
     def release(self, worker: Worker) -> None:
         """Give back all but the first copy, twice: the reply may be lost."""
         given = [copy for i, copy in enumerate(worker.copies) if i and copy.unstarted]

@@ -143,8 +143,7 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
     def worker_announces(self, w: int, message: bytes) -> None:
         busy = [worker for worker in self.working + self.zombies if worker.copies]
         if busy:
-            got = busy[w % len(busy)].copies[0].got
-            assert self.broker.announce(got.client, got.n, got.entry, message) == self.model.announce(got)
+            self.announce(busy[w % len(busy)].copies[0].got, message)
 
     @precondition(lambda self: self.awake)
     @rule(h=picks)

@@ -13,6 +13,7 @@ runs = st.lists(kinds, min_size=1, max_size=4)
 cuts = st.sampled_from(["", "cut", "fetch lost", "both lost", "scripts forgotten"])
 ends = st.sampled_from(["idle", "running"])
 STEPS = ("hello", "submit", "finish", "cancel", "register", "beat", "leave", "reap", "reclaim", "release", "prepare")
+STEPS += ("announce",)
 strange = st.sampled_from(["words", "like a call", "forged"])
 sizes = st.lists(st.integers(1, 4), min_size=1, max_size=4)
 needed = st.lists(st.integers(1, 3), max_size=2)
@@ -501,3 +502,8 @@ class HardSequences(Actors):
             assert self.broker.release(worker.name, ["1/1-1"]) == self.model.release(worker.name, ["1/1-1"]) == 0
         elif step == "prepare":
             self.prepare()
+        elif step == "announce":
+            self.submit(client, [1])
+            self.fetch(worker)
+            for copy in worker.copies[-1:]:
+                self.announce(copy.got, b"")
