@@ -164,6 +164,13 @@ def plant(mutant: Mutant) -> dict[str, str]:
     return {mutant.script: source.replace(mutant.old, mutant.new)}
 
 
+def test_the_model_notices_nothing_where_nothing_is_wrong(one_server: PrivateServer) -> None:
+    """Or all the others would pass, whatever is wrong here."""
+    with planted({}):
+        compiles(one_server)
+        assert not turns_red(one_server, 15)
+
+
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_the_model_notices_when(mutant: Mutant, one_server: PrivateServer) -> None:
     with planted(plant(mutant)):

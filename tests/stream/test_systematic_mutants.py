@@ -166,6 +166,14 @@ def table(request: pytest.FixtureRequest) -> Iterator[dict[str, Tally]]:
 
 
 @pytest.mark.soak
+def test_scripts_that_nobody_has_changed_are_not_noticed(one_server: PrivateServer, tmp_path: Path) -> None:
+    """Or all the others would pass, whatever is wrong here."""
+    assert not refusals_turn_red(tmp_path, "_common", source_of("_common"))
+    with planted({}):
+        assert not turns_red(one_server, ENOUGH, timeout_s=ENDLESS_S)
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("name", NAMES)
 def test_no_line_can_be_changed_unnoticed(
     name: str, one_server: PrivateServer, table: dict[str, Tally], tmp_path: Path
