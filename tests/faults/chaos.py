@@ -22,7 +22,8 @@ leftovers
     what is still on the server when all tasks have ended (entries, pending, open calls, delayed retries, dead
     consumers), then, when the hosts have been told to stop: keys without a lifetime, hosts, processes, files.
 broken
-    a supervisor or the other kernel that ended by itself, or anything that printed a traceback.
+    a supervisor or the other kernel that ended by itself, another kernel that stands still when all faults are over,
+    anything that printed a traceback; and replies that the count of duplicates has missed.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ while True:
     batch, futures = nap.options(chunksize=4).map(range(20)), [nap(i) for i in range(8)]
     assert batch.results() == list(range(1, 21))
     assert [future.result() for future in futures] == list(range(1, 9))
+    print("round", flush=True)
     time.sleep(0.1)
 """
 
@@ -279,6 +281,7 @@ class Chaos:
     def _judge(self, watcher: _Watcher) -> None:
         out = self._tallied
         assert sum(job.size for job, _ in self._sent) == self._plan.tasks
+        told = 0
         for job, handle in self._sent:
             expected = endings(job)
             if job.kind.endswith("map"):
@@ -295,8 +298,13 @@ class Chaos:
                     out.lost.append(f"item {place} of {job}, seen started {future.attempts} times")
                 elif (complaint := _complaint(future, ending)) is not None:
                     out.wrong.append(f"item {place} of {job}: {complaint}")
+                else:
+                    # One that is cancelled may end without a word of the server's.
+                    told += ending.what != "either"
         out.duplicates += watcher.duplicates()
         out.repeats = watcher.repeats()
+        if watcher.told() < told:
+            out.broken.append(f"{told} tasks ended by a reply, and {watcher.told()} final replies were seen")
 
     # Faults
 
@@ -396,8 +404,20 @@ class Chaos:
 
     # The end
 
+    def _see_the_other_kernel_work(self) -> None:
+        kernel = self._kernel
+        if kernel is None:
+            return
+        before = kernel.rounds()
+        try:
+            # What is under way may have begun before the last fault.
+            _wait(lambda: kernel.process.poll() is not None or kernel.rounds() > before + 1)
+        except TimeoutError:
+            self._tallied.broken.append(f"the other kernel stands still: {kernel.log()[-2000:]}")
+
     def _look_for_leftovers(self) -> None:
         out = self._tallied
+        self._see_the_other_kernel_work()
         self._kill_kernel()
         out.leftovers += _never_gone(self._on_server)
         _forget(self._queue)
@@ -487,6 +507,10 @@ class _Child:
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")
+
+    def rounds(self) -> int:
+        """How often a kernel has had all its results."""
+        return self.log().count("round\n")
 
 
 class _Host(_Child):
@@ -592,6 +616,10 @@ class _Watcher:
             kinds = body.kinds or bytes([VALUE]) * body.items
             for place, kind in enumerate(kinds, body.first):
                 self._final[link._epoch, incoming.n, place] += kind in TERMINAL
+
+    def told(self) -> int:
+        """Items whose end was replied, however often."""
+        return len({(n, place) for (_, n, place), times in self._final.items() if times})
 
     def _several(self) -> Iterator[tuple[str, int, int]]:
         for (_, n, place), times in self._final.items():

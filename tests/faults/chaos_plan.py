@@ -13,7 +13,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["CALM", "CHAOS", "TOTAL_LOSS", "Ending", "Fault", "Job", "Plan", "endings", "make_plan"]
+__all__ = [
+    *("CALM", "CHAOS", "KINDS", "POISON", "TOTAL_LOSS", "Ending", "Fault", "Job", "Plan"),
+    *("endings", "make_plan", "shares"),
+]
 
 # Shares of the faults. `host` kills a supervisor or its fork template, `kernel` a second kernel with all its work.
 CHAOS: Mapping[str, int] = {"worker": 60, "server": 12, "cut": 9, "kernel": 9, "freeze": 7, "host": 3}
