@@ -622,4 +622,5 @@ def test_nobody_took_a_step_that_is_not_in_the_table(healthy: Play) -> None:
         for file in folder.rglob("seen")
         for actor, _, names in [line.partition(" ") for line in file.read_text().splitlines()]
     }
+    assert seen
     assert seen <= known

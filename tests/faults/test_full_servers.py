@@ -172,8 +172,11 @@ def test_the_end_of_a_with_block_waits_and_says_why(
     told: list[str] = []
 
     def make_room_when_told() -> None:
-        wait_until(lambda: told.append(capsys.readouterr().err) or FULL in "".join(told), timeout=20)
-        memory.empty()
+        try:
+            wait_until(lambda: told.append(capsys.readouterr().err) or FULL in "".join(told), timeout=20)
+        finally:
+            # Or the block below never ends.
+            memory.empty()
 
     helper = threading.Thread(target=make_room_when_told)
     with shared:

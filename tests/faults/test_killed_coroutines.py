@@ -91,6 +91,7 @@ def test_one_that_kills_its_worker_twice_costs_its_companions_one_attempt(
     with pytest.raises(WorkerDied):
         kill().result(timeout=30)
     assert batch.results(timeout=30) == list(range(8))
+    assert [future.attempts for future in batch.futures] == [2] * 8
 
 
 def test_a_server_that_is_away_ends_no_call(
@@ -112,7 +113,7 @@ def test_a_server_that_is_away_ends_no_call(
     batch = queue.map(wait, range(4))
     wait_until(lambda: begun.exists() and len(begun.read_text().split()) == 4, timeout=20)
     with redis_server.client() as client:
-        client.client_kill_filter(_type="normal", skipme=True)
+        assert client.client_kill_filter(_type="normal", skipme=True)
     gate.touch()
     assert batch.results(timeout=30) == [0, 1, 2, 3]
     assert len(begun.read_text().split()) == 4, "none ran again"

@@ -152,7 +152,7 @@ def test_connections_that_are_cut_are_made_again(queue: Any, wait_until: Callabl
     for share in (50, 150, 250):
         wait_until(lambda share=share: batch.progress.done > share, timeout=30)
         with _client(queue) as client:
-            client.client_kill_filter(_type="normal", skipme=True)
+            assert client.client_kill_filter(_type="normal", skipme=True)
     assert batch.results(timeout=30) == [i * i for i in range(500)]
 
 

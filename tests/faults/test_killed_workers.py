@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from nbqueue import TaskQueue, WorkerDied
+from nbqueue import WorkerDied
 
 
 def _stand_in(path: Path) -> None:
@@ -251,7 +251,6 @@ def test_killing_the_fork_template_costs_nobody_the_result(
     go.touch()
     assert [future.result(timeout=20) for future in futures] == list(range(20))
     assert _pids(notes)[1] != template
-    assert isinstance(queue, TaskQueue)
     wait_until(lambda: _whole(queue, 2))
 
 

@@ -110,7 +110,7 @@ def test_the_server_forgets_what_neither_a_handle_nor_a_call_needs(
         other = queue.put(np.arange(1000.0))
         del other
         gc.collect()
-        queue._core.link.flush(5)
+        assert queue._core.link.flush(5)
         assert client.ttl(key) == -1
         go.touch()
         assert future.result(timeout=20) == 1.0

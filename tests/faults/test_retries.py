@@ -79,9 +79,9 @@ def test_a_class_of_a_cell_may_be_named(queue: Any, runs: Path) -> None:
 
 def test_items_of_a_chunk_are_told_apart(queue: Any, tmp_path: Path) -> None:
     def work(i: int) -> int:
-        first = not (tmp_path / str(i)).exists()
-        (tmp_path / str(i)).touch()
-        if first and i % 3 == 0:
+        runs = tmp_path / str(i)
+        runs.touch()
+        if _note(runs) == 1 and i % 3 == 0:
             raise OSError(i)
         if i % 3 == 1:
             raise LookupError(i)
@@ -90,6 +90,7 @@ def test_items_of_a_chunk_are_told_apart(queue: Any, tmp_path: Path) -> None:
     task = queue.task(retries=2, retry_on=OSError, chunksize=12)(work)
     results = task.map(range(12)).results(return_exceptions=True, timeout=20)
     assert [r for r in results if not isinstance(r, LookupError)] == [i for i in range(12) if i % 3 != 1]
+    assert [len((tmp_path / str(i)).read_text()) for i in range(12)] == [2, 1, 1] * 4
 
 
 @pytest.mark.parametrize("kind", [TaskTimeout, (OSError, TaskError)])

@@ -44,16 +44,19 @@ def test_everybody_finds_his_own_data_whoever_dies_or_is_cancelled(
     monkeypatch.setattr(helm, "HELLO_S", 0.1)
     before = _left()
     chance = random.Random(7)
+    (tmp_path / "m").mkdir()
     calls = [queue.submit(_turn, np.full(SIZES[i % 3], i), i, str(tmp_path)) for i in range(30)]
     batch = queue.map(_turn, [np.full(SIZES[i % 3], i) for i in range(20)], range(20), [str(tmp_path / "m")] * 20)
-    (tmp_path / "m").mkdir()
-    for future in chance.sample(calls, 6):
+    assert _left() - before, "nothing lies in shared memory, so nothing is tested"
+    cancelled = chance.sample(calls, 6)
+    for future in cancelled:
         future.cancel()
     found = []
     for i, future in [*enumerate(calls), *enumerate(batch.futures)]:
         try:
             array = future.result(timeout=60)
         except TaskCancelled:
+            assert future in cancelled
             continue
         except WorkerDied:
             assert i % 10 == 7
@@ -63,7 +66,7 @@ def test_everybody_finds_his_own_data_whoever_dies_or_is_cancelled(
             # Some are kept, and what comes later is not written over them.
             found.append((array, i))
     assert all((array == i + 1).all() for array, i in found)
-    del calls, batch, future, array, found
+    del calls, cancelled, batch, future, array, found
     wait_until(lambda: gc.collect() >= 0 and _left() <= before)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nbqueue.stream.broker import Beat, Broker
+from nbqueue.stream.broker import Beat, Broker, Taken
 from nbqueue.stream.records import Call, Charge, Fetched, HostState, Report
 
 STATE = HostState("h", "laptop", 1)
@@ -18,7 +18,7 @@ Drained = Callable[[], None]
 
 def submit(broker: Broker, *calls: Call) -> None:
     epoch = broker.hello("c", "e1").epoch
-    broker.submit("c", epoch, calls, {d: b"blob" for c in calls for d in c.digests})
+    assert isinstance(broker.submit("c", epoch, calls, {d: b"blob" for c in calls for d in c.digests}), Taken)
 
 
 def fetch(broker: Broker, *, own: bool = False) -> Any:
