@@ -243,3 +243,45 @@ def test_growth_is_told_as_one_row_for_each_number_of_tasks() -> None:
     assert "| 1,000 separate calls " in told
     assert "| 1,000,000 separate calls " in told
     assert "| 1.00 × | ok " in told
+
+
+def test_the_time_of_growing_is_told_as_a_ratio_to_the_fewest_tasks() -> None:
+    cost = {"kernel": 900.0, "kernel_peak": 1_000.0, "redis": 300.0}
+    times = {"calls-1k": 4e-5, "calls-1M": 6e-5, "map-1k": 4e-6, "map-1M": 2e-6}
+    runs = [_run(f"growth-{what}", "nbqueue", metrics={"per_task": time, **cost}) for what, time in times.items()]
+    rows = [line.split("|") for line in report.markdown(_document(runs)).splitlines() if line.startswith("| 1,000")]
+    assert [row[3].strip() for row in rows] == ["1.00 ×", "1.50 ×", "1.00 ×", "0.50 ×"]
+
+
+def test_where_the_time_goes_is_told_beside_what_libraries_take_in_the_same_run() -> None:
+    steps = {"bytes": 3e-5, "ping": 4e-5, "streams": 1e-4, "scripts": 2e-4, "sealed": 3e-4}
+    runs = [
+        _run("floor-call", "nbqueue", metrics=steps),
+        _run("floor-map", "nbqueue", metrics={"client": 1e-7, "worker": 3e-7, "whole": 2e-7}),
+        _run("call", "nbqueue", metrics={"median": 4e-4, "p99": 1e-3}),
+        _run("call", "Pool", metrics={"median": 1e-4, "p99": 1e-3}),
+    ]
+    told = report.markdown(_document(runs))
+    lines = told[told.index("| where the time goes") :].partition("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert cells[0] == ["a byte to another process and back", "30 µs", "", ""]
+    assert ["both, shared evenly by the cores", "", "", "200 ns"] in cells
+    assert cells[-2:] == [["**nbqueue**", "400 µs", "", ""], ["**Pool**", "100 µs", "", ""]]
+    assert "floor of" not in told, "its lines are told once"
+    assert "where the time goes" not in report.markdown(_document(runs[2:]))
+
+
+def test_the_cpu_time_of_looking_for_processes_is_not_counted_as_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    used, looks = [1.0], []
+
+    def look(_mark: str) -> list[Any]:
+        used[0] += 5.0
+        looks.append(used[0])
+        return []
+
+    monkeypatch.setattr(cpu, "marked", look)
+    monkeypatch.setattr(cpu, "cpu_s", lambda _process: used[0])
+    meter = cpu.CpuMeter()
+    used[0] += 0.25
+    assert meter.since() == {"kernel": 0.25}
+    assert len(looks) == 2

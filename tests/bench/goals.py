@@ -119,6 +119,10 @@ def _us(value: float) -> str:
     return f"{value * 1e6:.3g} µs"
 
 
+def _ms(value: float) -> str:
+    return f"{value * 1e3:.3g} ms"
+
+
 GOALS: tuple[Goal, ...] = (
     against("cold", "seconds", ("dask", "ipyparallel", "ray"), 0.25),
     bounded("cold", "seconds", "cold start to first result: ≤ 0.35 s", 0.35, lambda value: f"{value:.3f} s"),
@@ -160,6 +164,9 @@ GOALS: tuple[Goal, ...] = (
         1_000.0,
         lambda value: f"{value:.0f} B",
     ),
+    bounded("import", "seconds", "from nbqueue import TaskQueue: ≤ 60 ms", 0.060, _ms),
+    bounded("replaced", "median", "a worker in the place of one that died: ≤ 30 ms", 0.030, _ms),
+    bounded("workers", "seconds", "32 workers from nothing: ≤ 1 s", 1.0, _ms),
     bounded("redis", "per_call", "Redis CPU for a separate call: ≤ 25 µs", 25e-6, _us),
     bounded("redis", "per_item", "Redis CPU for an item of a map: ≤ 0.2 µs", 0.2e-6, _us),
     bounded("idle", "all", "nothing to do, all processes: < 0.5 % of a core", 0.5, lambda value: f"{value:.2f} %"),

@@ -21,8 +21,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tests.bench.births import importing, many_workers, replaced
 from tests.bench.peers import peer_class
 from tests.bench.peers.base import CannotDo, Peer
+
+__all__ = ["Bench", "check", "ideal_s", "importing", "main", "many_workers", "replaced"]
 
 clock = time.perf_counter
 Metrics = dict[str, float]
@@ -332,6 +335,28 @@ def idle(bench: Bench, seconds: float) -> Metrics:
     shares = {role: 100 * used / took for role, used in spent.items()}
     roles = ("kernel", "supervisor", "workers", "server")
     return {"all": sum(shares.values()), **{role: shares.get(role, 0.0) for role in roles}}
+
+
+# The floor
+
+
+def floor_call(_bench: Bench, **sizes: int) -> Metrics:
+    # Not before it is needed: it imports what a cold start is to count.
+    from tests.bench import floor
+
+    return floor.one_call(**sizes)
+
+
+def floor_calls(bench: Bench, **sizes: int) -> Metrics:
+    from tests.bench import floor
+
+    return floor.many_calls(workers=bench.workers, **sizes)
+
+
+def floor_map(bench: Bench, **sizes: int) -> Metrics:
+    from tests.bench import floor
+
+    return floor.map_items(workers=bench.workers, **sizes)
 
 
 def main(arguments: list[str], notebook: ModuleType) -> None:

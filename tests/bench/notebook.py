@@ -51,6 +51,18 @@ def hold(path):
         time.sleep(0.01)
 
 
+def die_once(path):
+    """The first time, end the worker and leave a note of when; the second time, say who ran it."""
+    import os
+    import time
+
+    if not os.path.exists(path):
+        with open(path, "w") as file:
+            file.write(repr(time.monotonic()))
+        os._exit(3)
+    return os.getpid()
+
+
 if __name__ == "__main__":
     from tests.bench.measures import main
 

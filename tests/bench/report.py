@@ -20,6 +20,27 @@ RULES = (
     "what a library itself takes from the cores costs it. Large data has arrived when a byte of each page was read.",
 )
 MARKS = {True: "ok", False: "**not met**", None: "–"}
+# Where the time goes: each line of the table, and the work, metric and library that its columns show.
+OF_WHAT = ("one call and back", "5,000 separate calls, for each", "map of 200,000 tiny items, for each")
+FLOOR: tuple[tuple[str, tuple[tuple[str, str, str] | None, ...]], ...] = (
+    ("a byte to another process and back", (("floor-call", "bytes", OURS), None, None)),
+    ("PING to the server and back", (("floor-call", "ping", OURS), None, None)),
+    *(
+        (line, (("floor-call", step, OURS), ("floor-calls", step, OURS), None))
+        for step, line in (
+            ("streams", "through the server to another process and back: XADD, XREADGROUP, XADD, XREAD"),
+            ("scripts", "with nbqueue's scripts: SUBMIT, XREADGROUP, FINISH, XREAD"),
+            ("sealed", "and pickled, signed and checked on both sides"),
+        )
+    ),
+    ("items pickled, results unpickled, by the client", (None, None, ("floor-map", "client", OURS))),
+    ("items unpickled, run, results pickled, by all workers", (None, None, ("floor-map", "worker", OURS))),
+    ("both, shared evenly by the cores", (None, None, ("floor-map", "whole", OURS))),
+    *(
+        (f"**{peer}**", (("call", "median", peer), ("calls", "per_task", peer), ("map", "per_item", peer)))
+        for peer in (OURS, "ProcessPoolExecutor", "Pool")
+    ),
+)
 
 
 def number(value: float, unit: str = "s") -> str:
@@ -46,7 +67,8 @@ def markdown(document: dict[str, Any]) -> str:
     runs = [Run(**run) for run in document["runs"]]
     table = medians(runs)
     notes: list[str] = []
-    parts = [_side_by_side(runs, table, notes), _ratios(table), _goals(table), _growth(table), _alone(table)]
+    parts = [_side_by_side(runs, table, notes), _ratios(table), _goals(table), _floor(table), _growth(table)]
+    parts.append(_alone(table))
     parts.append("\n".join(notes + _left(runs)))
     return "\n\n".join([machine_line(document), *filter(None, parts)]) + "\n"
 
@@ -134,20 +156,38 @@ def _goals(table: Medians) -> str:
     return _table(["goal", "found", ""], rows) if rows else ""
 
 
+def _floor(table: Medians) -> str:
+    """Each line costs what the one above does, and one thing more; last, what libraries take in the same run."""
+    if not any(name.startswith("floor") for name, _ in table):
+        return ""
+    rows = []
+    for line, columns in FLOOR:
+        found = [None if at is None else table.get(at[:2], {}).get(at[2]) for at in columns]
+        if any(value is not None for value in found):
+            rows.append([line, *("" if value is None else number(value) for value in found)])
+    return _table(["where the time goes", *OF_WHAT], rows)
+
+
 def _growth(table: Medians) -> str:
-    """What waits, more and more of it: a row for each number of tasks, a column for each cost."""
+    """What waits, more and more of it: a row for each number of tasks, a column for each cost; and what the time is of
+    that of the fewest tasks of the same kind."""
     works = [work for work in WORKS if work.name.startswith("growth") and any(name == work.name for name, _ in table)]
-    rows = [
-        [work.title, *(number(table[work.name, metric.key][OURS], metric.unit) for metric in work.metrics)]
-        for work in works
-    ]
-    return _table(["for each of", *(metric.title for metric in works[0].metrics)], rows) if rows else ""
+    rows = []
+    for work in works:
+        fewest = next(each for each in works if each.measure == work.measure)
+        of_it = ratio(table[work.name, "per_task"][OURS], table[fewest.name, "per_task"][OURS])
+        costs = [number(table[work.name, metric.key][OURS], metric.unit) for metric in work.metrics]
+        rows.append([work.title, costs[0], f"{of_it:.2f} ×", *costs[1:]])
+    if not rows:
+        return ""
+    titles = [metric.title for metric in works[0].metrics]
+    return _table(["for each of", titles[0], "of the first", *titles[1:]], rows)
 
 
 def _alone(table: Medians) -> str:
     rows = []
     for work, metric, row in _rows(table):
-        if not work.alone or work.name.startswith("growth") or OURS not in row:
+        if not work.alone or work.name.startswith(("growth", "floor")) or OURS not in row:
             continue
         rows.append([metric.title, number(row[OURS], metric.unit)])
         if work.name == "redis" and row[OURS] > 0:

@@ -65,6 +65,19 @@ def _growth(kind: str, title: str, label: str, count: int) -> Work:
     )
 
 
+def _floor(kind: str, title: str, verb: str, steps: tuple[str, ...], count: int) -> Work:
+    return Work(
+        f"floor-{kind}",
+        f"the floor of {title}",
+        f"floor_{kind}",
+        verb,
+        tuple(Metric(step, f"the floor of {title}: {step}") for step in steps),
+        {"count": count},
+        {"count": max(100, count // 100)},
+        alone=True,
+    )
+
+
 WORKS: tuple[Work, ...] = (
     Work(
         "cold",
@@ -132,6 +145,9 @@ WORKS: tuple[Work, ...] = (
         {"count": 2_000, "size": 50_000},
         {"count": 50, "size": 50_000},
     ),
+    _floor("call", "one call and back", "call", ("bytes", "ping", "streams", "scripts", "sealed"), 2_000),
+    _floor("calls", "5,000 separate calls, for each", "calls", ("streams", "scripts", "sealed"), 5_000),
+    _floor("map", "map of 200,000 tiny items, for each", "map", ("client", "worker", "whole"), 200_000),
     *(_growth("calls", "separate calls", label, count) for label, count in GROWTH.items()),
     *(_growth("map", "items of a map", label, count) for label, count in GROWTH.items()),
     Work(
@@ -158,6 +174,36 @@ WORKS: tuple[Work, ...] = (
         ),
         {"seconds": 10.0},
         {"seconds": 1.0},
+        alone=True,
+    ),
+    Work(
+        "replaced",
+        "a worker in the place of one that died",
+        "replaced",
+        "start",
+        (Metric("median", "a worker in the place of one that died"), Metric("worst", "… the slowest of them")),
+        {"rounds": 20},
+        {"rounds": 2},
+        alone=True,
+    ),
+    Work(
+        "workers",
+        "32 workers from nothing",
+        "many_workers",
+        "start",
+        (Metric("seconds", "32 workers from nothing"),),
+        {"number": 32},
+        {"number": 4},
+        alone=True,
+    ),
+    Work(
+        "import",
+        "from nbqueue import TaskQueue",
+        "importing",
+        "start",
+        (Metric("seconds", "from nbqueue import TaskQueue"),),
+        {"rounds": 5},
+        {"rounds": 1},
         alone=True,
     ),
 )

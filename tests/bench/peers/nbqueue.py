@@ -9,6 +9,8 @@ from tests.bench.peers.base import Peer
 
 
 class Nbqueue(Peer):
+    queue: Any = None
+
     def start(self, workers: int) -> None:
         """TaskQueue(workers=workers)"""
         from nbqueue import TaskQueue
@@ -18,7 +20,8 @@ class Nbqueue(Peer):
         self.tasks: dict[Any, Any] = {}
 
     def stop(self) -> None:
-        self.queue.shutdown()
+        if self.queue is not None:
+            self.queue.shutdown()
 
     def task(self, fn: Callable[..., Any]) -> Any:
         # Decorated once, as in a notebook.
