@@ -19,7 +19,7 @@ from nbqueue.stream.connect import CommandError, ForgotScripts, Wire
 from nbqueue.stream.keys import GROUP, STREAMS, Keys, value_name
 from nbqueue.stream.records import Call, Charge, Fetched, HostState, Incoming, OpenEntry, QueueCounts, Report
 
-__all__ = ["BLOCK_MS", "Beat", "Broker", "Ended", "Forgot", "Hello", "NeedBlobs", "OtherEpoch", "Taken"]
+__all__ = ["BLOCK_MS", "Beat", "Broker", "Ended", "Forgot", "Hello", "NeedBlobs", "OtherEpoch", "Taken", "preload"]
 
 # A blocked read under FLUSHALL sleeps on in Redis 6.2, so it must end by itself soon; a reconnect would
 # notice nothing either.
@@ -124,6 +124,13 @@ def compose(common: Sequence[tuple[str, str]], step: str) -> str:
 @cache
 def _sha(name: str) -> str:
     return hashlib.sha1(script(name), usedforsecurity=False).hexdigest()
+
+
+def preload() -> None:
+    """Put all steps together, so that processes that are forked from this one need not: it takes a worker as long as
+    all else that it does until it asks for work."""
+    for name in _SCRIPTS:
+        _sha(name)
 
 
 class Broker:

@@ -1,7 +1,7 @@
 """One queue's workers on this host, and what must be said to Redis for them.
 
-The supervisor's loop calls `tick` ten times a second, and at once when something has happened. Redis may be
-away at any time: what must be told it waits in a list, and everything told is safe to repeat.
+The supervisor's loop calls `tick` ten times a second, twice while the pool is `quiet`, and at once when something has
+happened. Redis may be away at any time: what must be told it waits in a list, and everything told is safe to repeat.
 """
 
 from __future__ import annotations
@@ -200,6 +200,17 @@ class Pool:
     def hurry(self) -> None:
         """Something happened that the server should hear of (a retry was parked, a worker waits)."""
         self._beat_at = 0.0
+
+    def quiet(self, now: float) -> bool:
+        """Whether there is nothing to do until something happens or a worker begins to work."""
+        if self.stopping or self.limits.memory_bytes or len(self.members) != self.size:
+            return False
+        if not (self._epoch and self._reachable() and self._inbox.wire.connected):
+            return False
+        if self._to_reclaim or now >= self._beat_at:
+            return False
+        idle = board.IDLE
+        return all(m.slot.state() == idle and not (m.stopping or m.old) for m in self.members.values())
 
     def tick(self, now: float) -> None:
         self._watch(now)

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import nbqueue
+from nbqueue.stream.broker import preload
 from nbqueue.stream.server import tie_to_parent
 from nbqueue.worker.attempt import Exit
 from nbqueue.worker.board import Board
@@ -154,6 +155,8 @@ def _run_template(control: socket.socket, board: Board, doorbell: int) -> NoRetu
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
     tie = tie_to_parent()
+    # Workers find it done.
+    preload()
     # Objects made until now are never garbage: keep their pages shared.
     gc.freeze()
     buffer = b""

@@ -7,9 +7,9 @@
                                   └─ spawner ─ workers
 
 It runs no user code and unpickles nothing that a user wrote. One thread, one loop: it wakes when the kernel
-speaks, a worker rings or dies, a message for this host arrives, and ten times a second. It ends when the
-kernel does, noticed by the end of the control socket or by a new parent process, and takes everything with
-it. Without a kernel (``nbqueue worker URL``) it serves one pool until it is told to stop.
+speaks, a worker rings or dies, a message for this host arrives, and ten times a second, if only for a look at the
+board. It ends when the kernel does, noticed by the end of the control socket or by a new parent process, and takes
+everything with it. Without a kernel (``nbqueue worker URL``) it serves one pool until it is told to stop.
 
 Control messages are lines of JSON: ``{"op": "server" | "pool" | "renew" | "stop" | "quit", …}``; each is answered by
 one with the same ``op`` and ``id``, or an ``error``.
@@ -42,6 +42,9 @@ from nbqueue.worker.telling.output import Outlet
 __all__ = ["Supervisor", "main"]
 
 TICK_S = 0.1
+# While nothing happens and no worker has anything to do, only the board is looked at as often, and everything else,
+# which takes several times as long, so often.
+QUIET_S = 0.5
 SLOTS = 1024
 MOST_BY_DEFAULT = 256
 # At the end, what was printed last is read or not: whoever reads nothing for so long is not waited for, nor anybody
@@ -99,7 +102,7 @@ class Supervisor:
                 last = now
                 for outlet in self._outlets:
                     outlet.flush()
-                self._hear_spawner()
+                died = self._hear_spawner()
                 self._check_server(now)
                 for pool in list(self._pools.values()):
                     pool.tick(now)
@@ -107,6 +110,9 @@ class Supervisor:
                         del self._pools[pool.spec.id]
                         self._say({"op": "stop", "id": pool.spec.id})
                 self._tell_renewed()
+                if died:
+                    # One whose tasks sent large data to others had shared memory of its own. First comes its successor.
+                    shelves.sweep()
                 if self._quitting and not self._pools:
                     break
                 if not swept and (self._server is not None or self._pools):
@@ -128,16 +134,31 @@ class Supervisor:
             poller.register(fd, select.POLLIN)
         hurry = any(pool.stopping or pool.renewing for pool in self._pools.values())
         hurry = hurry or any(out.behind for out in self._outlets)
-        ready = {fd for fd, _ in poller.poll(20 if hurry else TICK_S * 1000)}
+        events = poller.poll(20) if hurry else self._sleep(poller)
+        ready = {fd for fd, _ in events}
         if self._doorbell_r in ready and NEWS in os.read(self._doorbell_r, 4096):
             for pool in self._pools.values():
                 pool.hurry()
-        if kernel is not None:
-            if kernel.fileno() in ready:
-                self._hear_kernel(kernel)
-            if os.getppid() != self._parent:
-                # Its end of the socket may live on in a forked child.
-                self._ending = True
+        if kernel is not None and kernel.fileno() in ready:
+            self._hear_kernel(kernel)
+        if self._orphaned:
+            # The other end of the socket may live on in a forked child.
+            self._ending = True
+
+    def _sleep(self, poller: select.poll) -> list[tuple[int, int]]:
+        """Until something happens, somebody has something to do, or it is time to look after everything."""
+        until = time.monotonic() + QUIET_S - TICK_S / 2
+        while not (events := poller.poll(TICK_S * 1000)):
+            now = time.monotonic()
+            if now >= until or self._ending or self._quitting or self._orphaned:
+                break
+            if not all(pool.quiet(now) for pool in self._pools.values()):
+                break
+        return events
+
+    @property
+    def _orphaned(self) -> bool:
+        return self._kernel is not None and os.getppid() != self._parent
 
     def _tell_renewed(self) -> None:
         for id in [id for id in self._renewing if id not in self._pools or not self._pools[id].renewing]:
@@ -163,6 +184,7 @@ class Supervisor:
             # The spawner went first, and its workers with it.
             pass
         self._spawner.close()
+        shelves.sweep()
         for pool in self._pools.values():
             pool.close()
         if self._server is not None:
@@ -195,7 +217,8 @@ class Supervisor:
 
     # Workers
 
-    def _hear_spawner(self, *, respawn: bool = True) -> None:
+    def _hear_spawner(self, *, respawn: bool = True) -> bool:
+        """Note who was born and who died. Whether somebody died."""
         try:
             events = self._spawner.events()
         except EOFError:
@@ -207,7 +230,7 @@ class Supervisor:
             self._spawner = spawner(self._board, self._doorbell_w)
             for pool in self._pools.values():
                 pool.use(self._spawner)
-            return
+            return True
         for event in events:
             for pool in self._pools.values():
                 if isinstance(event, Born):
@@ -216,9 +239,7 @@ class Supervisor:
                     for member in list(pool.members.values()):
                         if member.pid == event.pid:
                             pool.died(member, event.exit)
-        if any(isinstance(event, Dead) for event in events):
-            # A worker whose tasks sent large data to others had shared memory of its own.
-            shelves.sweep()
+        return any(isinstance(event, Dead) for event in events)
 
     def _take_slot(self) -> tuple[int, Slot]:
         if not self._free:

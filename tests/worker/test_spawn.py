@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from nbqueue.stream import broker
 from nbqueue.worker import spawn
 from nbqueue.worker.board import Board
 
@@ -58,3 +59,19 @@ def test_a_template_whose_supervisor_died_prints_no_traceback(unread: bool, capf
         ours.close()
         os.close(board.fd)
     assert capfd.readouterr().err == ""
+
+
+def test_a_template_puts_the_steps_together_once_for_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each worker read fifteen files before it asked for work, which took as long as all else that it did."""
+
+    def look() -> None:
+        os._exit(3 if broker.script.cache_info().currsize == len(broker._SCRIPTS) else 4)
+
+    # What comes last, before it waits for orders.
+    monkeypatch.setattr(spawn.gc, "freeze", look)
+    broker.script.cache_clear()
+    theirs, ours = socket.socketpair()
+    board = Board.create(1)
+    with theirs, ours:
+        assert _exit_code(lambda: spawn._run_template(ours, board, 2)) == 3
+    os.close(board.fd)
