@@ -14,6 +14,7 @@ import pickle
 import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,8 @@ __all__ = [
     "LARGEST_BYTES",
     "PLAIN",
     "Large",
+    "all_plain_and_short",
+    "all_short",
     "digest",
     "dump_arguments",
     "dump_frame",
@@ -69,8 +72,11 @@ def is_plain(value: object) -> bool:
 def all_plain_and_short(values: Sequence[object], most_bytes: int) -> bool:
     """Whether all are plain and none is longer. Of values of one kind, at no more than 0.05 µs each."""
     kinds = set(map(type, values))
-    if not kinds <= PLAIN:
-        return False
+    return kinds <= PLAIN and all_short(values, kinds, most_bytes)
+
+
+def all_short(values: Sequence[object], kinds: AbstractSet[type], most_bytes: int) -> bool:
+    """The same of values that are known to be of these plain `kinds`, which takes half of that."""
     if kinds <= _SHORT:
         return True
     numbers: Any = values

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from nbqueue.codec.blobs import load_keywords
+from nbqueue.codec.columns import load_items
 from nbqueue.codec.frames import load_frame
 from nbqueue.codec.seeds import Rng
 from nbqueue.errors import BadMessage
@@ -57,7 +58,7 @@ def call_id(client: str, n: str | int) -> str:
 class CallBody(NamedTuple):
     """What a worker needs to run a call.
 
-    Either `packed` (a pickled list of argument tuples) or `frames` (one pickled ``(args, kwargs)`` an item)
+    Either `packed` (plain argument tuples, see `columns`) or `frames` (one pickled ``(args, kwargs)`` an item)
     is given; `common` is a pickled dict of keyword arguments for every item, or empty. `retry_on` has the
     names of the exception types that `retries` is for; empty means all. `puts` are the digests of what was put that
     the function and the items hold. `rng` says which parameter receives a random generator, and from what it is made.
@@ -155,7 +156,7 @@ def only_item(body: CallBody, plain: Sequence[Any] | None, item: int) -> CallBod
     return body._replace(packed=pickle.dumps([plain[item]], protocol=5))
 
 
-def plain_items(body: CallBody, items: int) -> list[Any] | None:
+def plain_items(body: CallBody, items: int) -> Sequence[Any] | None:
     """The argument tuples of a packed call, None of one with frames. Runs no user's code.
 
     Raises
@@ -163,14 +164,14 @@ def plain_items(body: CallBody, items: int) -> list[Any] | None:
     BadMessage
         If the call has not as many `items` as its entry, which nobody has signed, claims.
     """
-    plain: list[Any] | None = pickle.loads(body.packed) if body.packed else None
+    plain = load_items(body.packed) if body.packed else None
     if len(body.frames if plain is None else plain) != items:
         raise BadMessage(f"A call of `{body.name}` claims {items} items and holds another number. It was not run.")
     return plain
 
 
 def item_arguments(body: CallBody, plain: Sequence[Any] | None, item: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of one item; `plain` is ``pickle.loads(body.packed)``. Runs users' unpickling code."""
+    """Arguments of one item; `plain` is what `plain_items` gave. Runs users' unpickling code."""
     if plain is not None:
         return plain[item], (load_keywords(body.common) if body.common else {})
     args, kwargs = load_frame(body.frames[item])

@@ -19,7 +19,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 __all__ = [
     *("BUSY", "CANCEL", "IDLE", "OFF", "PLACES", "SEVERAL", "SEVERAL_WAITING", "STARTING", "TIMEOUT", "WAITING"),
@@ -281,9 +280,10 @@ class Slot:
         w[_SEQ] += 1
 
     @property
-    def names(self) -> Callable[[int], None]:
-        """Names the next item of the call, at less than half of what `item` costs: it says nothing else."""
-        return partial(self._words.__setitem__, _ITEM)
+    def name(self) -> memoryview[int]:
+        """Names an item of the call that has begun, when its number is put here: a tenth of what `item` costs, which
+        says more."""
+        return self._words[_ITEM : _ITEM + 1]
 
     def aimed_at_me(self) -> int:
         """Why the signal was sent, if it is for what is running now, else 0."""

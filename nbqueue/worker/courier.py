@@ -14,7 +14,7 @@ from typing import Any
 
 from nbqueue import context
 from nbqueue.codec import messages
-from nbqueue.codec.functions import all_plain_and_short
+from nbqueue.codec.functions import all_short
 from nbqueue.codec.messages import call_id
 from nbqueue.codec.values import LONG_BYTES
 from nbqueue.errors import ServerError
@@ -128,8 +128,9 @@ class Courier(Carrier):
             self._running_call = call, item
             self._slot.item(item, time.monotonic_ns())
             finished = sprint.results[sprint.noted : item - sprint.first]
-            if finished and all_plain_and_short(finished, LONG_BYTES):
-                self._outbox.note_plain(call, sprint.first + sprint.noted, finished, now - self._item_since)
+            if finished and all_short(finished, sprint.kinds, LONG_BYTES):
+                since = now - self._item_since
+                self._outbox.note_plain(call, sprint.first + sprint.noted, finished, since, sprint.kinds)
                 sprint.noted += len(finished)
             self._item_since = now
 

@@ -20,13 +20,14 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nbqueue import context
 from nbqueue.codec import inputs, messages
 from nbqueue.codec.blobs import load_keywords
-from nbqueue.codec.functions import all_plain_and_short, is_long, is_plain
+from nbqueue.codec.functions import all_short, is_long, is_plain
 from nbqueue.codec.messages import ERROR, EXCEPTION, SKIPPED, VALUE, CallBody, call_id
 from nbqueue.codec.segments import Guest, Shelf
 from nbqueue.codec.shelves import visit
@@ -244,7 +245,7 @@ class Worker(Courier):
         self._paces[body.function] = took
         self._seconds = took if not self._seconds else 0.7 * self._seconds + 0.3 * took
 
-    def _run_several(self, call: Fetched, body: CallBody, plain: list[Any] | None) -> None:
+    def _run_several(self, call: Fetched, body: CallBody, plain: Sequence[Any] | None) -> None:
         if self._pump is None:
             # With it comes asyncio, which few workers need.
             from nbqueue.worker.coroutines.pump import Pump
@@ -304,7 +305,7 @@ class Worker(Courier):
             self._surroundings.apply(self._settings[body.setting])
         return self._load(body)
 
-    def _run_item(self, call: Fetched, body: CallBody, function: Any, plain: list[Any] | None, item: int) -> bool:
+    def _run_item(self, call: Fetched, body: CallBody, function: Any, plain: Sequence[Any] | None, item: int) -> bool:
         """Run one item and note how it ended. False when the rest of the call is not wanted."""
         if call.charged == item and call.crashes != 0:
             if call.crashes < 0:
@@ -347,7 +348,7 @@ class Worker(Courier):
             # The task forked, and this is the child, which came back from it: it must not act as the worker.
             os._exit(0)
 
-    def _kwargs_of_sprints(self, call: Fetched, body: CallBody, plain: list[Any] | None) -> dict[str, Any] | None:
+    def _kwargs_of_sprints(self, call: Fetched, body: CallBody, plain: Sequence[Any] | None) -> dict[str, Any] | None:
         """The keywords of all items, if these may run in sprints; else None."""
         if plain is None or call.crashes or body.timeout_s or self._left > 0 or body.rng is not None:
             return None
@@ -364,13 +365,13 @@ class Worker(Courier):
         call: Fetched,
         body: CallBody,
         function: Any,
-        plain: list[Any],
+        plain: Sequence[Any],
         first: int,
         length: int,
         kwargs: dict[str, Any],
     ) -> int:
         """Run up to `length` items that are expected to be short. How many have ended; 0 when no more are wanted."""
-        sprint = Sprint(first, plain[first : first + length], self._slot.names)
+        sprint = Sprint(first, plain[first : first + length], self._slot.name)
         self._running_call = call, first
         self._why = 0
         self._slot.item(first, time.monotonic_ns())
@@ -400,7 +401,7 @@ class Worker(Courier):
             value, is_one_pickle = results.pop(), True
         finished = results[noted:] if noted else results
         if finished:
-            self._note_plain(call, body.name, first + noted, finished, seconds)
+            self._note_plain(call, body.name, first + noted, finished, sprint.kinds, seconds)
             seconds = 0.0
         item = first + len(results)
         if error is None and value is NO_VALUE:
@@ -416,9 +417,11 @@ class Worker(Courier):
         wanted = self._conclude(call, body, plain, item, kind, value, is_one_pickle, error, seconds, ended)
         return len(results) + 1 if wanted else 0
 
-    def _note_plain(self, call: Fetched, name: str, first: int, values: list[Any], seconds: float) -> None:
-        if all_plain_and_short(values, LONG_BYTES):
-            self._outbox.note_plain(call, first, values, seconds)
+    def _note_plain(
+        self, call: Fetched, name: str, first: int, values: list[Any], kinds: AbstractSet[type], seconds: float
+    ) -> None:
+        if all_short(values, kinds, LONG_BYTES):
+            self._outbox.note_plain(call, first, values, seconds, kinds)
             return
         shelf = self._shelf(call)
         for item, value in enumerate(values, first):
@@ -429,7 +432,7 @@ class Worker(Courier):
         self,
         call: Fetched,
         body: CallBody,
-        plain: list[Any] | None,
+        plain: Sequence[Any] | None,
         item: int,
         kind: int,
         value: Any,
@@ -464,7 +467,7 @@ class Worker(Courier):
         self,
         call: Fetched,
         body: CallBody,
-        plain: list[Any] | None,
+        plain: Sequence[Any] | None,
         item: int,
         error: BaseException,
         why: int,
@@ -508,7 +511,7 @@ class Worker(Courier):
         self,
         call: Fetched,
         body: CallBody,
-        plain: list[Any] | None,
+        plain: Sequence[Any] | None,
         item: int,
         error: bytes,
         seconds: float,

@@ -10,6 +10,7 @@ import pickle
 import threading
 import time
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = ["Outbox"]
 
 # Finished values that are larger than this together leave at once: one reply must stay far below 512 MB.
 FLUSH_BYTES = 8_000_000
+_SIZED = frozenset({str, bytes})
 
 
 class _Piece:
@@ -76,9 +78,9 @@ class _Piece:
         self.failed += kind in (EXCEPTION, ERROR)
 
 
-    def extend(self, values: Sequence[Any]) -> None:
-        """Add plain values to plain ones."""
-        if {str, bytes}.intersection(map(type, values)):
+    def extend(self, values: Sequence[Any], kinds: AbstractSet[type]) -> None:
+        """Add plain values, of these types, to plain ones."""
+        if not _SIZED.isdisjoint(kinds):
             self.size += sum(len(value) for value in values if isinstance(value, bytes | str))
         self.kinds += bytes([VALUE]) * len(values)
         self.values += values
@@ -118,14 +120,16 @@ class Outbox:
         with self._lock:
             self._note(call, item, kind, value, plain, seconds, said)
 
-    def note_plain(self, call: Fetched, first: int, values: Sequence[Any], seconds: float) -> None:
-        """Items from `first` on have ended with plain values, after `seconds` together, and said nothing."""
+    def note_plain(
+        self, call: Fetched, first: int, values: Sequence[Any], seconds: float, kinds: AbstractSet[type]
+    ) -> None:
+        """Items from `first` on have ended with plain values of `kinds`, in `seconds` together, and said nothing."""
         with self._lock:
             piece = self._piece
             if piece is None or piece.call is not call or not piece.plain:
                 self._close()
                 piece = self._piece = _Piece(call, first, seconds)
-            piece.extend(values)
+            piece.extend(values, kinds)
             piece.seconds += seconds
 
     def note_retry(
@@ -248,7 +252,7 @@ class Outbox:
         body = ReplyBody(
             first=piece.first,
             items=len(piece.values),
-            kinds=b"" if all(kind == VALUE for kind in piece.kinds) else bytes(piece.kinds),
+            kinds=b"" if piece.kinds.count(VALUE) == len(piece.kinds) else bytes(piece.kinds),
             packed=pickle.dumps(piece.values, protocol=5) if piece.plain else b"",
             frames=() if piece.plain else tuple(piece.values),
             worker=self._worker,

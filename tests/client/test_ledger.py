@@ -33,6 +33,23 @@ def test_a_run_ends_where_a_value_is_missing_failed_or_not_decoded(ledger: Ledge
     assert ledger.run(6, 100) == ledger.run(50, 100) == []
 
 
+def test_all_values_are_given_where_none_needs_a_look(ledger: Ledger):
+    assert ledger.all_values() is None, "four are open"
+    assert ledger.fill(6, list("ghij"))
+    assert ledger.all_values() == list("abcdefghij")
+    ledger.set(3, VALUE, Outcome(VALUE, b"", False))
+    assert ledger.all_values() is None
+    ledger.set(3, VALUE, "d")
+    assert (ledger.all_values() or [value for _, _, value in ledger.items()]) == list("abcdefghij")
+
+
+@pytest.mark.parametrize("kind", [OPEN, CANCELLED, FORGOTTEN, EXCEPTION])
+def test_all_values_are_not_given_where_one_is_none(ledger: Ledger, kind: int):
+    assert ledger.fill(6, list("ghij"))
+    ledger.set(9, kind, None)
+    assert ledger.all_values() is None
+
+
 def test_what_lies_before_a_place_is_forgotten_and_places_stay(ledger: Ledger):
     ledger.drop_before(4)
     assert (len(ledger), ledger.first, ledger.value(4)) == (10, 4, "e")

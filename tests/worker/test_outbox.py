@@ -81,6 +81,16 @@ def test_a_piece_is_due_when_it_is_old_or_large(outbox: Outbox) -> None:
     assert outbox.is_due(0.0, 0.1)
 
 
+def test_texts_that_came_together_count_as_large(outbox: Outbox) -> None:
+    chunk = call()
+    outbox.note_plain(chunk, 0, [1, 2], 0.0, {int})
+    assert not outbox.is_due(0.0, 0.1)
+    outbox.note_plain(chunk, 2, ["x" * 5_000_000, 3, b"x" * 5_000_000], 0.5, {str, int, bytes})
+    assert outbox.is_due(0.0, 0.1)
+    (report,) = outbox.reports()
+    assert (reply(report).kinds, report.items, reply(report).seconds) == (b"", 5, 0.5)
+
+
 def test_a_report_that_is_not_let_in_is_split_and_only_an_item_that_is_too_large_alone_fails(outbox: Outbox) -> None:
     chunk = call()
     large = b"y" * (LOWEST_LIMIT_BYTES // 3)

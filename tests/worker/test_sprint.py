@@ -15,6 +15,7 @@ import pytest
 import nbqueue
 from nbqueue import WorkerDied
 from nbqueue.client.results.arriving import Arriving
+from nbqueue.codec.columns import Columns
 from nbqueue.worker.sprint import NOTHING, Sprint, next_length
 
 ITEMS = range(3_000)
@@ -32,15 +33,42 @@ def run(sprint: Sprint, function: Callable[..., Any]) -> None:
     sprint.run(function, {})
 
 
-def test_each_item_is_named_before_its_code_runs() -> None:
-    named: list[int] = []
-    seen: list[list[int]] = []
-    run(Sprint(5, [(1,), (2,)], named.append), lambda x: seen.append(list(named)))
-    assert seen == [[5], [5, 6]]
+# Three items of one argument, and of two, in each form in which a call may bring them.
+ONE = [[(1,), (2,), (3,)], Columns(([1, 2, 3],)), Columns((range(1, 4),))]
+TWO = [[(1, 4), (2, 5), (3, 6)], Columns(([1, 2, 3], range(4, 7)))]
 
 
-def test_an_item_that_leaves_is_the_last() -> None:
-    sprint = Sprint(10, [(x,) for x in range(9)], lambda item: None)
+@pytest.mark.parametrize("arguments", [*ONE, *TWO])
+def test_each_item_is_named_before_its_code_runs(arguments: Any) -> None:
+    name = [0]
+    seen: list[int] = []
+    run(Sprint(5, arguments, name), lambda *_: seen.append(name[0]))
+    assert seen == [5, 6, 7]
+
+
+@pytest.mark.parametrize("arguments", ONE)
+def test_an_argument_and_keywords_arrive(arguments: Any) -> None:
+    sprint = Sprint(0, arguments, [0])
+    sprint.run(lambda x, by: x * by, {"by": 10})
+    assert (sprint.results, sprint.kinds, sprint.item) == ([10, 20, 30], {int}, 3)
+
+
+@pytest.mark.parametrize("arguments", TWO)
+def test_several_arguments_and_keywords_arrive(arguments: Any) -> None:
+    sprint = Sprint(0, arguments, [0])
+    sprint.run(lambda x, y, by: (x + y) * by, {"by": 0.5})
+    assert (sprint.results, sprint.kinds) == ([2.5, 3.5, 4.5], {float})
+
+
+def test_results_of_several_types_are_told_of() -> None:
+    sprint = Sprint(0, Columns(([1, "a", 2, None],)), [0])
+    run(sprint, lambda x: x)
+    assert (sprint.results, sprint.kinds) == ([1, "a", 2, None], {int, str, type(None)})
+
+
+@pytest.mark.parametrize("arguments", [[(x,) for x in range(9)], Columns((range(9),))])
+def test_an_item_that_leaves_is_the_last(arguments: Any) -> None:
+    sprint = Sprint(10, arguments, [0])
     left: list[int] = []
     run(sprint, lambda x: left.append(sprint.leave()) if x >= 3 else x)
     assert (sprint.results, left, sprint.odd) == ([0, 1, 2, None], [13], NOTHING)
@@ -48,13 +76,13 @@ def test_an_item_that_leaves_is_the_last() -> None:
 
 def test_a_result_that_may_change_later_ends_it() -> None:
     shared: list[int] = []
-    sprint = Sprint(0, [(1,), (2,), (3,)], lambda item: None)
+    sprint = Sprint(0, [(1,), (2,), (3,)], [0])
     run(sprint, lambda x: shared if x == 2 else x)
     assert (sprint.results, sprint.odd) == ([1], shared)
 
 
 def test_what_an_item_raises_comes_out_with_its_number() -> None:
-    sprint = Sprint(7, [(1,), (0,), (2,)], lambda item: None)
+    sprint = Sprint(7, [(1,), (0,), (2,)], [0])
     with pytest.raises(ZeroDivisionError):
         run(sprint, lambda x: 1 / x)
     assert (sprint.item, sprint.results) == (8, [1.0])

@@ -170,13 +170,14 @@ class Arriving(Looped):
 
     # Feeding
 
-    def _take(self, items: list[Prepared]) -> None:
+    def _take(self, items: Sequence[Prepared]) -> None:
         with self._lock:
             start = len(self._ledger)
             self._ledger.extend(len(items))
-        for place in [place for place in self._unwanted if start <= place < start + len(items)]:
-            items[place - start] = None
-            self._unwanted.discard(place)
+        unwanted = [place for place in self._unwanted if start <= place < start + len(items)]
+        if unwanted:
+            items = [None if start + at in self._unwanted else item for at, item in enumerate(items)]
+            self._unwanted.difference_update(unwanted)
         if self._total is None:
             self.tally.expect(len(self._ledger))
         self._send_items(start, items)
@@ -189,7 +190,7 @@ class Arriving(Looped):
         self.tally.expect(total)
         self._finish_if_done()
 
-    def _send_items(self, start: int, items: list[Prepared]) -> None:
+    def _send_items(self, start: int, items: Sequence[Prepared]) -> None:
         calls, refused = self._recipe.pack(items, start)
         for offset, error in refused:
             outcome = None if error is None else Outcome(ERROR, error, True)

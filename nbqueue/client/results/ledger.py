@@ -20,10 +20,11 @@ OPEN, CANCELLED, FORGOTTEN = 0, ord("c"), ord("f")
 class Ledger:
     """Kinds and values of places. `first` is the first place that is still kept."""
 
-    __slots__ = ("_kinds", "_values", "first")
+    __slots__ = ("_kinds", "_outcomes", "_values", "first")
 
     def __init__(self) -> None:
         self.first = 0
+        self._outcomes = False  # whether any value ever was one
         self._kinds = bytearray()
         self._values: list[Any] = []
 
@@ -46,6 +47,7 @@ class Ledger:
     def set(self, place: int, kind: int, value: Any) -> None:
         self._kinds[place - self.first] = kind
         self._values[place - self.first] = value
+        self._outcomes = self._outcomes or isinstance(value, Outcome)
 
     def fill(self, start: int, values: Sequence[Any]) -> bool:
         """Give values to so many places from `start` on, if all of them are open. False if not."""
@@ -86,8 +88,16 @@ class Ledger:
         kinds = self._kinds[at : at + most]
         number = len(kinds) - len(kinds.lstrip(_VALUE))
         values = self._values[at : at + number]
+        if not self._outcomes:
+            return values
         types = list(map(type, values))
         return values[: types.index(Outcome)] if Outcome in types else values
+
+    def all_values(self) -> list[Any] | None:
+        """Of all that is kept, if each is there and needs no look."""
+        if self._outcomes or self._kinds.count(VALUE) < len(self._kinds):
+            return None
+        return self._values.copy()
 
     def items(self) -> Iterable[tuple[int, int, Any]]:
         """Place, kind and value of all that is kept."""

@@ -6,9 +6,10 @@
                           ▲                                            │
                           └────── room: a bounded number in flight ◀───┘
 
-Always true here: one thread draws at a time, the caller's first and then the feeder's; no more of the input is drawn
-than may be in flight, and of a generator no more than somebody may want; what was drawn does not wait for long while
-the input is slow; an error of the input, which is the user's code, is kept for the batch.
+Always true here: one thread draws at a time, the caller's first and then the feeder's, or whoever has the helm where
+plain values of a list or the like are at hand; no more of the input is drawn than may be in flight, and of a generator
+no more than somebody may want; what was drawn does not wait for long while the input is slow; an error of the input,
+which is the user's code, is kept for the batch.
 """
 
 from __future__ import annotations
@@ -16,19 +17,23 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from types import TracebackType
 from typing import Any, Protocol
 
 from nbqueue.client.sending.chunking import Chunker
 from nbqueue.client.sending.listener import Link
-from nbqueue.client.sending.recipe import Prepared, Recipe
+from nbqueue.client.sending.recipe import Prepared, Recipe, are_short
+from nbqueue.codec.columns import Columns
+from nbqueue.codec.functions import PLAIN
 from nbqueue.errors import NotSendable
 
 __all__ = ["AtHand", "Feeder"]
 
 # Items that were drawn from the input do not wait longer than this for the rest of their chunk.
 STALLED_S = 0.05
+# Who has the helm makes chunks for so long before he looks for replies, and sends what he has made.
+FEED_S = 0.0002
 
 
 class Intake(Protocol):
@@ -61,7 +66,7 @@ class Intake(Protocol):
     def _look_after(self) -> None:
         """Called from time to time, as long as there may be more input."""
 
-    def _take(self, items: list[Prepared]) -> None:
+    def _take(self, items: Sequence[Prepared]) -> None:
         """Note and send items; they follow those of the time before."""
 
     def _input_ended(self) -> None: ...
@@ -69,8 +74,64 @@ class Intake(Protocol):
     def cancel(self) -> None: ...
 
 
-class AtHand(zip):  # type: ignore[type-arg]
-    """Argument tuples from lists and the like: to draw them takes no time, and cannot fail."""
+class AtHand:
+    """Argument tuples from lists and the like: to draw them takes no time, and runs nobody's code."""
+
+    def __init__(self, *iterables: Iterable[Any]) -> None:
+        self._sources: list[_Source | _Span] = [
+            _Span(iterable) if isinstance(iterable, range) else _Source(iterable) for iterable in iterables
+        ]
+        self._back: Columns | None = None
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        back, self._back = self._back or (), None
+        return itertools.chain(back, zip(*self._sources, strict=False))
+
+    def draw(self, number: int) -> Columns:
+        """So many items, or what is left."""
+        back, self._back = self._back, None
+        if back is not None:
+            number -= len(back)
+        columns: list[Sequence[Any]] = [source.take(number) for source in self._sources]
+        shortest = min(map(len, columns))
+        if any(len(column) > shortest for column in columns):
+            columns = [column[:shortest] for column in columns]
+        if back is not None:
+            columns = [[*first, *column] for first, column in zip(back.columns, columns, strict=True)]
+        return Columns(tuple(columns))
+
+    def first(self) -> tuple[Any, ...] | None:
+        """The next item, which stays; None at the end."""
+        if self._back is None:
+            self._back = self.draw(1)
+        return self._back[0] if self._back else None
+
+
+class _Source:
+    """A column of any kind."""
+
+    def __init__(self, iterable: Iterable[Any]) -> None:
+        self._iterator = iter(iterable)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._iterator
+
+    def take(self, number: int) -> Sequence[Any]:
+        return list(itertools.islice(self._iterator, number))
+
+
+class _Span:
+    """A column of numbers, of which nobody makes a list."""
+
+    def __init__(self, numbers: range) -> None:
+        self._numbers = numbers
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._numbers)
+
+    def take(self, number: int) -> Sequence[int]:
+        taken, self._numbers = self._numbers[:number], self._numbers[number:]
+        return taken
 
 
 class Feeder:
@@ -91,12 +152,13 @@ class Feeder:
         # Items of an async function travel alone, each to where there is room for it.
         self.chunker = Chunker(total, recipe.options.chunksize if concurrency is None else 1, concurrency or 1)
         self.error: tuple[BaseException, TracebackType | None] | None = None
-        self._source: Iterator[tuple[Any, ...]] = iter(items)
-        self._at_hand = isinstance(items, AtHand)
+        # As long as all that came from there was plain; else items are drawn one by one from the source.
+        self._at_hand = items if isinstance(items, AtHand) else None
+        self._source: Iterator[tuple[Any, ...]] = iter(() if self._at_hand is not None else items)
         self._total = total
         self._recipe = recipe
         self._link = link
-        self._drawing = threading.Lock()  # guards what was drawn from the input and not sent yet
+        self._drawing = threading.Lock()  # guards the beginning of what was drawn one by one and not sent yet
         self._drawn: list[Prepared] = []
         self._drawn_since = 0.0
         self._given = 0
@@ -111,7 +173,7 @@ class Feeder:
             What the input raised, which is in `error` then.
         """
         try:
-            first = next(self._source, None)
+            first = next(self._source, None) if self._at_hand is None else self._at_hand.first()
         except Exception as error:
             self.error = error, error.__traceback__
             raise
@@ -123,10 +185,15 @@ class Feeder:
         frame = self._recipe.frame(item) if isinstance(item, tuple) else item
         if isinstance(frame, NotSendable):
             raise frame
+        if self._at_hand is not None and isinstance(item, tuple):
+            # It is drawn with those behind it.
+            return
+        if self._at_hand is not None:
+            self._one_by_one(self._at_hand.draw(1)[1:])
         self._drawn.append(item)
 
     def start(self, intake: Intake) -> None:
-        """Fill what may be in flight. Later a thread goes on, if more is left."""
+        """Fill what may be in flight. Later a thread goes on, or the helm, if more is left."""
         while self._room(intake):
             if not self._give_chunk(intake):
                 return
@@ -134,6 +201,12 @@ class Feeder:
                 # A generator may take its time; it must not take the caller's.
                 break
         self._link.begin_input(intake)
+        if self._at_hand is not None:
+            self._link.watch(lambda: self._feed(intake))
+        else:
+            self._start_thread(intake)
+
+    def _start_thread(self, intake: Intake) -> None:
         self._link.watch(lambda: self._give_stalled(intake))
         threading.Thread(target=self._keep_feeding, args=(intake,), name="nbqueue-feeder", daemon=True).start()
 
@@ -149,47 +222,107 @@ class Feeder:
             self._source = iter(())
             self._link.end_input(intake)
 
+    def _feed(self, intake: Intake) -> bool:
+        """A part of the helm's turn: a chunk of what is at hand is made sooner than a thread is woken for it, and has
+        the interpreter. False when nothing is left to be made here.
+
+        What is given here is sent, and the answer to that is another turn: none is missed.
+        """
+        until = time.monotonic() + FEED_S
+        while not intake._exhausted and self._room(intake):
+            size = self._next_size(intake)
+            columns = self._draw_columns(intake, size)
+            if columns is None:
+                # They are pickled with the user's code, for which nobody else must wait.
+                self._start_thread(intake)
+                return False
+            if not self._give_columns(intake, columns, size) or time.monotonic() > until:
+                break
+        if intake._exhausted:
+            self._link.end_input(intake)
+        return not intake._exhausted
+
     def _room(self, intake: Intake) -> bool:
         return len(intake._calls) < self.chunker.in_flight(self._link.planned_workers) and intake._wanted() > 0
 
+    def _next_size(self, intake: Intake) -> int:
+        return max(1, min(self.chunker.next_size(self._link.planned_workers), intake._wanted()))
+
     def _give_chunk(self, intake: Intake) -> bool:
         """Take items from the input and hand them over together. False when there are no more."""
-        size = max(1, min(self.chunker.next_size(self._link.planned_workers), intake._wanted()))
-        drawn = len(self._drawn)  # the first item, at the first time
+        size = self._next_size(intake)
+        columns = self._draw_columns(intake, size)
+        if columns is not None:
+            return self._give_columns(intake, columns, size)
+        before = self._given  # the first item was drawn before, at the first time
         try:
-            if self._at_hand:
-                items = self._recipe.prepare_all(list(itertools.islice(self._source, size - drawn)))
-                with self._drawing:
-                    self._drawn += items
-                drawn += len(items)
-            while drawn < size and not intake._cancelled:
-                item = self._recipe.prepare(next(self._source))
-                with self._drawing:
-                    if not self._drawn:
-                        self._drawn_since = time.monotonic()
-                    self._drawn.append(item)
-                drawn += 1
-        except StopIteration:
-            self._source = iter(())
+            self._draw(intake, size - len(self._drawn))
         except Exception as error:  # noqa: BLE001 - the input is the user's code; its error is the batch's
             self.error = error, error.__traceback__
             self._source = iter(())
         except BaseException:
             intake.cancel()
             raise
+        with self._drawing:
+            drawn = self._given + len(self._drawn) - before
         self.chunker.took(drawn)
         self._give_drawn(intake)
-        if drawn < size or (self._total is not None and self._given >= self._total and self._at_end()):
-            intake._input_ended()
-            return False
-        return True
+        return self._goes_on(intake, drawn == size)
+
+    def _draw(self, intake: Intake, number: int) -> None:
+        # A lock for each item would take longer than all else here; who takes some away takes those that he has seen.
+        drawn, prepare = self._drawn, self._recipe.prepare
+        for args in itertools.islice(self._source, number):
+            item: Prepared = args
+            for value in args:
+                if type(value) not in PLAIN:
+                    item = prepare(args)
+                    break
+            if not drawn:
+                self._drawn_since = time.monotonic()
+            drawn.append(item)
+            if intake._cancelled:
+                break
+
+    def _draw_columns(self, intake: Intake, size: int) -> Columns | None:
+        """What is at hand, if all of it is plain, as all before was. If not, it is drawn one by one from now on."""
+        at_hand = self._at_hand
+        if at_hand is None:
+            return None
+        try:
+            columns = at_hand.draw(size)
+        except Exception as error:  # noqa: BLE001 - a dict that has changed meanwhile
+            self.error = error, error.__traceback__
+            self._at_hand = None
+            return None
+        except BaseException:
+            intake.cancel()
+            raise
+        if are_short(columns):
+            return columns
+        self._one_by_one(columns)
+        return None
+
+    def _one_by_one(self, columns: Columns) -> None:
+        """Draw these first, and then what is at hand."""
+        assert self._at_hand is not None
+        self._source, self._at_hand = itertools.chain(columns, self._at_hand), None
+
+    def _give_columns(self, intake: Intake, columns: Columns, size: int) -> bool:
+        """Hand them over. False if there are no more."""
+        self.chunker.took(len(columns))
+        if columns and not intake._cancelled:
+            self._given += len(columns)
+            intake._take(columns)
+        return self._goes_on(intake, len(columns) == size)
 
     def _give_drawn(self, intake: Intake) -> None:
         with self._drawing:
-            items, self._drawn = self._drawn, []
+            items = self._drawn[:]
+            del self._drawn[: len(items)]
             if items and not intake._cancelled:
                 self._given += len(items)
-                intake._take(items)
+                intake._take(self._recipe.prepare_drawn(items))
 
     def _give_stalled(self, intake: Intake) -> bool:
         """Hand over what was drawn while the input keeps the thread waiting. False when the input has ended."""
@@ -198,8 +331,18 @@ class Feeder:
         intake._look_after()
         return not intake._exhausted
 
+    def _goes_on(self, intake: Intake, more: bool) -> bool:
+        """Whether there may be more input, which there is not after less than was asked for. Says so to the batch."""
+        if more and (self._total is None or self._given < self._total or not self._at_end()):
+            return True
+        self._source = iter(())
+        intake._input_ended()
+        return False
+
     def _at_end(self) -> bool:
         # A sized input that has given all its items: do not leave the last wake-up to a thread.
+        if self._at_hand is not None:
+            return self._at_hand.first() is None
         item = next(self._source, None)
         if item is None:
             return True

@@ -9,7 +9,6 @@ nothing of it depends on workers that live on.
 from __future__ import annotations
 
 import html
-import pickle
 import threading
 import time
 import weakref
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, overload
 
+from nbqueue.codec.columns import load_items
 from nbqueue.codec.glimpse import glimpse_arguments, glimpse_keywords, glimpse_values
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, ReplyBody, load_call
 from nbqueue.codec.seal import body_of
@@ -239,9 +239,8 @@ class _Note:
             return ()
         body = load_call(body_of(self.payload))
         if body.packed:
-            plain: list[Any] = pickle.loads(body.packed)
             common = glimpse_keywords(body.common)
-            return [(args, common) for args in plain]
+            return [(args, common) for args in load_items(body.packed)]
         return body.frames
 
 

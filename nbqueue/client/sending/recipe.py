@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from nbqueue.client.sending.listener import OpenCall
 from nbqueue.client.sending.options import Options
 from nbqueue.client.sending.seeds import seed_for
 from nbqueue.codec.blobs import Put, as_keywords
+from nbqueue.codec.columns import Columns, columns_of, dump_items, load_items
 from nbqueue.codec.frames import SHARED_BYTES, held_by, size_of
 from nbqueue.codec.functions import all_plain_and_short, dump_arguments, dump_frame, is_long, is_plain
 from nbqueue.codec.inputs import FutureMet
@@ -23,7 +22,7 @@ from nbqueue.codec.seeds import Rng
 from nbqueue.codec.segments import Segment, Shelf
 from nbqueue.errors import NotSendable
 
-__all__ = ["Holding", "Made", "Packed", "Prepared", "Recipe", "items_of", "latest"]
+__all__ = ["Holding", "Made", "Packed", "Prepared", "Recipe", "are_short", "items_of", "latest"]
 
 # Bytes of arguments that travel together at most.
 CHUNK_BYTES = 1_000_000
@@ -154,11 +153,12 @@ class Recipe:
             return args
         return self.frame(args)
 
-    def prepare_all(self, items: list[tuple[Any, ...]]) -> Sequence[Prepared]:
-        """The same for many at once, which costs a tenth where all are plain."""
-        if all_plain_and_short(list(chain.from_iterable(items)), LONG):
-            return items
-        return [self.prepare(args) for args in items]
+    def prepare_drawn(self, items: list[Prepared]) -> Sequence[Prepared]:
+        """The same for what was drawn one by one: prepared, but that values in tuples, all plain, may be long."""
+        columns = columns_of(items)
+        if columns is not None and are_short(columns):
+            return columns
+        return [self.prepare(item) if isinstance(item, tuple) else item for item in items]
 
     def frame(self, args: tuple[Any, ...]) -> bytes | Holding | NotSendable:
         """An item pickled with the keywords, or why that cannot be sent."""
@@ -186,7 +186,7 @@ class Recipe:
         """Bodies for prepared items from place `start` on, and the offsets of those not sent, with the reason."""
         if self.options.concurrency is not None and len(items) > 1:
             return self._pack_each(items, start)
-        if set(map(type, items)) <= {tuple}:
+        if isinstance(items, Columns) or set(map(type, items)) <= {tuple}:
             return self._pack_plain(start, 0, items), []
         calls: list[Packed] = []
         refused: list[tuple[int, NotSendable | None]] = []
@@ -238,7 +238,7 @@ class Recipe:
         return calls, refused
 
     def _pack_plain(self, start: int, offset: int, items: Sequence[Prepared]) -> list[Packed]:
-        packed = pickle.dumps(items, protocol=5)
+        packed = dump_items(items)
         if len(packed) > CHUNK_BYTES and len(items) > 1:
             half = len(items) // 2
             first = self._pack_plain(start, offset, items[:half])
@@ -247,11 +247,21 @@ class Recipe:
         return [Packed(offset, len(items), self.body(puts, start + offset, packed=packed), puts)]
 
 
+def are_short(items: Columns) -> bool:
+    """Whether all values are plain, so that they can travel as they are, and none is long."""
+    return all(
+        not (is_long(column.start, LONG) or is_long(column.stop, LONG))
+        if isinstance(column, range)
+        else all_plain_and_short(column, LONG)
+        for column in items.columns
+    )
+
+
 def items_of(call: OpenCall) -> Sequence[tuple[Any, ...] | bytes | Holding]:
     """The prepared items of a call, out of its sealed message, which is of our own making."""
     body = load_call(body_of(call.call.payload))
     if not body.frames:
-        return cast("list[tuple[Any, ...]]", pickle.loads(body.packed))
+        return load_items(body.packed)
     if not call.puts and not call.held:
         return body.frames
     return [Holding(frame, call.puts, call.held) for frame in body.frames]

@@ -19,7 +19,7 @@ import contextlib
 import heapq
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nbqueue import context
@@ -67,7 +67,7 @@ class Pump:
     def busy(self) -> bool:
         return bool(self._running)
 
-    def run(self, call: Fetched, body: CallBody, plain: list[Any] | None) -> None:
+    def run(self, call: Fetched, body: CallBody, plain: Sequence[Any] | None) -> None:
         """Run a call, and others as they come, until none is left or it is time for something else."""
         w = self._w
         w._slot.several(0)
@@ -152,7 +152,7 @@ class Pump:
         self._begin(call, body, plain)
         return True
 
-    def _begin(self, call: Fetched, body: CallBody, plain: list[Any] | None) -> None:
+    def _begin(self, call: Fetched, body: CallBody, plain: Sequence[Any] | None) -> None:
         w = self._w
         if call.items != 1:
             w._refuse(call, BadMessage(f"Items of the async `{body.name}` travel alone. It was not run."))
@@ -210,7 +210,7 @@ class Pump:
         return running
 
     def _load(
-        self, running: Running, plain: list[Any] | None, *, alone: bool
+        self, running: Running, plain: Sequence[Any] | None, *, alone: bool
     ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         w, body = self._w, running.body
         with self._user_code(running):

@@ -7,8 +7,7 @@ code runs; pandas and matplotlib, which make something of it, are not known here
 from __future__ import annotations
 
 import inspect
-import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from nbqueue.client.results.ledger import CANCELLED, FORGOTTEN, OPEN
 from nbqueue.client.results.outcome import Outcome
 from nbqueue.client.sending.recipe import Holding, items_of
 from nbqueue.codec.blobs import are_put
+from nbqueue.codec.columns import load_items
 from nbqueue.codec.functions import is_plain
 from nbqueue.codec.glimpse import glimpse_keywords, glimpse_value, glimpse_values
 from nbqueue.codec.messages import ERROR, EXCEPTION, VALUE, load_call
@@ -110,7 +110,7 @@ def _ending(kind: int, value: Any, running: bool) -> tuple[str, str | None]:
 def _of_message(payload: bytes, place: int, base: int, number: int) -> Iterator[tuple[int, Any]]:
     """Arguments of `number` items from `place` on, from the sealed message of a call whose first is at `base`."""
     body = load_call(body_of(payload))
-    sent: Any = pickle.loads(body.packed) if body.packed else body.frames
+    sent: Sequence[Any] = load_items(body.packed) if body.packed else body.frames
     common = glimpse_keywords(body.common) if body.common else {}
     for item in range(place - base, min(place - base + number, len(sent))):
         yield base + item, (sent[item], common) if body.packed else _look(sent[item], body.common)
