@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nbqueue.client.sending.chunking import LARGEST, MOST_GROWTH, SHORTEST_S, Chunker
+from nbqueue.client.sending.chunking import IN_FLIGHT, LARGEST, MOST_GROWTH, SHORT_S, SHORTEST_S, Chunker
 
 
 def _settled(chunker: Chunker, seconds: float, workers: int = 4) -> int:
@@ -22,8 +22,8 @@ def test_the_first_items_go_alone():
     assert [chunker.next_size(4) for _ in range(5)] == [1] * 5
 
 
-def test_a_chunk_aims_at_fifty_milliseconds():
-    assert _settled(Chunker(None), 0.001) == pytest.approx(50, abs=1)
+def test_a_chunk_aims_at_a_hundred_milliseconds():
+    assert _settled(Chunker(None), 0.001) == pytest.approx(100, abs=1)
     assert _settled(Chunker(None), 0.2) == 1
 
 
@@ -85,11 +85,12 @@ def test_chunks_shrink_towards_the_end():
 
 def test_chunks_do_not_shrink_below_what_is_worth_it():
     sizes = _sizes(100_000, 1e-6)
-    assert min(sizes[sizes.index(max(sizes)) : -1]) > SHORTEST_S / 1e-6 / 2
+    assert min(sizes[sizes.index(max(sizes)) : -1]) > SHORT_S / 1e-6 / 2
 
 
 def test_a_size_that_was_chosen_stays():
     chunker = Chunker(100, fixed=7)
+    assert chunker.in_flight(2) == Chunker(100, fixed=1).in_flight(2) == 2 * IN_FLIGHT
     chunker.observe(1, 100.0)
     assert chunker.next_size(2) == 7
 
@@ -98,6 +99,23 @@ def test_slow_items_after_fast_ones_are_noticed():
     chunker = Chunker(None)
     fast = _settled(chunker, 1e-4)
     assert _settled(chunker, 0.1) == 1 < fast
+
+
+def test_single_items_that_nobody_has_measured_are_few():
+    """Eight of a map over tiny items were sent for two workers, and seven more before the first eight were measured."""
+    chunker = Chunker(1_000)
+    first = chunker.in_flight(2)
+    for _ in range(first):
+        assert chunker.in_flight(2) == first
+        assert chunker.next_size(2) == 1
+        chunker.took(1)
+        chunker.observe(1, 1e-6)
+    assert chunker.in_flight(2) > first
+    assert chunker.next_size(2) > 1
+
+
+def test_async_items_are_all_sent_for_which_there_is_room():
+    assert Chunker(1_000, 1, at_a_time=50).in_flight(2) == 200
 
 
 def test_what_is_in_flight_grows_with_the_workers():
