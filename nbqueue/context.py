@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -302,13 +302,17 @@ def tell(kind: str, key: object = None, **details: Any) -> None:
         context.post(kind, key, details)
 
 
-@contextmanager
-def waiting() -> Iterator[None]:
+_OUTSIDE = nullcontext()
+
+
+def waiting() -> AbstractContextManager[None]:
     """While this lasts, the current task waits for another one and does not count against the pool."""
     context = current()
-    if context is None:
-        yield
-        return
+    return _OUTSIDE if context is None else _waits(context)
+
+
+@contextmanager
+def _waits(context: TaskContext) -> Iterator[None]:
     context.begin_wait()
     try:
         yield

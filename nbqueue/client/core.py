@@ -80,7 +80,7 @@ class Core:
         self.link.private = self.private
         # On a server of others, workers may be elsewhere.
         self.shares = self.private and bool(shelves.base())
-        self.watch = SettingWatch(self._shelf_path)
+        self.watch = SettingWatch()
         self._captures = Captures()
         # Those with large captures, as they were sent last: their content's digest, and where they lie.
         self._functions: WeakKeyDictionary[Callable[..., Any], tuple[str, Put[Any]]] = WeakKeyDictionary()
@@ -118,18 +118,14 @@ class Core:
         """Where large data may be put; None where they travel in messages."""
         return shelves.ours() if self.shares else None
 
-    def _shelf_path(self) -> str:
-        shelf = self.shelf
-        return "" if shelf is None else shelf.path
-
     def check_process(self) -> None:
         self.link.check_process()
 
     def _check(self) -> None:
         """Raises ForkedQueue in a fork; PoolError where workers can no longer be kept."""
-        self.check_process()
-        if self.private and self.launcher.failure is not None:
-            raise self.launcher.failure
+        self.link.check_process()
+        if self.private and (failure := self.launcher.failure) is not None:
+            raise failure
 
     def start_workers(self) -> None:
         """On a private server the first call starts the pool; it does not wait for it."""
@@ -216,13 +212,15 @@ class Core:
 
     def make(self, fn: Callable[..., Any], name: str) -> Made:
         """The function and the setting, from what they are now."""
+        return self._make(fn, name, self.shelf)
+
+    def _make(self, fn: Callable[..., Any], name: str, shelf: Shelf | None) -> Made:
         handles: list[Put[Any]] = []
-        shelf = self.shelf
         code = dump_function(fn, name, handles) if shelf is None else dump_function_apart(fn, name, handles)
         size = code.size_bytes if isinstance(code, Large) else len(code)
         if size > LARGE_BYTES and (heavy := self._captures.look(fn, name, size)):
             warnings.warn(heavy, RuntimeWarning, stacklevel=users_level())
-        setting, text = self.watch.current()
+        setting, text = self.watch.current("" if shelf is None else shelf.path)
         link = self.link
         if isinstance(code, Large):
             handle = self._shared_function(fn, code, shelf)
@@ -303,16 +301,17 @@ class Core:
         if options.rng is not None and (seed := seed_for(options)) is not None:
             check_given(fn, options, args, kwargs)
             rng = options.rng, seed, 0
-        function, setting, blobs, puts = self.make(fn, name)
+        shelf = self.shelf
+        function, setting, blobs, puts = self._make(fn, name, shelf)
         handles: list[Put[Any]] = [] if share is None else Sharing(share)
         inputs: Inputs | None = None
         try:
-            arguments = dump_arguments(args, kwargs, name, fn, handles, self.shelf)
+            arguments = dump_arguments(args, kwargs, name, fn, handles, shelf)
         except FutureMet:
-            inputs = Inputs(self.link, share, self.shelf)
+            inputs = Inputs(self.link, share, shelf)
         if inputs is not None:
             handles = Sharing(inputs)
-            arguments = dump_arguments(args, kwargs, name, fn, handles, self.shelf)
+            arguments = dump_arguments(args, kwargs, name, fn, handles, shelf)
         if handles:
             puts = puts | {handle.digest: handle for handle in handles}
         body = CallBody(
@@ -325,8 +324,11 @@ class Core:
             concurrency=options.concurrency or 0,
         )
         future = make(name, self.link)
-        future._print_on(page())
-        future._detached = options.detached
+        here = page()
+        if here is not None:
+            future._print_on(here)
+        if options.detached:
+            future._detached = True
         if rng is not None:
             future.seed = rng[1]
         held, stream = held_by(arguments), options.stream
@@ -335,7 +337,8 @@ class Core:
             future._sent(self.link.submit(*sent, puts=puts, held=held, stream=stream), fn)
         else:
             inputs.send(*sent, fn, puts, held, stream)
-        self.start_workers()
+        if not self._started:
+            self.start_workers()
         return future
 
     def check_sendable(

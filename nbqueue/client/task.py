@@ -87,7 +87,7 @@ class Task(Generic[P, R]):
         with user_frames_only:
             if context.in_task():
                 return cast("TaskFuture[R]", self.local(*args, **kwargs))
-            return self.submit(*args, **kwargs)
+            return self._submitter.submit_call(self._fn, (*self._bound, *args), kwargs, self._options)
 
     @_plain
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
@@ -115,8 +115,7 @@ class Task(Generic[P, R]):
         10
         """
         with user_frames_only:
-            future = self._submitter.submit_call(self._fn, (*self._bound, *args), dict(kwargs), self._options)
-        return cast("TaskFuture[R]", future)
+            return self._submitter.submit_call(self._fn, (*self._bound, *args), kwargs, self._options)
 
     @_plain
     def local(self, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -57,18 +57,25 @@ class _Memory:
     modules: tuple[int, object] = (0, None)
 
     def holds(self) -> bool:
-        if self.places and (self.modules != _modules_mark() or not all(d.get(n) is v for d, n, v in self.places)):
-            return False
-        if not all(value.__module__ == home and value.__qualname__ == name for value, home, name in self.named):
-            return False
+        # Loops, since each call pays for it.
+        if self.places:
+            if self.modules != _modules_mark():
+                return False
+            for namespace, name, value in self.places:
+                if namespace.get(name) is not value:
+                    return False
+        for value, home, name in self.named:
+            if value.__module__ != home or value.__qualname__ != name:
+                return False
         for f in self.functions:
             if not all(map(is_, _attributes(f.function), f.attributes)):
                 return False
             if not all(map(is_, map(f.get, f.names, f.missing), f.values)):
                 return False
             try:
-                if not all(cell.cell_contents is value for cell, value in zip(f.cells, f.contents, strict=True)):
-                    return False
+                for cell, value in zip(f.cells, f.contents, strict=True):
+                    if cell.cell_contents is not value:
+                        return False
             except ValueError:
                 # It is empty now.
                 return False

@@ -212,7 +212,9 @@ class Broker:
 
     @staticmethod
     def _submit_args(client: str, epoch: str, calls: Sequence[Call], blobs: Mapping[str, bytes]) -> list[Any]:
-        needs = {digest for call in calls for digest in call.digests}
+        needs: set[str] = set()
+        for call in calls:
+            needs.update(call.digests)
         for call in calls:
             if call.needs:
                 # There, as soon as those have ended.
@@ -555,7 +557,7 @@ def _fetched(entry: str, fields: Sequence[bytes]) -> Fetched:
 
 def _incoming(id: bytes, fields: Sequence[bytes]) -> Incoming:
     if len(fields) == 6 and _CALL_NAME.fullmatch(fields[1]):
-        return Incoming(id, fields[1].decode(), _text(fields[3]), fields[5])
+        return Incoming(id, fields[1].decode(), fields[3].decode(errors="replace"), fields[5])
     # Nothing that we wrote: about call 0, which is nobody's, and read past.
     return Incoming(id, "0", "?", b"")
 

@@ -220,8 +220,9 @@ class Wire:
 
     def send(self, *commands: Sequence[Any]) -> None:
         """Write one or more commands at once; read each one's reply with `receive`."""
-        packed = b"".join([hiredis.pack_command(tuple(command)) for command in commands])
-        connection = self._open
+        pack = hiredis.pack_command
+        packed = pack(tuple(commands[0])) if len(commands) == 1 else b"".join([pack(tuple(each)) for each in commands])
+        connection = self._connection or self._open
         try:
             connection.send(packed)
         except BaseException as error:
@@ -230,7 +231,7 @@ class Wire:
 
     def receive(self) -> Any:
         """The next reply. An error reply is raised as `CommandError`; the connection stays usable."""
-        connection = self._open
+        connection = self._connection or self._open
         try:
             answer = connection.receive()
             if isinstance(answer, Exception):
@@ -243,6 +244,11 @@ class Wire:
     def call(self, *command: Any) -> Any:
         self.send(command)
         return self.receive()
+
+    @property
+    def buffered(self) -> bool:
+        """True if a reply has begun to arrive and was read together with the one before."""
+        return self._open.buffered
 
     def ready(self, timeout_s: float = 0.0) -> bool:
         """True if a reply has begun to arrive, or the connection has ended (then `receive` says so)."""

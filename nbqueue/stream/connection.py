@@ -64,14 +64,21 @@ class Connection:
         self._buffer = bytearray(_PIECE_BYTES)
 
     def fileno(self) -> int:
-        return self._open.fileno()
+        if self._sock is None:
+            raise _closed()
+        return self._sock.fileno()
 
     def send(self, data: bytes) -> None:
-        self._open.sendall(data)
+        sock = self._sock
+        if sock is None:
+            raise _closed()
+        sock.sendall(data)
 
     def receive(self) -> Any:
         """The next reply; of a refused command, the error as a value. Raises OSError."""
-        reader, sock, buffer = self._reader, self._open, self._buffer
+        reader, sock, buffer = self._reader, self._sock, self._buffer
+        if sock is None:
+            raise _closed()
         while (reply := reader.gets()) is _NOT_YET:
             size = sock.recv_into(buffer)
             if not size:
@@ -79,16 +86,23 @@ class Connection:
             reader.feed(buffer, 0, size)  # type: ignore[arg-type]
         return reply
 
-    def ready(self, timeout_s: float) -> bool:
-        """Whether a reply has begun to arrive, or the connection has ended."""
+    @property
+    def buffered(self) -> bool:
+        """Whether some of a reply has been read already."""
         if self._reader.has_data():
             return True
         pending = getattr(self._sock, "pending", None)
-        if pending is not None and pending():
-            # TLS has read more than was asked for.
+        # TLS has read more than was asked for.
+        return pending is not None and bool(pending())
+
+    def ready(self, timeout_s: float) -> bool:
+        """Whether a reply has begun to arrive, or the connection has ended."""
+        if self.buffered:
             return True
         poller = select.poll()
-        poller.register(self._open, select.POLLIN)
+        if self._sock is None:
+            raise _closed()
+        poller.register(self._sock, select.POLLIN)
         return bool(poller.poll(int(timeout_s * 1000)))
 
     def close(self) -> None:
@@ -105,11 +119,9 @@ class Connection:
                 # A task has closed all descriptors that there are.
                 pass
 
-    @property
-    def _open(self) -> socket.socket:
-        if self._sock is None:
-            raise ConnectionError("it is closed")
-        return self._sock
+
+def _closed() -> ConnectionError:
+    return ConnectionError("it is closed")
 
 
 def open_plain(path: str, timeout_s: float) -> Connection:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from nbqueue.stream.connect import Wire
+
 
 def held(go: str) -> str:
     while not os.path.exists(go):
@@ -37,6 +39,52 @@ def test_a_thread_that_waits_takes_the_helm(queue: Any, monkeypatch: pytest.Monk
     turns = steered(queue, monkeypatch)
     assert [queue.submit(abs, -i).result(timeout=20) for i in range(50)] == list(range(50))
     assert turns.count(True) > 25
+
+
+def test_a_lone_call_and_the_question_for_its_reply_leave_in_one_write(
+    queue: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.submit(abs, -1).result(timeout=20)
+    writes: list[int] = []
+    send = Wire.send
+
+    def counting(wire: Wire, *commands: Any) -> None:
+        writes.append(len(commands))
+        send(wire, *commands)
+
+    monkeypatch.setattr(Wire, "send", counting)
+    assert [queue.submit(abs, -i).result(timeout=20) for i in range(100)] == list(range(100))
+    # Not where the listener, which looks in from time to time, has asked before.
+    assert writes.count(2) > 50
+    assert len(writes) < 150
+
+
+def test_a_reply_that_comes_in_one_piece_with_the_answer_to_its_call_is_seen(
+    queue: Any, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., Any]
+) -> None:
+    """It is in the reader by then, so that no poll tells of it."""
+    link = queue._core.link
+    queue.submit(abs, -1).result(timeout=20)
+    together: list[bool] = []
+    settle = type(link)._settle
+
+    def late(link: Any) -> None:
+        asked = link._asked
+        if asked is not None and asked.wire is link._replies.wire:
+            other = Wire(asked.wire.address, timeout_s=20)
+            other.connect()
+            newest = (link._keys.replies(link.client), "+", "-", "COUNT", "1")
+            before = link._cursor
+            wait_until(lambda: (rows := other.call("XREVRANGE", *newest)) and rows[0][0] != before)
+            other.close()
+            settle(link)
+            together.append(link._here)
+        else:
+            settle(link)
+
+    monkeypatch.setattr(type(link), "_settle", late)
+    assert [queue.submit(abs, -i).result(timeout=20) for i in range(20)] == list(range(20))
+    assert True in together
 
 
 def test_many_threads_that_wait_all_get_their_results(queue: Any) -> None:

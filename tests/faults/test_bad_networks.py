@@ -14,7 +14,7 @@ import pytest
 from proxy import Connection, Proxy
 
 from nbqueue import TaskQueue
-from nbqueue.client.sending import helm
+from nbqueue.client.sending import outgoing
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def network(proxies: list[Proxy], redis_server: Any) -> Iterator[Callable[..., P
 @pytest.fixture
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """The notebook's own connection gives up after two or three seconds instead of 12 or 30."""
-    monkeypatch.setattr(helm, "STEP_TIMEOUT_S", 2.0)
-    monkeypatch.setattr(helm, "REPLY_TIMEOUT_S", 3.0, raising=False)
+    monkeypatch.setattr(outgoing, "STEP_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(outgoing, "REPLY_TIMEOUT_S", 3.0)
 
 
 def _square(i: int) -> int:

@@ -30,7 +30,7 @@ from crash_points import AFTER, BEFORE, CUT, KILL, LOST, STEPS, TABLE, Nursery, 
 
 from nbqueue import TaskQueue
 from nbqueue.client import queue as queue_module
-from nbqueue.client.sending import helm
+from nbqueue.client.sending import outgoing
 from nbqueue.codec.seal import fingerprint, user_secret
 from nbqueue.errors import ServerError
 from nbqueue.stream import broker
@@ -547,7 +547,7 @@ def test_a_client_is_cut_off(
 ) -> None:
     play.key = healthy.key
     play.stage_folder, play.stages = play.folder, 1
-    monkeypatch.setattr(helm, "BLOCK_MS", ENDLESS_MS)
+    monkeypatch.setattr(outgoing, "BLOCK_MS", ENDLESS_MS)
     monkeypatch.setattr(queue_module, "_checked", set())
     outcomes: list[str] = []
     crash_points.install(Plan(play.folder, [stage], lambda: "client"), monkeypatch.setattr)

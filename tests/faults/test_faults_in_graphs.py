@@ -151,8 +151,8 @@ def test_a_diamond_of_1_000_tasks_and_100_kb_values_survives_a_worker_and_stays_
     wait_until(lambda: sum(part.done() for part in parts) > 300, timeout=60)
     os.kill(next(worker.pid for worker in queue.status().workers if worker.pid), signal.SIGKILL)
     assert last.result(timeout=120) == sum(12_499.0 + i for i in range(998))
-    # The list of a thousand names, and what stands for a value.
-    assert traffic.sent < 60_000
+    # The list of a thousand names, or of what stands for values that were there before, a few hundred bytes each.
+    assert traffic.sent < 400_000
     assert traffic.received < 5_000
 
 

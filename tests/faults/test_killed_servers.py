@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from nbqueue import TaskQueue
-from nbqueue.client.sending import helm
+from nbqueue.client.sending import outgoing
 from nbqueue.stream.broker import Broker
 
 
@@ -183,7 +183,7 @@ def test_calls_that_could_not_be_sent_leave_as_soon_as_the_connection_is_there_a
     redis_server: Any, new_key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They lay there until a blocked read ended, two seconds later: what had woken the listener was used up."""
-    monkeypatch.setattr(helm, "BLOCK_MS", 60_000)
+    monkeypatch.setattr(outgoing, "BLOCK_MS", 60_000)
     submit = Broker.submit_command
     lost: list[int] = []
 

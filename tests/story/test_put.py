@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from nbqueue import NotSendable, Put, TaskQueue
-from nbqueue.client.sending import helm
+from nbqueue.client.sending import outgoing
 from nbqueue.codec import functions, shelves
 from nbqueue.stream.broker import Broker
 
@@ -223,7 +223,7 @@ def test_large_ones_leave_one_by_one(queue: Any, data: Any, monkeypatch: pytest.
         return submit(broker, client, epoch, calls, blobs)
 
     monkeypatch.setattr(Broker, "submit_command", noting)
-    monkeypatch.setattr(helm, "MOST_BYTES", 300_000)
+    monkeypatch.setattr(outgoing, "MOST_BYTES", 300_000)
     handles = [queue.put(data + i) for i in range(4)]
     assert queue.submit(lambda *x: [float(a[0]) for a in x], *handles).result(timeout=20) == [0.0, 1.0, 2.0, 3.0]
     assert max(together) == 1

@@ -83,7 +83,20 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
     """
 
     many = False
+
+    # As all begin, which costs nothing here.
+    attempts = 0
+    worker: str | None = None
+    seconds: float | None = None
     seed: int | None = None
+    _call: OpenCall | None = None  # until it has succeeded, and what it calls
+    _fn: Callable[..., Any] | None = None
+    _detached = False  # an interrupt of those who wait for it leaves it alone
+    _outcome: Outcome | None = None
+    _page: Page | None = None  # of the cell that called
+    _prints: Prints | None = None
+    _started_at = 0.0
+    _card: CallCard | None = None
 
     def __init__(
         self,
@@ -95,23 +108,12 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
     ) -> None:
         super().__init__()
         self.name = name
-        self.attempts = 0
-        self.worker: str | None = None
-        self.seconds: float | None = None
         self._link = link
-        self._call: OpenCall | None = None  # until it has succeeded, and what it calls
-        self._fn: Callable[..., Any] | None = None
         self._on_cancel = on_cancel
         self._kept_elsewhere = kept
-        self._detached = False  # an interrupt of those who wait for it leaves it alone
-        self._outcome: Outcome | None = None
-        self._page: Page | None = None  # of the cell that called
         self._tag = name
-        self._prints: Prints | None = None
         self._transcript_elsewhere = transcript
         self._made_at = time.monotonic()
-        self._started_at = 0.0
-        self._card: CallCard | None = None
 
     def _ipython_display_(self) -> None:
         """A card of this one call. Raises NotImplementedError where only the repr can be shown."""
@@ -211,15 +213,17 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         >>> queue.submit(sorted, [3, 1, 2]).result()
         [1, 2, 3]
         """
+        value: R
         with user_frames_only:
-            error = self.exception(timeout)
+            self._wait(timeout)
+            value, error = self._ending()
             if error is not None:
                 try:
                     hand_out(error)
                 finally:
                     # Break the circle frame → exception → traceback → frame.
                     del error
-        return cast(R, self._decoded()[0])
+        return value
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The exception with which the task ended, None if it returned. Waits for it.
@@ -238,9 +242,13 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         """
         with user_frames_only:
             self._wait(timeout)
-            if self.cancelled():
-                raise TaskCancelled(f"`{self.name}` was cancelled.")
-        return self._decoded()[1]
+            return self._ending()[1]
+
+    def _ending(self) -> tuple[Any, BaseException | None]:
+        """Value and exception, once it has ended. Raises TaskCancelled."""
+        if self._state != FINISHED:
+            raise TaskCancelled(f"`{self.name}` was cancelled.")
+        return self._decoded()
 
     @overload
     def __call__(self, block: Literal[True] = True, timeout: None = None) -> R: ...
@@ -392,7 +400,9 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         if self._link is not None:
             self._link.check_process()
         interrupted = interrupted or self._interrupted
-        if not wait_until(self._condition, lambda: self._state in _DONE, timeout, self._link, interrupted):
+        if not wait_until(
+            self._condition, lambda: self._state in _DONE, timeout, self._link, interrupted, atomic=True
+        ):
             raise TimeoutError(f"`{self.name}` has not ended within {timeout:g} s; it goes on.{because(self._link)}")
 
     def _kept(self) -> Kept | None:
@@ -404,11 +414,10 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
 
     # Arriving
 
-    def _print_on(self, page: Page | None) -> None:
+    def _print_on(self, page: Page) -> None:
         """Have what it prints shown there, too. Before it is sent."""
         self._page = page
-        if page is not None:
-            self._tag = page.name(self.name)
+        self._tag = page.name(self.name)
 
     def _transcript(self) -> Transcript | None:
         if self._transcript_elsewhere is not None:
@@ -422,12 +431,15 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         return self._prints
 
     def _sent(self, call: OpenCall, fn: Callable[..., Any]) -> None:
-        with self._condition:
-            # The reply may have been faster.
-            if self._outcome is None:
-                self._call, self._fn = call, fn
-            elif self._outcome.kind != VALUE:
-                self._call, self._fn = call.apart(), fn
+        self._call, self._fn = call, fn
+        # The reply may have been faster; one that comes from here on finds them.
+        outcome = self._outcome
+        if outcome is None:
+            return
+        if outcome.kind == VALUE:
+            self._call = self._fn = None
+        else:
+            self._call = call.apart()
 
     def _arrive(self, outcome: Outcome, body: ReplyBody | None) -> None:
         if body is not None:

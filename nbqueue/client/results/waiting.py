@@ -54,11 +54,13 @@ def wait_until(
     timeout: float | None,
     link: Link | None,
     interrupted: Interrupted,
+    *,
+    atomic: bool = False,
 ) -> bool:
     """Wait for `ready()` under `condition`; False at the timeout.
 
-    Says so once on stderr if nobody is there to do the work. Inside a task, the waiting does not count
-    against the pool.
+    Where it is `atomic`, it looks at what changes in one step, and may be called without the lock. Says so once on
+    stderr if nobody is there to do the work. Inside a task, the waiting does not count against the pool.
 
     Raises
     ------
@@ -70,7 +72,7 @@ def wait_until(
     presses = Presses()
     try:
         with context.waiting(), presses:
-            ended = _wait(condition, ready, timeout, link, presses)
+            ended = _wait(condition, ready, timeout, link, presses, atomic)
         if presses.number:
             raise KeyboardInterrupt
     except KeyboardInterrupt:
@@ -86,30 +88,35 @@ def _wait(
     timeout: float | None,
     link: Link | None,
     presses: Presses,
+    atomic: bool,
 ) -> bool:
     began = time.monotonic()
     deadline = None if timeout is None else began + timeout
     hint_at = began + HINT_S
 
-    def ended() -> bool:
+    def under_lock() -> bool:
         with condition:
             return ready()
 
-    while not ended():
+    ended = ready if atomic else under_lock
+    if ended():
+        return True
+    while True:
         now = time.monotonic()
         if presses.number or (deadline is not None and now >= deadline):
             return False
         until = hint_at if deadline is None else min(deadline, hint_at)
-        if link is None or not presses.masked or not link.steer(ended, until, lambda: bool(presses.number)):
+        if link is None or not presses.masked or not link.steer(ended, until, presses):
             if presses.noted:
                 until = min(until, now + TICK_S)
             with condition:
                 if not ready():
                     condition.wait(max(0.0, until - now))
-        if link is not None and time.monotonic() >= hint_at and not ended():
+        if ended():
+            return True
+        if link is not None and time.monotonic() >= hint_at:
             hint(link)
             hint_at = time.monotonic() + HINT_S
-    return True
 
 
 def _carry_out(interrupted: Callable[[], str]) -> str:

@@ -16,7 +16,8 @@ from weakref import WeakKeyDictionary, finalize
 
 from nbqueue.client.sending import graph
 from nbqueue.client.sending.calls import Input, OpenCall, Sink
-from nbqueue.client.sending.helm import STEP_TIMEOUT_S, Helm
+from nbqueue.client.sending.helm import Helm
+from nbqueue.client.sending.outgoing import STEP_TIMEOUT_S
 from nbqueue.codec.blobs import Put
 from nbqueue.codec.messages import ReplyBody, call_id, dump_reply
 from nbqueue.codec.seal import Seal

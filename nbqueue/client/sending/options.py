@@ -140,6 +140,8 @@ class Options:
     @property
     def retry_on_names(self) -> tuple[str, ...]:
         """What a worker compares an exception's classes with; empty for any."""
+        if self.retry_on is Exception:
+            return ()
         kinds = self.retry_on if isinstance(self.retry_on, tuple) else (self.retry_on,)
         return () if Exception in kinds else tuple(type_name(kind) for kind in kinds)
 

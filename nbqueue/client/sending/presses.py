@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 import asyncio
+import os
 import signal
 import threading
 from typing import Any
@@ -18,7 +19,16 @@ __all__ = ["Presses"]
 _KERNELS = ("ipykernel.ipkernel", "nbqueue.notebook.interrupt")
 _LOOPS = (*_KERNELS, "asyncio.runners")
 _SIGINT = int(signal.SIGINT)
-_main = threading.main_thread
+_main = threading.main_thread().ident
+
+
+def _note_main() -> None:
+    """In a fork, the thread that has made it is the main one."""
+    global _main
+    _main = threading.get_ident()
+
+
+os.register_at_fork(after_in_child=_note_main)
 
 
 class Presses:
@@ -29,26 +39,25 @@ class Presses:
     number : int
     noted : bool
         They are. Else this is another thread, or somebody's own handler does what it does.
+    masked : bool
+        Nothing can be raised in the block.
     """
 
-    __slots__ = ("_before", "noted", "number")
+    __slots__ = ("_before", "masked", "noted", "number")
 
     def __init__(self) -> None:
         self.number = 0
-        self.noted = False
+        self.noted = self.masked = False
         self._before: Any = None
 
-    @property
-    def masked(self) -> bool:
-        """Nothing can be raised in this block."""
-        return self.noted or threading.current_thread() is not _main()
-
     def __enter__(self) -> Presses:
-        if threading.current_thread() is _main():
+        if threading.get_ident() != _main:
+            self.masked = True
+        else:
             # Not `signal.getsignal` and `signal.signal`, whose enums cost 6 µs.
             before = _signal.getsignal(_SIGINT)
             if before is signal.default_int_handler or _home_of(before) in _LOOPS:
-                self._before, self.noted = before, True
+                self._before, self.noted, self.masked = before, True, True
                 _signal.signal(_SIGINT, self._note)
         return self
 

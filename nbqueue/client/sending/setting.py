@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
 
 from nbqueue.codec.functions import digest
 from nbqueue.progress.places import shown_here
@@ -23,22 +22,20 @@ _OURS = ("NBQUEUE_SECRET", "NBQUEUE_URL")
 class SettingWatch:
     """Notices changes since `baseline`, the environment that the workers were born with."""
 
-    def __init__(self, shelf: Callable[[], str] = lambda: "") -> None:
-        self._shelf = shelf
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._baseline = dict(os.environ)
         self._seen: tuple[str, list[str], object, str] | None = None
         self._blob = ("", b"")
 
-    def current(self) -> tuple[str, bytes]:
-        """Digest and bytes of the present `Setting`."""
+    def current(self, shelf: str = "") -> tuple[str, bytes]:
+        """Digest and bytes of the present `Setting`, for whoever wants large results on the shelf of that path."""
         # The mapping below os.environ: comparing it costs 2 µs, comparing os.environ itself 30.
         environ = getattr(os.environ, "_data", None) or dict(os.environ)
         try:
             cwd = os.getcwd()
         except FileNotFoundError:
             cwd = ""
-        shelf = self._shelf()
         with self._lock:
             if self._seen is None or self._seen != (cwd, sys.path, environ, shelf):
                 self._seen = (cwd, list(sys.path), dict(environ), shelf)
