@@ -94,6 +94,7 @@ STEPS: dict[str, Step] = {
     "pending": Step(("counts",) * 3),
     # A client.
     "info": Step(("info",)),
+    "submit+read": Step(("submit", "read"), parts=1),
     "read": Step(("read",), counts=bool),
     "trim": Step(("trim", "read"), parts=1),
     "counters": Step(("counters",)),
@@ -110,7 +111,8 @@ TABLE: dict[str, tuple[str, ...]] = {
         *("counters", "pending", "release"),
     ),
     "client": (
-        *("info", "load", "prepare", "hello", "submit", "cancel", "read", "trim", "counters", "poke", "counts"),
+        *("info", "load", "prepare", "hello", "submit", "submit+read", "cancel", "read", "trim"),
+        *("counters", "poke", "counts"),
     ),
 }
 
@@ -242,7 +244,7 @@ class Plan:
 
 def install(plan: Plan, replace: Callable[[object, str, Any], None] = setattr) -> None:
     """Wrap this process's wires, and those of the processes that it forks."""
-    send, receive, ready = Wire.send, Wire.receive, Wire.ready
+    send, receive, ready, buffered = Wire.send, Wire.receive, Wire.ready, Wire.buffered.fget
 
     def new_send(wire: Wire, *commands: Sequence[Any]) -> None:
         plan.due()
@@ -293,13 +295,20 @@ def install(plan: Plan, replace: Callable[[object, str, Any], None] = setattr) -
             raise answer
         return answer
 
-    def new_ready(wire: Wire, timeout_s: float = 0.0) -> bool:
+    def keeps(wire: Wire) -> bool:
         connection = wire._connection
-        return bool(connection is not None and _groups(connection) and connection.kept) or ready(wire, timeout_s)
+        return bool(connection is not None and _groups(connection) and connection.kept)
+
+    def new_ready(wire: Wire, timeout_s: float = 0.0) -> bool:
+        return keeps(wire) or ready(wire, timeout_s)
+
+    def new_buffered(wire: Wire) -> bool:
+        return keeps(wire) or buffered(wire)
 
     replace(Wire, "send", new_send)
     replace(Wire, "receive", new_receive)
     replace(Wire, "ready", new_ready)
+    replace(Wire, "buffered", property(new_buffered))
 
 
 def _groups(connection: Any) -> deque[Any]:
@@ -370,6 +379,8 @@ def _kernel(order: dict[str, Any]) -> int:
             time.sleep(0.005)
 
     assert [future.result(20) for future in [square(i) for i in range(4)]] == [0, 1, 4, 9]
+    # Each leaves with the question for its reply.
+    assert [square(i).result(20) for i in range(10)] == [i * i for i in range(10)]
     queue.status()
     # One that needs another, which needs another.
     assert square(square(square(2))).result(20) == 256
