@@ -53,7 +53,7 @@ class Ledger:
         """Give values to so many places from `start` on, if all of them are open. False if not."""
         at = start - self.first
         end = at + len(values)
-        if at < 0 or any(self._kinds[at:end]):
+        if at < 0 or self._kinds.count(OPEN, at, end) < len(values):
             return False
         self._values[at:end] = values
         self._kinds[at:end] = bytes([VALUE]) * len(values)
