@@ -22,6 +22,7 @@ from nbqueue.errors import BadMessage
 __all__ = [
     "ERROR",
     "EXCEPTION",
+    "PACKED",
     "RETRYING",
     "SKIPPED",
     "VALUE",
@@ -46,6 +47,9 @@ VALUE, EXCEPTION, ERROR, RETRYING, SKIPPED = b"vxers"
 """How an item ended: a value; the task's own exception; one of ours (pickled plainly, or with the task's frames as its
 own are); not yet, it will run again; long ago (its outcome was sent by a supervisor)."""
 
+
+# Among the offsets of large values: all of them together.
+PACKED = -1
 
 Printed = tuple[int, int, int, tuple[tuple[int, bytes], ...]]
 
@@ -90,7 +94,7 @@ class ReplyBody(NamedTuple):
     `printed` tells what items printed: ``(offset, stream, size, pieces)``, where `offset` counts from `first`,
     `stream` is 1 or 2, `size` is how many bytes it was, and `pieces` are those kept, as ``(at, bytes)`` from the
     item's start on. `shown` has displays that may not have left by themselves, as ``(offset, event)``. `large` are the
-    offsets of values that lie in the client's shared memory.
+    offsets of values that lie in the client's shared memory, or `PACKED`, when `packed` does as a whole.
     """
 
     first: int
@@ -133,7 +137,7 @@ def load_reply(data: bytes) -> ReplyBody:
 
 def value_in(body: ReplyBody) -> Any:
     """What a call of one item gave, as its reply tells. Runs users' unpickling code."""
-    return pickle.loads(body.packed)[0] if body.packed else load_frame(body.frames[0])
+    return load_frame(body.packed)[0] if body.packed else load_frame(body.frames[0])
 
 
 def dump_event(kind: str, **details: Any) -> bytes:

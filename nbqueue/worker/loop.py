@@ -110,6 +110,7 @@ class Worker(Courier):
     def __init__(self, spec: WorkerSpec, slot: board.Slot, ring: Callable[[bytes], None]) -> None:
         super().__init__(spec, slot)
         self._ring = ring
+        self._outbox.shelf_of = self._shelf
         self._modules = LocalModules()
         self._looked: object = None  # at what this item printed, as `_running_call` names it
         self._why = 0

@@ -9,15 +9,16 @@ from __future__ import annotations
 import pickle
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import pairwise
 from typing import Any
 
 from nbqueue.codec import messages
-from nbqueue.codec.frames import Frame
-from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, VALUE, ReplyBody, call_id
+from nbqueue.codec.frames import SHARED_BYTES, Frame, load_frame, refer
+from nbqueue.codec.messages import ERROR, EXCEPTION, PACKED, RETRYING, VALUE, ReplyBody, call_id
 from nbqueue.codec.seal import Seal, body_of
+from nbqueue.codec.segments import Shelf
 from nbqueue.errors import ResultNotSendable
 from nbqueue.stream.connect import LOWEST_LIMIT_BYTES
 from nbqueue.stream.records import Fetched, Report
@@ -93,10 +94,13 @@ class Outbox:
     ----------
     stale : set of str
         Entries whose reports no longer count: the rest of such a call is not wanted.
+    shelf_of : callable
+        Where the caller of a call that is being reported wants large results; None where there is no such place.
     """
 
     def __init__(self, seal: Seal, worker: str) -> None:
         self.stale: set[str] = set()
+        self.shelf_of: Callable[[Fetched], Shelf | None] = lambda _call: None
         self._seal = seal
         self._worker = worker
         self._lock = threading.Lock()
@@ -195,7 +199,7 @@ class Outbox:
         """Several reports of fewer items each; an item that is alone and still too large ends with an error."""
         call = report.call
         body = messages.load_reply(body_of(report.reply))
-        frames = list(body.frames) or [pickle.dumps(value, protocol=5) for value in pickle.loads(body.packed)]
+        frames = list(body.frames) or [pickle.dumps(value, protocol=5) for value in load_frame(body.packed)]
         kinds = body.kinds or bytes([VALUE]) * body.items
         if body.items == 1 and (body.printed or body.shown):
             # What it printed is the first to be given up.
@@ -249,11 +253,12 @@ class Outbox:
         if piece is None or not piece.values:
             return
         call = piece.call
+        packed, large = self._pack(piece) if piece.plain else (b"", tuple(piece.large))
         body = ReplyBody(
             first=piece.first,
             items=len(piece.values),
             kinds=b"" if piece.kinds.count(VALUE) == len(piece.kinds) else bytes(piece.kinds),
-            packed=pickle.dumps(piece.values, protocol=5) if piece.plain else b"",
+            packed=packed,
             frames=() if piece.plain else tuple(piece.values),
             worker=self._worker,
             attempt=call.attempt,
@@ -261,9 +266,20 @@ class Outbox:
             seconds=piece.seconds,
             printed=tuple(piece.printed),
             shown=tuple(piece.shown),
-            large=tuple(piece.large),
+            large=large,
         )
         reply = self._seal.close("reply", call_id(call.client, call.n), messages.dump_reply(body))
         self._reports.append(
             Report(call, piece.first, body.items, piece.failed, reply, retry_delay_s, retry_payload)
         )
+
+    def _pack(self, piece: _Piece) -> tuple[bytes, tuple[int, ...]]:
+        """Plain values, and whether they lie in shared memory: many of them come to much, and to sign it twice and to
+        pass it through the server takes several times as long. One alone is short, and may be needed on the server."""
+        packed = pickle.dumps(piece.values, protocol=5)
+        if len(packed) >= SHARED_BYTES and len(piece.values) > 1:
+            shelf = self.shelf_of(piece.call)
+            frame = None if shelf is None else refer(shelf, [packed], [])
+            if frame is not None:
+                return bytes(frame), (PACKED,)
+        return packed, ()

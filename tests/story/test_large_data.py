@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from nbqueue import NotSendable, TaskQueue
+from nbqueue.client.sending import claims
 from nbqueue.codec import shelves
 from nbqueue.stream.broker import Broker
 
@@ -224,6 +225,26 @@ def test_it_is_free_when_the_last_future_is_gone(queue: Any, shared: Shared, wai
     del future
     assert len(shared()) == 1
     del array
+    wait_until(lambda: not shared())
+
+
+def test_many_results_that_are_not_large_alone(way: Any) -> None:
+    """They come to 6 MB."""
+    sizes = [50_000 + i for i in range(120)]
+    assert way.map(bytes, sizes).results(timeout=30) == [bytes(size) for size in sizes]
+    assert way.map(lambda n: "ä" * n, [60_000, 60_001], chunksize=2).results(timeout=30) == ["ä" * 60_000, "ä" * 60_001]
+
+
+def test_results_that_are_large_together_lie_in_shared_memory_until_they_are_read(
+    queue: Any, shared: Shared, wait_until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    parts_of = claims.parts_of
+    monkeypatch.setattr(claims, "parts_of", lambda *args, **kw: read.append(len(shared())) or parts_of(*args, **kw))
+    values = queue.map(lambda n: b"x" * n, [50_000] * 40, chunksize=40).results(timeout=30)
+    assert values == [b"x" * 50_000] * 40
+    assert read, "none was sent so"
+    assert min(read) >= 1
     wait_until(lambda: not shared())
 
 

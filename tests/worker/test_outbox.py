@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+from collections.abc import Iterator
 
 import pytest
 
-from nbqueue.codec import messages
+from nbqueue.client.sending import claims
+from nbqueue.codec import messages, shelves
 from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, VALUE, CallBody, ReplyBody
 from nbqueue.codec.seal import Seal, body_of
+from nbqueue.codec.segments import Guest
 from nbqueue.errors import ResultNotSendable
 from nbqueue.stream.connect import LOWEST_LIMIT_BYTES
 from nbqueue.stream.records import Fetched, Report
@@ -138,3 +142,49 @@ def test_an_item_alone_that_is_too_large_gives_up_what_it_printed_first(outbox: 
     body = reply(smaller)
     assert (body.printed, body.shown) == (((0, 1, 600_000, ()),), ())
     assert body.frames == (b"v" * 200_000,), "its value is kept"
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[shelves.Own]:
+    """A client's shared memory, and afterwards a look at what is left in it."""
+    if not shelves.base():
+        pytest.skip("there is no shared memory")
+    made = shelves.Own(shelves.base())
+    monkeypatch.setattr(shelves, "_ours", made)
+    yield made
+    made.let_go()
+    left = {name for name in os.listdir(made.path) if name not in ("lock", "pool")}
+    made.remove()
+    assert not left
+
+
+def test_many_plain_values_travel_through_shared_memory_as_one(outbox: Outbox, own: shelves.Own) -> None:
+    outbox.shelf_of = lambda call: Guest(own, call.client, call.n)
+    values = [bytes([i]) * 50_000 for i in range(10)]
+    outbox.note_plain(call(items=10), 0, values, 0.5, {bytes})
+    (report,) = outbox.reports()
+    assert len(report.reply) < 1_000
+    body = claims.claimed(reply(report))
+    assert (pickle.loads(body.packed), body.items, body.kinds) == (values, 10, b"")
+
+
+def test_plain_values_that_cannot_lie_in_shared_memory_travel_in_the_message(outbox: Outbox) -> None:
+    full = Guest.__new__(Guest)
+    full.shelve = lambda _parts: None  # type: ignore[method-assign]
+    outbox.shelf_of = lambda _call: full
+    values = [bytes([i]) * 50_000 for i in range(10)]
+    outbox.note_plain(call(items=10), 0, values, 0.5, {bytes})
+    assert pickle.loads(reply(outbox.reports()[0]).packed) == values
+
+
+def test_a_report_that_is_split_for_what_it_printed_brings_its_values_back_from_shared_memory(
+    outbox: Outbox, own: shelves.Own
+) -> None:
+    outbox.shelf_of = lambda call: Guest(own, call.client, call.n)
+    values = [bytes([i]) * 50_000 for i in range(10)]
+    outbox.note_plain(call(items=10), 0, values, 0.5, {bytes})
+    first, *more = [reply(report) for report in outbox.with_smaller(len(outbox.reports()[0].reply))]
+    assert [pickle.loads(frame) for body in (first, *more) for frame in body.frames] == values
+    assert not any(body.large for body in (first, *more))
+    # Nobody has claimed what lay there, and its call is over.
+    own.sweep_results("c", lambda _n: False)

@@ -9,24 +9,32 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nbqueue.codec import shelves
-from nbqueue.codec.frames import Frame
-from nbqueue.codec.messages import ReplyBody
+from nbqueue.codec.frames import Frame, parts_of
+from nbqueue.codec.messages import PACKED, ReplyBody
 
 __all__ = ["claimed", "let_go", "sweep"]
 
 
 def claimed(body: ReplyBody) -> ReplyBody:
-    """The reply, whose large values are ours now: each goes when the last that needs it does."""
+    """The reply, whose large values are ours now: each goes when the last that needs it does.
+
+    Raises
+    ------
+    NbqueueError
+        What lies there as a whole is gone.
+    """
     own = shelves.existing()
-    if own is None:
-        return body
-    frames = list(body.frames)
+    packed, frames = body.packed, list(body.frames)
     for offset in body.large:
-        frame = Frame(frames[offset])
-        if frame.path == own.path:
+        frame = Frame(packed if offset == PACKED else frames[offset])
+        if own is not None and frame.path == own.path:
             frame.segment = own.claim(frame.name)
-            frames[offset] = frame
-    return body._replace(frames=tuple(frames))
+            if offset != PACKED:
+                frames[offset] = frame
+        if offset == PACKED:
+            # Mapped, and nothing more: it is unpickled as the bytes of any other reply are.
+            packed = parts_of(frame, writable=False)[0]
+    return body._replace(packed=packed, frames=tuple(frames))
 
 
 def let_go() -> None:
