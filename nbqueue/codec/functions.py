@@ -87,11 +87,13 @@ def all_short(values: Sequence[object], kinds: AbstractSet[type], most_bytes: in
     return not any(is_long(value, most_bytes) for value in values)
 
 
-def is_long(value: object, most_bytes: int) -> bool:
+def is_long(value: Any, most_bytes: int) -> bool:
     """Whether a plain value is longer: a text, bytes, or an integer of so many digits."""
-    if isinstance(value, str | bytes):
-        return len(value) > most_bytes
-    return type(value) is int and value.bit_length() > 8 * most_bytes
+    kind = type(value)
+    if kind is int:
+        bits: int = value.bit_length()
+        return bits > 8 * most_bytes
+    return kind in _TEXTS and len(value) > most_bytes
 
 
 def dumps(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ _CLIENT, _N, _SPLIT, _ITEM, _ATTEMPT, _STARTED, _TIMEOUT = range(7, 14)
 _NAME, _NAME_WORDS = 14, 8
 _STOP, _FOR_STREAM, _FOR_MS, _FOR_SEQ, _FOR_ITEM, _FOR_WHY = range(22, 28)
 _PRINTED_OUT, _PRINTED_ERR, _LEAVE, _PASSED_OUT, _PASSED_ERR, _TAKEN, _PLACES_USED = range(28, 35)
+# From `_STREAM` to the end of the name, in one go.
+_CALL = struct.Struct(f"={_NAME - _STREAM}Q{_NAME_WORDS * 8}s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +225,10 @@ class Slot:
     def idle(self) -> None:
         self._words[_STATE] = IDLE
 
+    def busy(self) -> None:
+        """The call that was named runs now."""
+        self._words[_STATE] = BUSY
+
     def waiting(self, on: bool) -> None:
         self._words[_STATE] = WAITING if on else BUSY
 
@@ -246,18 +253,18 @@ class Slot:
         timeout_ms: int,
         name: str,
         printed: tuple[int, int] = (0, 0),
+        item: int = 0,
+        started_ns: int = 0,
     ) -> None:
-        """A call begins; its items follow with `item`."""
+        """A call is about to run, this `item` of it first. It does from `busy` on; `item` names the others."""
         stream, ms, seq = place_of(entry)
         number, _, split = n.partition(".")
+        part = int(split) + 1 if split else 0
+        words = (stream, ms, seq, int(client, 16), int(number), part, item, attempt, started_ns, timeout_ms)
         w = self._words
         w[_SEQ] += 1
-        w[_STREAM], w[_MS], w[_ID_SEQ] = stream, ms, seq
-        w[_CLIENT], w[_N], w[_SPLIT] = int(client, 16), int(number), int(split) + 1 if split else 0
-        w[_ATTEMPT], w[_TIMEOUT] = attempt, timeout_ms
+        _CALL.pack_into(self._bytes, _STREAM * 8, *words, name.encode())
         w[_PRINTED_OUT], w[_PRINTED_ERR] = printed
-        data = name.encode()[: _NAME_WORDS * 8]
-        self._bytes[_NAME * 8 : _NAME * 8 + _NAME_WORDS * 8] = data + bytes(_NAME_WORDS * 8 - len(data))
         w[_SEQ] += 1
 
     def printed(self, printed: tuple[int, int]) -> None:
@@ -296,6 +303,5 @@ class Slot:
 
 def place_of(entry: str) -> tuple[int, int, int]:
     """Stream, time and number of an entry: a worker begins what it has fetched together in this order."""
-    stream, _, id = entry.partition("/")
-    ms, _, seq = id.partition("-")
+    stream, ms, seq = entry.replace("/", "-").split("-")
     return int(stream), int(ms), int(seq)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
 from nbqueue.codec.messages import call_id
@@ -47,6 +47,7 @@ class Carrier(Supplies):
         self._suspect = 0  # bytes of the largest reply that was on its way when the connection was lost
         self._seconds = 0.0  # a call's run time, smoothed; 0 before the first
         self._left = spec.max_tasks or -1  # items that it may still run; -1: as many as come
+        self._reads: dict[tuple[int, int, int | None], tuple[Any, ...]] = {}  # commands that were sent before
 
     def _connect(self) -> None:
         self._broker.connect()
@@ -72,12 +73,16 @@ class Carrier(Supplies):
             self._look_again_at, self._unsure = None, True
         return self._unsure and self._broker.wire.connected
 
-    def _fetch(self) -> bool:
-        """Report what is finished and get more to do. False when it is time to leave."""
+    def _fetch(self, meanwhile: Callable[[], object]) -> bool:
+        """Report what is finished and get more to do. False when it is time to leave.
+
+        `meanwhile` is called before there is more to do: while the server works, if it does.
+        """
         with self._io:
-            if self._own_may_have_grown():
+            if (self._unsure or self._look_again_at is not None) and self._own_may_have_grown():
                 self._read_own()
             if self._ahead:
+                meanwhile()
                 return True
             last = self._slot.stop_asked()
             reports = self._outbox.reports()
@@ -90,7 +95,7 @@ class Carrier(Supplies):
             count = min(MOST_AHEAD, max(1, int(AHEAD_S / self._seconds))) if self._seconds > 0 else 1
             streams = ALL if last else self._turns.next()
             block_ms = BLOCK_MS if streams == ALL and not last else None
-            calls = self._exchange(reports, count, streams, block_ms)
+            calls = self._exchange(reports, count, streams, block_ms, meanwhile)
             if calls is None:
                 return not last
             if not calls and streams < ALL:
@@ -100,21 +105,32 @@ class Carrier(Supplies):
             if not calls and self._store.let_go():
                 # They may hold what is forgotten.
                 self._functions.clear()
-            with self._lock:
-                self._ahead.extend(calls)
+            if calls:
+                with self._lock:
+                    self._ahead.extend(calls)
         return bool(calls) or not last
 
     def _exchange(
-        self, reports: list[Report], count: int, streams: int, block_ms: int | None
+        self,
+        reports: list[Report],
+        count: int,
+        streams: int,
+        block_ms: int | None,
+        meanwhile: Callable[[], object] | None = None,
     ) -> list[Fetched] | None:
         """Send `reports` and get up to `count` calls of each stream, in one write. None if the read was ended: the
         group was missing, and is there now, or the supervisor has woken us. The wire is ours."""
         broker = self._broker
-        fetch = broker.fetch_command(self._spec.consumer, count, block_ms=block_ms, streams=streams)
+        fetch = self._reads.get((count, streams, block_ms))
+        if fetch is None:
+            fetch = broker.fetch_command(self._spec.consumer, count, block_ms=block_ms, streams=streams)
+            self._reads[count, streams, block_ms] = fetch
         if reports:
-            self._report(reports, fetch)
+            self._report(reports, fetch, meanwhile=meanwhile)
         else:
             broker.wire.send(fetch)
+            if meanwhile is not None:
+                meanwhile()
         try:
             answer = broker.wire.receive()
         except CommandError as error:
@@ -130,22 +146,29 @@ class Carrier(Supplies):
         return calls
 
     def _make_way(self) -> None:
-        """What this process has imported is not what it should be now: a fresh one shall run what was fetched."""
+        """This process, or what it has imported, is not what it should be: a fresh one shall run what was fetched."""
         self._left = 0
         self._return_ahead()
 
     def _next(self) -> Fetched | None:
+        # Others only take from them.
+        if not self._ahead:
+            return None
         with self._lock:
             return self._ahead.popleft() if self._ahead else None
 
-    def _report(self, reports: list[Report], *more: tuple[Any, ...]) -> None:
-        """Send FINISH, with other commands in the same write, and read its answer."""
+    def _report(
+        self, reports: list[Report], *more: tuple[Any, ...], meanwhile: Callable[[], object] | None = None
+    ) -> None:
+        """Send FINISH, with other commands in the same write, and read its answer. There is time `meanwhile`."""
         if self._suspect:
             if not self._new_wire().takes(self._suspect):
                 reports = self._outbox.with_smaller(self._suspect)
             self._suspect = 0
         try:
             self._broker.wire.send(self._broker.finish_command(reports), *more)
+            if meanwhile is not None:
+                meanwhile()
             self._settle(reports)
         except (ServerError, CommandError) as error:
             if not may_be_too_large(error):

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from nbqueue import context
 from nbqueue.codec import inputs, messages
 from nbqueue.codec.blobs import load_keywords
-from nbqueue.codec.functions import all_short, is_long, is_plain
+from nbqueue.codec.functions import PLAIN, all_short, is_long, is_plain
 from nbqueue.codec.messages import ERROR, EXCEPTION, SKIPPED, VALUE, CallBody, call_id
 from nbqueue.codec.segments import Guest, Shelf
 from nbqueue.codec.shelves import visit
@@ -147,8 +147,8 @@ class Worker(Courier):
                     self._connect()
                     self._read_own()
                 pause = 0.02
-                while self._fetch():
-                    if self._ahead and self._modules.changed():
+                while self._fetch(self._tidy):
+                    if self._spoiled or (self._ahead and self._modules.changed()):
                         self._make_way()
                     while (call := self._next()) is not None:
                         self._run_call(call)
@@ -156,6 +156,7 @@ class Worker(Courier):
             except (ServerError, CommandError):
                 # Down, restarting or loading: what is finished waits in the outbox.
                 self._broker.wire.close()
+                self._tidy()
                 if self._slot.stop_asked():
                     return 1
                 time.sleep(pause)
@@ -178,13 +179,15 @@ class Worker(Courier):
         if body.concurrency:
             self._run_several(call, body, plain)
             return
+        slot = self._slot
         timeout_ms = int((body.timeout_s or 0) * 1000)
-        printed = self._prints.begin(self._slot.passed_on())
-        self._slot.call(call.entry, call.client, call.n, call.attempt, timeout_ms, body.name, printed)
-        if self._slot.taken_back():
+        printed = self._prints.begin(slot.passed_on())
+        now_ns = time.monotonic_ns()
+        slot.call(call.entry, call.client, call.n, call.attempt, timeout_ms, body.name, printed, call.first, now_ns)
+        if slot.taken_back():
             self._forget_ahead()
             return
-        self._slot.item(call.first, time.monotonic_ns())
+        slot.busy()
         if not self._running.is_set():
             self._running.set()
         try:
@@ -215,7 +218,7 @@ class Worker(Courier):
         if values:
             inputs.hold(values)
         try:
-            kwargs = self._kwargs_of_sprints(call, body, plain)
+            kwargs = self._kwargs_of_sprints(call, body, plain) if call.items > 1 else None
             item = call.first
             while item < call.items:
                 # The last item looks at what all have printed.
@@ -235,7 +238,8 @@ class Worker(Courier):
                     break
         finally:
             context.set_current(None)
-            self._news.take()
+            if self._news.waiting:
+                self._news.take()
             self._clean_up(printed)
             self._running_call = None
             if values:
@@ -255,17 +259,25 @@ class Worker(Courier):
         self._pump.run(call, body, plain)
 
     def _clean_up(self, printed: tuple[int, int]) -> None:
-        """Make all ready for the next call. A worker whose task has spoiled too much for that is replaced."""
+        """Make ready for the next call what cannot wait until this one is reported."""
         if self._looked is not self._running_call:
             self._look()
-        self._restore()
+        self._put_right(self._surroundings.disarm)
+        if self._ahead:
+            self._tidy()
         if printed != self._prints.start:
             # So that it is seen when the result is, and not at the next look.
             self._ring(OUTPUT)
 
-    def _restore(self) -> None:
+    def _tidy(self) -> None:
+        """Put back what tasks have changed around them, unless that is done. Before other calls, after the report."""
+        if not self._surroundings.clean:
+            self._put_right(self._surroundings.tidy)
+
+    def _put_right(self, restore: Callable[[], object]) -> None:
+        """A worker whose task has spoiled too much for that is replaced."""
         try:
-            self._surroundings.restore()
+            restore()
         except Exception:  # noqa: BLE001 - a task can leave anything behind; what it returned counts all the same
             self._spoiled = True
 
@@ -304,6 +316,7 @@ class Worker(Courier):
     def _prepare(self, body: CallBody) -> Any:
         if body.setting:
             self._surroundings.apply(self._settings[body.setting])
+        self._surroundings.clean = False
         return self._load(body)
 
     def _run_item(self, call: Fetched, body: CallBody, function: Any, plain: Sequence[Any] | None, item: int) -> bool:
@@ -329,7 +342,7 @@ class Worker(Courier):
                 if body.rng is not None:
                     kwargs = seeded(kwargs, body.rng, item)
                 value = function(*args, **kwargs)
-                if not is_plain(value) or _is_long(value):
+                if type(value) not in PLAIN or is_long(value, LONG_BYTES):
                     kind, value, is_one_pickle = _pickled(value, body.name, self._shelf(call))
                 # So that their memory is free when the client hears of it.
                 del args, kwargs
@@ -340,8 +353,14 @@ class Worker(Courier):
         ended = time.monotonic()
         self._still_the_worker()
         seconds = ended - began
-        if is_one_pickle and error is None and seconds < SHORT_S and not self._prints.touched:
-            self._lengths.setdefault(body.function, 8)
+        if is_one_pickle and error is None and not self._prints.touched:
+            if seconds < SHORT_S:
+                self._lengths.setdefault(body.function, 8)
+            if call.items == 1 and self._surroundings.is_silent(self._prints.start):
+                # Nothing more to look at, as after most single calls.
+                self._looked = self._running_call
+                self._outbox.note_whole(call, value, seconds)
+                return True
         return self._conclude(call, body, plain, item, kind, value, is_one_pickle, error, seconds, ended)
 
     def _still_the_worker(self) -> None:

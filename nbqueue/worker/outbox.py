@@ -124,6 +124,18 @@ class Outbox:
         with self._lock:
             self._note(call, item, kind, value, plain, seconds, said)
 
+    def note_whole(self, call: Fetched, value: Any, seconds: float) -> None:
+        """A call of one item has ended with a plain value, and said nothing: its report, in one go."""
+        started = time.time() - seconds
+        packed = pickle.dumps([value], protocol=5)
+        body = ReplyBody(0, 1, b"", packed, (), self._worker, call.attempt, started, seconds)
+        reply = self._seal.close("reply", call_id(call.client, call.n), messages.dump_reply(body))
+        report = Report(call, 0, 1, 0, reply)
+        with self._lock:
+            if self._piece is not None:
+                self._close()
+            self._reports.append(report)
+
     def note_plain(
         self, call: Fetched, first: int, values: Sequence[Any], seconds: float, kinds: AbstractSet[type]
     ) -> None:
@@ -156,8 +168,10 @@ class Outbox:
 
     def close(self) -> None:
         """Make a report of the open piece."""
-        with self._lock:
-            self._close()
+        # None is opened meanwhile: the courier does so only during a sprint.
+        if self._piece is not None:
+            with self._lock:
+                self._close()
 
     def _note(
         self, call: Fetched, item: int, kind: int, value: Any, plain: bool, seconds: float, said: Said
@@ -174,8 +188,9 @@ class Outbox:
     def reports(self) -> list[Report]:
         """All that is to be reported now, the open piece included. It stays here until it is settled."""
         with self._lock:
-            self._close()
-            return list(self._reports)
+            if self._piece is not None:
+                self._close()
+            return self._reports.copy()
 
     def settle(self, reports: Sequence[Report], counted: Sequence[bool]) -> None:
         """The server has answered."""

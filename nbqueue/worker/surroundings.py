@@ -1,6 +1,7 @@
 """What a worker process makes of its surroundings: a kernel's cwd, import path and environment; no keyboard.
 
-A task may change all of these; `Surroundings.restore` puts them back before the next one runs.
+A task may change all of these; `Surroundings.restore` puts them back before the next one runs. Once is enough: the
+worker does it while the server works, and nobody waits for it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from typing import Any, NoReturn, TextIO
 
 from nbqueue.errors import InputNotAvailable
@@ -29,6 +31,9 @@ _SIGNALS = (
 
 # The module's own functions make an enum of what they return, which costs 4 µs each.
 _getsignal, _sigmask = signal._signal.getsignal, signal._signal.pthread_sigmask  # type: ignore[attr-defined]
+
+# A worker's own: the main one and the courier.
+_THREADS = 2
 
 
 class NoKeyboard(io.TextIOBase):
@@ -53,15 +58,32 @@ class NoKeyboard(io.TextIOBase):
 
 
 class Surroundings:
-    """Applies one kernel's `Setting` after another, always from the same start."""
+    """Applies one kernel's `Setting` after another, always from the same start.
+
+    Attributes
+    ----------
+    clean : bool
+        All is as it should be, and there is no thread that could change it but a worker's own. To be unset by whoever
+        is about to run a task's code.
+    shows : bool
+        The kernel can show displays and figures.
+    shelf : str
+        The kernel's directory in shared memory; empty where it has none.
+    tapes : tuple of int
+        Descriptors to read what was printed from.
+    """
 
     def __init__(self) -> None:
+        self.clean = False
+        self.shows = False
+        self.shelf = ""
+        self.tapes = (-1, -1)
         self._path = list(sys.path)
         self._wanted_path = self._path
         self._output: dict[str, TextIO] = {}
         self._descriptors: dict[int, tuple[int, int]] = {}  # 1 and 2 → where they are kept, and the file's inode
         self._prints = Prints()
-        self._signals: dict[int, Any] = {}
+        self._signals: list[Any] = []  # handlers, as `_SIGNALS` names them; empty until they are remembered
         self._recursion_limit = sys.getrecursionlimit()
         self._umask = os.umask(0)
         os.umask(self._umask)
@@ -73,8 +95,9 @@ class Surroundings:
 
     def apply(self, setting: Setting) -> None:
         """Make this process look like the kernel that made `setting`; what this host lacks is left out."""
-        if setting != self._setting:
-            self._setting = setting
+        if setting is not self._setting:
+            self._setting, self.clean = setting, False
+            self.shows, self.shelf = setting.shows, setting.shelf
             own = [entry for entry in self._path if entry not in setting.path]
             self._wanted_path = [*setting.path, *own]
             wanted = dict(self._environ)
@@ -86,7 +109,8 @@ class Surroundings:
             self._wanted, self._wanted_data = wanted, None
             if os.path.isdir(setting.cwd):
                 self._cwd = setting.cwd
-        self.restore()
+        if not self.clean:
+            self.restore()
 
     def own_output(self, prints: Prints | None = None) -> None:
         """Give this process a stdout and stderr that a task may close or replace without harm to the next one.
@@ -99,24 +123,10 @@ class Surroundings:
             for fd in (1, 2):
                 kept = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 200)
                 self._descriptors[fd] = kept, os.fstat(kept).st_ino
+            self.tapes = self._descriptors[1][0], self._descriptors[2][0]
         for name, fd in (("stdout", 1), ("stderr", 2)):
             self._output[name] = stream = Stream(fd, self._prints)
             setattr(sys, name, stream)
-
-    @property
-    def shows(self) -> bool:
-        """Whether the kernel can show displays and figures."""
-        return self._setting is not None and self._setting.shows
-
-    @property
-    def shelf(self) -> str:
-        """The kernel's directory in shared memory; empty where it has none."""
-        return self._setting.shelf if self._setting is not None else ""
-
-    @property
-    def tapes(self) -> tuple[int, int]:
-        """Descriptors to read what was printed from."""
-        return self._descriptors[1][0], self._descriptors[2][0]
 
     def flush_output(self) -> None:
         """Have written what was printed and waits in a buffer, whatever the task has put in its place."""
@@ -134,22 +144,45 @@ class Surroundings:
             except Exception:  # noqa: BLE001, S112 - as above
                 continue
 
+    def is_silent(self, ends: tuple[int, int]) -> bool:
+        """Whether stdout and stderr are still of this length, as far as a glance can tell: where a task has replaced or
+        closed something, False."""
+        own = self._output
+        try:
+            if sys.stdout is not own["stdout"] or sys.stderr is not own["stderr"]:
+                return False
+            sys.stdout.flush()
+            sys.stderr.flush()
+            # Costs a quarter of `os.fstat`.
+            out, err = self.tapes
+            return os.lseek(out, 0, os.SEEK_END) == ends[0] and os.lseek(err, 0, os.SEEK_END) == ends[1]
+        except Exception:  # noqa: BLE001 - whatever was done to them: there is more to look at
+            return False
+
     def restore_output(self) -> tuple[int, int]:
         """Have stdout and stderr write where they did at first. Returns how many bytes they have had."""
         return self._restore_descriptor(1), self._restore_descriptor(2)
 
     def remember_signals(self) -> None:
         """From now on, `restore` puts back the signal handlers that are set now."""
-        # As `_restore_signals` sees them: the plain function tells SIG_DFL as an int, the other as an enum.
-        self._signals = {signum: _getsignal(signum) for signum in _SIGNALS}
+        # As `disarm` sees them: the plain function tells SIG_DFL as an int, the other as an enum.
+        self._signals = list(map(_getsignal, _SIGNALS))
 
-    def _restore_signals(self) -> None:
-        for signum, handler in self._signals.items():
-            if _getsignal(signum) is not handler:
-                signal.signal(signum, handler)
-        for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
-            if signal.getitimer(timer)[0]:
-                signal.setitimer(timer, 0)
+    def disarm(self) -> None:
+        """Put back signal handlers, and stop the clock that a task may have set: it would strike while its worker waits
+        for the server."""
+        if not self._signals:
+            return
+        if list(map(_getsignal, _SIGNALS)) != self._signals:
+            for signum, handler in zip(_SIGNALS, self._signals, strict=True):
+                if _getsignal(signum) is not handler:
+                    signal.signal(signum, handler)
+        _stop(signal.ITIMER_REAL)
+
+    def _stop_clocks(self) -> None:
+        # These clocks go only while this process uses the processor.
+        _stop(signal.ITIMER_VIRTUAL)
+        _stop(signal.ITIMER_PROF)
         if _sigmask(signal.SIG_BLOCK, ()):
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
@@ -172,10 +205,16 @@ class Surroundings:
 
     def restore(self) -> None:
         """Undo what a task did to the working directory, the import path, the environment, its output, signal
-        handlers and timers, the umask and the recursion limit. Where descriptors lead is not looked at, see
-        `restore_output`."""
+        handlers and timers, the umask and the recursion limit."""
+        self.disarm()
+        self.tidy()
+
+    def tidy(self) -> None:
+        """What `disarm` leaves of it. Then all is `clean`, unless there are threads that a task has left."""
         if self._signals:
-            self._restore_signals()
+            self._stop_clocks()
+        if self._descriptors:
+            self.restore_output()
         if sys.getrecursionlimit() != self._recursion_limit:
             sys.setrecursionlimit(self._recursion_limit)
         os.umask(self._umask)
@@ -202,3 +241,9 @@ class Surroundings:
                 del os.environ[name]
             os.environ.update(self._wanted)
             self._wanted_data = dict(getattr(os.environ, "_data", {}))
+        self.clean = threading.active_count() <= _THREADS
+
+
+def _stop(timer: int) -> None:
+    if signal.getitimer(timer)[0]:
+        signal.setitimer(timer, 0)

@@ -46,6 +46,19 @@ def test_what_a_worker_writes_is_read(slot: Slot):
     assert (line.name, line.running) == ("simulate", True)
 
 
+def test_a_call_is_named_with_its_first_item_before_it_runs(slot: Slot):
+    slot.idle()
+    slot.call(ENTRY, CLIENT, "12", 2, 1500, "simulate", (30, 40), 5, 123_456_789)
+    line = slot.read()
+    assert line is not None
+    assert (line.n, line.item, line.started_ns, line.printed) == ("12", 5, 123_456_789, (30, 40))
+    assert not line.running
+    slot.busy()
+    line = slot.read()
+    assert line is not None
+    assert line.running
+
+
 def test_an_item_that_was_split_off_keeps_its_name(slot: Slot):
     slot.call(ENTRY, CLIENT, "12.0", 1, 0, "f")
     line = slot.read()

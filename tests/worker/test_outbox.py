@@ -50,6 +50,23 @@ def test_consecutive_items_travel_together_until_they_are_taken(outbox: Outbox) 
     assert not outbox.stale
 
 
+def test_a_call_of_one_item_is_reported_like_any_other(outbox: Outbox) -> None:
+    one = call(items=1)
+    outbox.note(one, 0, VALUE, "value", True, 0.5)
+    outbox.close()
+    outbox.note_whole(one, "value", 0.5)
+    item_by_item, whole = outbox.reports()
+    assert reply(whole)._replace(started=0.0) == reply(item_by_item)._replace(started=0.0)
+    assert abs(reply(whole).started - reply(item_by_item).started) < 5
+    assert whole._replace(reply=b"") == item_by_item._replace(reply=b"")
+
+
+def test_a_call_of_one_item_does_not_overtake_what_ended_before(outbox: Outbox) -> None:
+    outbox.note(call(), 0, VALUE, 1, True, 0.0)
+    outbox.note_whole(call("1/2-0", items=1), 2, 0.0)
+    assert [report.call.entry for report in outbox.reports()] == ["1/1-0", "1/2-0"]
+
+
 def test_items_of_another_call_are_another_report(outbox: Outbox) -> None:
     outbox.note(call(), 8, VALUE, 1, True, 0.0)
     outbox.note(call("1/2-0"), 0, EXCEPTION, b"error", False, 0.0)

@@ -282,7 +282,7 @@ class Pump:
 
     def _clean_up(self) -> None:
         self._waits = False
-        self._w._restore()
+        self._w._put_right(self._w._surroundings.restore)
         self._w._leave_if_spoiled()
 
     # The server

@@ -91,7 +91,8 @@ class Prints:
     def begin(self, passed: tuple[int, int]) -> tuple[int, int]:
         """A call begins; `passed` of what was printed while nothing ran has been shown as nobody's."""
         out, err = self.start
-        self.start = max(out, passed[0]), max(err, passed[1])
+        if passed[0] > out or passed[1] > err:
+            self.start = max(out, passed[0]), max(err, passed[1])
         return self.start
 
     def show(self, item: int, id: str, data: dict[str, Any]) -> None:
