@@ -141,9 +141,15 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
 
     @rule(w=picks, message=st.binary(max_size=3))
     def worker_announces(self, w: int, message: bytes) -> None:
-        busy = [worker for worker in self.working + self.zombies if worker.copies]
+        busy = [worker for worker in self.working + self.zombies if worker.copies] or self.working[:1]
         if busy:
-            self.announce(busy[w % len(busy)].copies[0].got, message)
+            worker = busy[w % len(busy)]
+            if not worker.copies:
+                # Most stories end when all their work is done.
+                self.submit(self.clients[0], [1])
+                self.fetch(worker)
+            for copy in worker.copies[:1]:
+                self.announce(copy.got, message)
 
     @precondition(lambda self: self.awake)
     @rule(h=picks)

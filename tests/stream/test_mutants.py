@@ -141,6 +141,7 @@ MUTANTS = [
         "if current ~= ARGV[3] then return 0 end",
         "if not current then return 0 end",
     ),
+    mutant("announce does not settle", "announce", "settle()"),
 ]
 
 
