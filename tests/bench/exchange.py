@@ -2,8 +2,8 @@
 
 ::
 
-    client ── connection 1: SUBMIT ──▶ server ──▶ XREADGROUP ──▶ worker     two processes made fresh,
-           ◀─ connection 2: XREAD ────        ◀── FINISH, XREADGROUP ──     plain sockets, hiredis' parser
+    client ── SUBMIT, XREAD ──▶ server ──▶ XREADGROUP ──▶ worker     two processes made fresh,
+           ◀──── the reply ────        ◀── FINISH, XREADGROUP ──     plain sockets, hiredis' parser
 
 The server is the one that nbqueue starts, the scripts are its own, and so are the commands of a call. All else is left
 out: whether functions are fresh, futures, locks, threads, the slot board, what is printed, progress. Each of `STEPS`
@@ -151,16 +151,15 @@ class Exchange:
             each.close()
 
     def one_by_one(self, values: Sequence[Any]) -> list[float]:
-        """Each value goes when the one before is back. How long each took."""
+        """Each value goes when the one before is back, in one write with the question for its reply. How long each
+        took."""
         first, samples, came = self._last + 1, [], []
         requests = self._requests(values, 1)
         for n in range(first, first + len(values)):
             began = clock()
-            self._calls.write(next(requests))
-            self._replies.write(self._read(1))
-            answer = self._replies.receive()
+            self._calls.write(next(requests) + self._read(1))
             self._check_taken(self._calls.receive())
-            ((id, fields),) = answer[0][1]
+            ((id, fields),) = self._calls.receive()[0][1]
             self._cursor = id
             came.append(self._value(n, fields[5]) if self.step == SEALED else fields[5])
             samples.append(clock() - began)
