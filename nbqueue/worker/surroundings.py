@@ -32,6 +32,11 @@ _SIGNALS = (
 # The module's own functions make an enum of what they return, which costs 4 µs each.
 _getsignal, _sigmask = signal._signal.getsignal, signal._signal.pthread_sigmask  # type: ignore[attr-defined]
 
+# Marks on the two tapes, by which their descriptors are known for a small part of what `os.fstat` takes: which signal
+# they would send if somebody asked them to (nobody does, and these two do nothing). Only Linux has such marks.
+_MARKS = {1: signal.SIGURG, 2: signal.SIGWINCH}
+_GETSIG, _SETSIG = getattr(fcntl, "F_GETSIG", None), getattr(fcntl, "F_SETSIG", None)
+
 # A worker's own: the main one and the courier.
 _THREADS = 2
 
@@ -123,6 +128,7 @@ class Surroundings:
             for fd in (1, 2):
                 kept = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 200)
                 self._descriptors[fd] = kept, os.fstat(kept).st_ino
+                self._mark(kept, fd)
             self.tapes = self._descriptors[1][0], self._descriptors[2][0]
         for name, fd in (("stdout", 1), ("stderr", 2)):
             self._output[name] = stream = Stream(fd, self._prints)
@@ -157,6 +163,23 @@ class Surroundings:
             out, err = self.tapes
             return os.lseek(out, 0, os.SEEK_END) == ends[0] and os.lseek(err, 0, os.SEEK_END) == ends[1]
         except Exception:  # noqa: BLE001 - whatever was done to them: there is more to look at
+            return False
+
+    @staticmethod
+    def _mark(kept: int, fd: int) -> None:
+        if _SETSIG is not None:
+            try:
+                fcntl.fcntl(kept, _SETSIG, _MARKS[fd])
+            except OSError:
+                # Then it has none, and `os.fstat` is asked.
+                pass
+
+    @staticmethod
+    def _is_marked(fd: int) -> bool:
+        """Whether stdout or stderr is what it was at first. False: it may be all the same."""
+        try:
+            return _GETSIG is not None and fcntl.fcntl(fd, _GETSIG) == _MARKS[fd]
+        except OSError:
             return False
 
     def restore_output(self) -> tuple[int, int]:
@@ -213,8 +236,9 @@ class Surroundings:
         """What `disarm` leaves of it. Then all is `clean`, unless there are threads that a task has left."""
         if self._signals:
             self._stop_clocks()
-        if self._descriptors:
-            self.restore_output()
+        for fd in self._descriptors:
+            if not self._is_marked(fd):
+                self._restore_descriptor(fd)
         if sys.getrecursionlimit() != self._recursion_limit:
             sys.setrecursionlimit(self._recursion_limit)
         os.umask(self._umask)

@@ -144,6 +144,31 @@ def test_where_a_task_has_led_its_descriptors_the_next_one_does_not_print(queue:
     assert (tmp_path / "elsewhere").read_bytes() == b""
 
 
+@nameless_files
+def test_descriptors_are_known_by_their_files_and_where_those_have_no_marks_too() -> None:
+    said = told_by("""
+def lead_elsewhere():
+    os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+    # And one to where the other leads.
+    os.dup2(surroundings.tapes[0], 2)
+
+def names():
+    return [os.fstat(fd).st_ino for fd in (1, 2)]
+
+home = names()
+for marked in (True, False):
+    if not marked:
+        surroundings._is_marked = lambda fd: False
+    lead_elsewhere()
+    assert names() != home
+    surroundings.tidy()
+    print(marked, names() == home, file=say)
+    surroundings.tidy()
+    assert names() == home
+""")
+    assert said == ["True True", "False True"]
+
+
 def test_a_worker_that_cannot_be_put_right_is_replaced_and_what_it_returned_counts(queue: Any) -> None:
     def spoil() -> int:
         os.environ = None  # type: ignore[assignment]  # noqa: B003 - no environment can be made of that
