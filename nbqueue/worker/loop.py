@@ -43,7 +43,7 @@ from nbqueue.worker.seeded import seeded
 from nbqueue.worker.sprint import NOTHING as NO_VALUE
 from nbqueue.worker.sprint import SHORT_S, Sprint, next_length
 from nbqueue.worker.supplies import WorkerSpec
-from nbqueue.worker.surroundings import NoKeyboard, Surroundings
+from nbqueue.worker.surroundings import Surroundings
 from nbqueue.worker.telling import displays, lanes, notices, tables
 from nbqueue.worker.telling.prints import LOOK_S, NOTHING, Said
 
@@ -132,7 +132,6 @@ class Worker(Courier):
         displays.install(self._shower, self._prints)
         notices.install(self._prints)
         tables.install(lambda: self._surroundings.shows)
-        sys.stdin = NoKeyboard()
         # What a function defined in a notebook calls __main__ is not this program.
         sys.modules["__main__"] = types.ModuleType("__main__")
         signal.signal(signal.SIGINT, self._on_interrupt)

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import Any, NoReturn, TextIO
 
 from nbqueue.errors import InputNotAvailable
@@ -86,6 +87,7 @@ class Surroundings:
         self._path = list(sys.path)
         self._wanted_path = self._path
         self._output: dict[str, TextIO] = {}
+        self._keyboard = NoKeyboard()
         self._descriptors: dict[int, tuple[int, int]] = {}  # 1 and 2 → where they are kept, and the file's inode
         self._prints = Prints()
         self._signals: list[Any] = []  # handlers, as `_SIGNALS` names them; empty until they are remembered
@@ -118,7 +120,7 @@ class Surroundings:
             self.restore()
 
     def own_output(self, prints: Prints | None = None) -> None:
-        """Give this process a stdout and stderr that a task may close or replace without harm to the next one.
+        """Give this process a stdin, stdout and stderr that a task may close or replace without harm to the next one.
 
         They note in `prints` that something was written.
         """
@@ -133,6 +135,7 @@ class Surroundings:
         for name, fd in (("stdout", 1), ("stderr", 2)):
             self._output[name] = stream = Stream(fd, self._prints)
             setattr(sys, name, stream)
+        sys.stdin = self._keyboard
 
     def flush_output(self) -> None:
         """Have written what was printed and waits in a buffer, whatever the task has put in its place."""
@@ -249,6 +252,8 @@ class Surroundings:
             or sys.stderr.closed
         ):
             self.own_output()
+        if self._output and getattr(sys, "stdin", None) is not self._keyboard:
+            sys.stdin = self._keyboard
         if sys.path != self._wanted_path:
             sys.path = list(self._wanted_path)
             importlib.invalidate_caches()
@@ -265,6 +270,8 @@ class Surroundings:
                 del os.environ[name]
             os.environ.update(self._wanted)
             self._wanted_data = dict(getattr(os.environ, "_data", {}))
+            # Whether or not it has changed: a task may have taken note of what it had set.
+            time.tzset()
         self.clean = threading.active_count() <= _THREADS
 
 

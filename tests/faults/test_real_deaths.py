@@ -35,6 +35,8 @@ def surroundings() -> dict[str, Any]:
         "timer": signal.getitimer(signal.ITIMER_REAL),
         "blocked": len(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
         "recursion": sys.getrecursionlimit(),
+        "stdin": type(sys.stdin).__name__,
+        "zone": time.strftime("%Z"),
         "stdout": (sys.stdout.fileno(), sys.stdout.closed, os.fstat(1).st_size >= 0),
         "stderr": (sys.stderr.fileno(), sys.stderr.closed, os.fstat(2).st_size >= 0),
     }
@@ -166,6 +168,9 @@ def test_what_a_task_does_to_its_process_is_undone(queue: Any, tmp_path: Path) -
     def mess() -> int:
         os.chdir(tmp_path)
         os.environ["LEFT"] = "behind"
+        os.environ["TZ"] = "Asia/Tokyo"
+        time.tzset()
+        sys.stdin = None  # type: ignore[assignment]
         sys.path.insert(0, "/left/behind")
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(signum, signal.SIG_IGN)
