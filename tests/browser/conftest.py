@@ -9,9 +9,11 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -60,7 +62,11 @@ class Lab:
         self.page.goto(f"{self.url}/lab/tree/{name}?token={self.token}&reset")
         # The click gives the notebook the focus, so that it is the shell's current widget.
         self.page.locator(".jp-Notebook .jp-CodeCell").first.click(timeout=60_000)
-        self.page.wait_for_function(KERNEL_IS_IDLE, timeout=60_000)
+        try:
+            self.page.wait_for_function(KERNEL_IS_IDLE, timeout=60_000)
+        except Exception as error:
+            log = (self.folder.parent / "log").read_text()
+            raise AssertionError(f"no kernel within a minute; the end of JupyterLab's log:\n{log[-5000:]}") from error
 
     def write(self, name: str, *cells: str, outputs: list[dict[str, Any]] | None = None) -> None:
         """Write a notebook that nobody has run and nobody trusts."""
@@ -141,14 +147,17 @@ def run_lab(home: Path) -> Iterator[tuple[str, str, Path]]:
     # Cells that are out of sight stay in the page.
     _setting(settings, "notebook-extension/tracker", {"windowingMode": "none"})
     token, port = secrets.token_hex(16), free_port()
-    names = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")
-    env = {**os.environ, **{f"JUPYTER_{name}": str(home / name.lower()) for name in names}}
+    env = {**os.environ, **{f"JUPYTER_{name}": str(home / name.lower()) for name in ("CONFIG_DIR", "DATA_DIR")}}
+    # Kernels speak over sockets there, whose paths must be short: see `start_kernel`.
+    runtime = tempfile.mkdtemp(prefix="nbqj-", dir="/tmp")
+    env["JUPYTER_RUNTIME_DIR"] = runtime
     env |= {"IPYTHONDIR": str(home / "ipython"), "PYTHONPATH": str(ROOT)}
     env.pop("NBQUEUE_PROGRESS", None)
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
     command += [f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"]
     command += [f"--ServerApp.root_dir={folder}", f"--LabApp.user_settings_dir={settings}"]
     command += [f"--LabApp.workspaces_dir={home / 'workspaces'}", "--LabApp.expose_app_in_browser=True"]
+    command += ["--KernelManager.transport=ipc"]
     with (home / "log").open("w") as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
@@ -158,6 +167,7 @@ def run_lab(home: Path) -> Iterator[tuple[str, str, Path]]:
     finally:
         server.send_signal(signal.SIGTERM)  # ends its kernels too
         server.wait(timeout=30)
+        shutil.rmtree(runtime)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from nbqueue.client.sending import helm
 from nbqueue.stream.connect import Wire
 
 
@@ -57,6 +58,17 @@ def test_a_lone_call_and_the_question_for_its_reply_leave_in_one_write(
     # Not where the listener, which looks in from time to time, has asked before.
     assert writes.count(2) > 50
     assert len(writes) < 150
+
+
+def test_only_who_got_his_last_result_at_once_waits_awake(
+    queue: Any, tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    link = queue._core.link
+    # Alone on one core nobody does.
+    wait_until(lambda: queue.submit(abs, -1).result(timeout=20) == 1 and link._brief == helm._SPINS)
+    threading.Timer(0.1, (tmp_path / "go").touch).start()
+    assert queue.submit(held, str(tmp_path / "go")).result(timeout=20)
+    assert not link._brief
 
 
 def test_a_reply_that_comes_in_one_piece_with_the_answer_to_its_call_is_seen(

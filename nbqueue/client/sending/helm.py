@@ -46,8 +46,14 @@ QUIET_S, QUIETLY_S = 0.005, 0.02
 HELM_S = 0.0005
 # Between two looks of who steers, at whether he was interrupted.
 STEER_S = 0.05
+# Who waits for one call and nothing else does not sleep so long, if the one before was brief: to be woken takes a
+# fifth of a lone call's time.
+SPIN_S = 0.0003
 # What a thread sends itself when it makes a call; more is the listener's.
 SENT_HERE_BYTES = 64_000
+# Where there is one core only, it would be taken from who does the work.
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_SPINS = _CORES > 1 and hasattr(os, "sched_yield")
 
 
 class Helm(Outgoing):
@@ -66,6 +72,7 @@ class Helm(Outgoing):
         self._turns = 0
         self._trouble: BaseException | None = None  # of who had the helm before: the listener sees to it
         self._poller_here: select.poll | None = None  # of who steers
+        self._brief = False  # what was waited for last came at once
         self._polling = False  # the listener waits for the connections, and not for the helm
         self._steps_fd = self._replies_fd = -1
 
@@ -127,7 +134,8 @@ class Helm(Outgoing):
                 left = until - time.monotonic()
                 if left <= 0:
                     break
-                self._turn(self._poller_here, min(left, STEER_S))
+                spins = self._brief and len(self._open) == 1
+                self._turn(self._poller_here, min(left, STEER_S), began + SPIN_S if spins else 0.0)
             if self._polling:
                 # It may have slept through what was read here, and waits for what nobody has asked for.
                 self._listen(idle=False)
@@ -137,6 +145,7 @@ class Helm(Outgoing):
         finally:
             now = self._steered_at = time.monotonic()
             self._steered_since = 0.0
+            self._brief = _SPINS and now - began < 2 * SPIN_S
             self._helm.release()
             if now - began > QUIETLY_S:
                 self._resume.set()
@@ -238,13 +247,17 @@ class Helm(Outgoing):
         self._resume.clear()
         return True
 
-    def _turn(self, poller: select.poll, longest_s: float) -> None:
+    def _turn(self, poller: select.poll, longest_s: float, spin_until: float) -> None:
         """Wait for something to do, and do it. The helm is ours."""
         if not self._listening:
             self._listen(idle=False)
-        self._act(self._poll(poller, longest_s))
+        self._act(self._poll(poller, longest_s, spin_until))
 
-    def _poll(self, poller: select.poll, longest_s: float) -> set[int]:
+    def _poll(self, poller: select.poll, longest_s: float, spin_until: float = 0.0) -> set[int]:
+        while spin_until and time.monotonic() < spin_until and not self._here:
+            if ready := poller.poll(0):
+                return {fd for fd, _ in ready}
+            os.sched_yield()
         if self._watched:
             longest_s = min(longest_s, WATCH_MS / 1000)
         elif self._full_s:
