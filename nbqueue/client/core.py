@@ -333,12 +333,18 @@ class Core:
             future.seed = rng[1]
         held, stream = held_by(arguments), options.stream
         sent = dump_call(body), (function, setting), blobs, future
-        if inputs is None:
-            future._sent(self.link.submit(*sent, puts=puts, held=held, stream=stream), fn)
-        else:
-            inputs.send(*sent, fn, puts, held, stream)
-        if not self._started:
-            self.start_workers()
+        try:
+            if inputs is None:
+                future._sent(self.link.submit(*sent, puts=puts, held=held, stream=stream), fn)
+            else:
+                inputs.send(*sent, fn, puts, held, stream)
+            if not self._started:
+                self.start_workers()
+        except BaseException:
+            # An interrupt, say. The call may be on its way, and nobody will ever have its future.
+            self.link.abandon(future)
+            future.cancel()
+            raise
         return future
 
     def check_sendable(

@@ -103,6 +103,23 @@ def test_a_timeout_is_joblibs_and_cancels_what_ran(queue: Any, wait_until: Any):
     wait_until(lambda: is_idle(queue))
 
 
+def test_a_call_whose_sending_is_interrupted_does_not_run_on(
+    queue: Any, monkeypatch: pytest.MonkeyPatch, wait_until: Any
+):
+    Parallel()(delayed(abs)(x) for x in range(4))
+    send = type(queue._core.link)._send_here
+
+    def pressed(link: Any, opened: Any) -> bool:
+        send(link, opened)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(queue._core.link), "_send_here", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            Parallel()(delayed(time.sleep)(60) for _ in range(9))
+    wait_until(lambda: is_idle(queue))
+
+
 def test_a_generator_that_is_lost_cancels_what_it_has_sent(queue: Any, wait_until: Any):
     results = Parallel(return_as="generator")(delayed(time.sleep)(60 * x) for x in range(4))
     next(results)

@@ -81,9 +81,15 @@ class Batch(LookingBack, Generic[R]):
         self._link = link
         self._items = arriving = Arriving(link, recipe, items, total)
         arriving.check_first()
-        self._view: Handle | None = open_view(self.tally, arriving.cancel) if show else None
-        arriving.start(page())
-        finalize(self, arriving.drop).atexit = False
+        try:
+            self._view: Handle | None = open_view(self.tally, arriving.cancel) if show else None
+            arriving.start(page())
+            finalize(self, arriving.drop).atexit = False
+        except BaseException:
+            # An interrupt, say. A part may be on its way, and nobody will ever have this.
+            arriving.cancel()
+            link.abandon(arriving)
+            raise
 
     def __reduce_ex__(self, _protocol: Any) -> Any:
         raise Unfit("a batch is many results. Use its results(), or single ones of its futures.")

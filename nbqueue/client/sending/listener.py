@@ -163,6 +163,14 @@ class Link(Helm):
                 self._wake()
         return opened
 
+    def abandon(self, sink: Sink) -> None:
+        """Forget what was submitted for it, though nobody may know the call, and what was to come."""
+        with self._changed:
+            self._inputs.pop(id(sink), None)
+            calls = [opened for opened in self._open.values() if opened.sink is sink]
+            self._changed.notify_all()
+        self.cancel(calls)
+
     def want(self, call: OpenCall) -> bool:
         """Have its value kept for a call that is about to be made. False if it has ended."""
         with self._lock:
