@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 
 from nbqueue import context
 from nbqueue.client.results.frames import user_frames_only
-from nbqueue.client.sending.feeding import AtHand
+from nbqueue.client.sending.feeding import AtHand, OneByOne
 from nbqueue.client.sending.options import Options, TaskOptions, fitted
 from nbqueue.client.sending.seeds import check_rng, with_generator
 from nbqueue.errors import BadCall
@@ -314,7 +314,7 @@ def zip_arguments(iterables: tuple[Iterable[Any], ...], bound: tuple[Any, ...] =
         return ((*bound, *items) for items in zip(*iterables, strict=False))
     if all(type(iterable) in _AT_HAND for iterable in iterables):
         return AtHand(*iterables)
-    return zip(*iterables, strict=False)
+    return OneByOne(iterables[0]) if len(iterables) == 1 else zip(*iterables, strict=False)
 
 
 def length_of(iterables: tuple[Iterable[Any], ...]) -> int | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +88,38 @@ def test_plain_values_of_a_list_need_no_thread(
     wait_until(lambda: not batch._link._inputs)
 
 
-def test_values_that_are_not_plain_may_come_later(queue: Any) -> None:
-    items = [*range(3_000), [1], "x" * 1_000, 1 << 5_000, *range(3_000), {2}, *"abc"]
-    assert queue.map(lambda x: x, items).results(timeout=20) == items
+@pytest.mark.parametrize("given", [list, iter])
+def test_values_that_are_not_plain_may_come_later(queue: Any, given: Callable[[Any], Any]) -> None:
+    items = [*range(3_000), "x" * 1_000, *range(100), [1], 1 << 5_000, *range(3_000), {2}, *"abc"]
+    assert queue.map(lambda x: x, given(items)).results(timeout=20) == items
     pairs = list(zip(items, items[::-1], strict=True))
-    assert queue.map(lambda x, y: (x, y), items, items[::-1]).results(timeout=20) == pairs
+    assert queue.map(lambda x, y: (x, y), given(items), given(items[::-1])).results(timeout=20) == pairs
 
 
+@pytest.mark.parametrize("given", [list, iter])
 @pytest.mark.parametrize("first", [[], "x" * 1_000, None])
-def test_the_first_value_may_be_any(queue: Any, first: Any) -> None:
+def test_the_first_value_may_be_any(queue: Any, first: Any, given: Callable[[Any], Any]) -> None:
     items = [first, *range(100)]
-    assert queue.map(lambda x: x, items).results(timeout=20) == items
-    assert queue.task(lambda x: x).options(chunksize=40).map(items).results(timeout=20) == items
+    assert queue.map(lambda x: x, given(items)).results(timeout=20) == items
+    assert queue.task(lambda x: x).options(chunksize=40).map(given(items)).results(timeout=20) == items
+
+
+@pytest.mark.parametrize("last", [5, [5]])
+def test_what_a_generator_gave_does_not_wait_for_what_comes_next(queue: Any, tmp_path: Path, last: Any) -> None:
+    def slow() -> Iterator[Any]:
+        yield from range(5)
+        yield last
+        for _ in range(4_000):
+            if (tmp_path / "go").exists():
+                break
+            time.sleep(0.005)
+        yield from range(5)
+
+    batch = queue.task(lambda x: x).options(chunksize=5).map(slow())
+    # It leaves although its chunk is not full, and before more comes.
+    assert [batch[place] for place in range(6)] == [*range(5), last]
+    (tmp_path / "go").touch()
+    assert batch.results(timeout=20) == [*range(5), last, *range(5)]
 
 
 def test_a_dict_that_changes_meanwhile_ends_the_input(queue: Any, hold: Any, tmp_path: Path) -> None:

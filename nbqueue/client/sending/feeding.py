@@ -28,7 +28,7 @@ from nbqueue.codec.columns import Columns
 from nbqueue.codec.functions import PLAIN
 from nbqueue.errors import NotSendable
 
-__all__ = ["AtHand", "Feeder"]
+__all__ = ["AtHand", "Feeder", "OneByOne"]
 
 # Items that were drawn from the input do not wait longer than this for the rest of their chunk.
 STALLED_S = 0.05
@@ -134,6 +134,19 @@ class _Span:
         return taken
 
 
+class OneByOne:
+    """Argument tuples of one value each, from an iterable that must be drawn in its turn: a generator, say.
+
+    A tuple around each costs more than to draw it, and plain values need none.
+    """
+
+    def __init__(self, iterable: Iterable[Any]) -> None:
+        self.values = iter(iterable)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return zip(self.values, strict=False)
+
+
 class Feeder:
     """Draws the `items` of a batch, of which there are `total` if that is known.
 
@@ -154,11 +167,14 @@ class Feeder:
         self.error: tuple[BaseException, TracebackType | None] | None = None
         # As long as all that came from there was plain; else items are drawn one by one from the source.
         self._at_hand = items if isinstance(items, AtHand) else None
+        # The same where they must be drawn one by one.
+        self._values = items.values if isinstance(items, OneByOne) else None
         self._source: Iterator[tuple[Any, ...]] = iter(() if self._at_hand is not None else items)
         self._total = total
         self._recipe = recipe
         self._link = link
         self._drawing = threading.Lock()  # guards the beginning of what was drawn one by one and not sent yet
+        self._plain: list[Any] = []  # of `_values`, before all that is in `_drawn`
         self._drawn: list[Prepared] = []
         self._drawn_since = 0.0
         self._given = 0
@@ -190,7 +206,11 @@ class Feeder:
             return
         if self._at_hand is not None:
             self._one_by_one(self._at_hand.draw(1)[1:])
-        self._drawn.append(item)
+        if self._values is not None and isinstance(item, tuple):
+            self._plain += item
+        else:
+            self._values = None
+            self._drawn.append(item)
 
     def start(self, intake: Intake) -> None:
         """Fill what may be in flight. Later a thread goes on, or the helm, if more is left."""
@@ -218,8 +238,7 @@ class Feeder:
                     intake._changed.wait_for(lambda: intake._exhausted or self._room(intake))
                 more = not intake._exhausted and self._give_chunk(intake)
         finally:
-            # A generator that was not drawn to its end closes what it has open.
-            self._source = iter(())
+            self._drop_input()
             self._link.end_input(intake)
 
     def _feed(self, intake: Intake) -> bool:
@@ -242,6 +261,10 @@ class Feeder:
             self._link.end_input(intake)
         return not intake._exhausted
 
+    def _drop_input(self) -> None:
+        """A generator that was not drawn to its end closes what it has open."""
+        self._source, self._values = iter(()), None
+
     def _room(self, intake: Intake) -> bool:
         return len(intake._calls) < self.chunker.in_flight(self._link.planned_workers) and intake._wanted() > 0
 
@@ -256,23 +279,31 @@ class Feeder:
             return self._give_columns(intake, columns, size)
         before = self._given  # the first item was drawn before, at the first time
         try:
-            self._draw(intake, size - len(self._drawn))
+            self._draw(intake, before + size)
         except Exception as error:  # noqa: BLE001 - the input is the user's code; its error is the batch's
             self.error = error, error.__traceback__
-            self._source = iter(())
+            self._drop_input()
         except BaseException:
             intake.cancel()
             raise
-        with self._drawing:
-            drawn = self._given + len(self._drawn) - before
+        drawn = self._all_drawn() - before
         self.chunker.took(drawn)
         self._give_drawn(intake)
         return self._goes_on(intake, drawn == size)
 
-    def _draw(self, intake: Intake, number: int) -> None:
+    def _all_drawn(self) -> int:
+        with self._drawing:
+            return self._given + len(self._plain) + len(self._drawn)
+
+    def _draw(self, intake: Intake, total: int) -> None:
+        """Go on until so many items have been drawn."""
+        if self._values is not None:
+            self._draw_plain(intake, self._values, total - self._all_drawn())
+            if self._values is not None:
+                return
         # A lock for each item would take longer than all else here; who takes some away takes those that he has seen.
         drawn, prepare = self._drawn, self._recipe.prepare
-        for args in itertools.islice(self._source, number):
+        for args in itertools.islice(self._source, total - self._all_drawn()):
             item: Prepared = args
             for value in args:
                 if type(value) not in PLAIN:
@@ -283,6 +314,23 @@ class Feeder:
             drawn.append(item)
             if intake._cancelled:
                 break
+
+    def _draw_plain(self, intake: Intake, values: Iterator[Any], number: int) -> None:
+        """Draw values as long as they are plain. From the first that is not, all travel in tuples."""
+        plain, kind = self._plain, None
+        for value in itertools.islice(values, number):
+            if type(value) is not kind:
+                kind = type(value)
+                if kind not in PLAIN:
+                    self._drawn_since = time.monotonic()
+                    self._drawn.append(self._recipe.prepare((value,)))
+                    self._values = None
+                    return
+            if not plain:
+                self._drawn_since = time.monotonic()
+            plain.append(value)
+            if intake._cancelled:
+                return
 
     def _draw_columns(self, intake: Intake, size: int) -> Columns | None:
         """What is at hand, if all of it is plain, as all before was. If not, it is drawn one by one from now on."""
@@ -318,15 +366,18 @@ class Feeder:
 
     def _give_drawn(self, intake: Intake) -> None:
         with self._drawing:
+            # Some may come between the two looks: those in `_drawn` are behind all that are in `_plain`.
             items = self._drawn[:]
-            del self._drawn[: len(items)]
-            if items and not intake._cancelled:
-                self._given += len(items)
-                intake._take(self._recipe.prepare_drawn(items))
+            plain = self._plain[:]
+            del self._plain[: len(plain)], self._drawn[: len(items)]
+            for drawn in (Columns((plain,)), items):
+                if drawn and not intake._cancelled:
+                    self._given += len(drawn)
+                    intake._take(self._recipe.prepare_drawn(drawn))
 
     def _give_stalled(self, intake: Intake) -> bool:
         """Hand over what was drawn while the input keeps the thread waiting. False when the input has ended."""
-        if self._drawn and time.monotonic() - self._drawn_since > STALLED_S:
+        if (self._plain or self._drawn) and time.monotonic() - self._drawn_since > STALLED_S:
             self._give_drawn(intake)
         intake._look_after()
         return not intake._exhausted
@@ -335,7 +386,7 @@ class Feeder:
         """Whether there may be more input, which there is not after less than was asked for. Says so to the batch."""
         if more and (self._total is None or self._given < self._total or not self._at_end()):
             return True
-        self._source = iter(())
+        self._drop_input()
         intake._input_ended()
         return False
 
@@ -343,6 +394,7 @@ class Feeder:
         # A sized input that has given all its items: do not leave the last wake-up to a thread.
         if self._at_hand is not None:
             return self._at_hand.first() is None
+        self._values = None
         item = next(self._source, None)
         if item is None:
             return True

@@ -153,9 +153,9 @@ class Recipe:
             return args
         return self.frame(args)
 
-    def prepare_drawn(self, items: list[Prepared]) -> Sequence[Prepared]:
+    def prepare_drawn(self, items: Sequence[Prepared]) -> Sequence[Prepared]:
         """The same for what was drawn one by one: prepared, but that values in tuples, all plain, may be long."""
-        columns = columns_of(items)
+        columns = items if isinstance(items, Columns) else columns_of(items)
         if columns is not None and are_short(columns):
             return columns
         return [self.prepare(item) if isinstance(item, tuple) else item for item in items]
