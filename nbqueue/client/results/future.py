@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures._base import (
-    CANCELLED,
-    CANCELLED_AND_NOTIFIED,
-    FINISHED,
-    RUNNING,
-)
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, RUNNING
 from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from nbqueue import context
 from nbqueue.client.results.card import CallCard
 from nbqueue.client.results.failures import not_an_end, note_of
 from nbqueue.client.results.frames import hand_out, user_frames_only
+from nbqueue.client.results.late import DONE, LateFuture
 from nbqueue.client.results.outcome import Outcome, Unmet, first_outcome
 from nbqueue.client.results.replay import Kept, replay
 from nbqueue.client.results.waiting import Interrupted, because, tick, wait_until
@@ -32,12 +27,11 @@ __all__ = ["TaskFuture", "call_soon"]
 
 R = TypeVar("R")
 
-_DONE = (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED)
 # Of what a card says about an error; the traceback says the rest.
 LONGEST_FAILURE = 160
 
 
-class TaskFuture(concurrent.futures.Future[R], Generic[R]):
+class TaskFuture(LateFuture[R], Generic[R]):
     """The result of one call that runs in a worker process. A real ``concurrent.futures.Future``.
 
     Calling it waits for the result, as does ``result()``; awaiting it works in
@@ -83,6 +77,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
     """
 
     many = False
+    in_history = ""
 
     # As all begin, which costs nothing here.
     attempts = 0
@@ -136,10 +131,9 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         return self._card
 
     def __repr__(self) -> str:
-        with self._condition:
-            state = "cancelled" if self._state in _DONE[:2] else self._state.lower()
-            if self._outcome is not None:
-                state = "done" if self._outcome.kind == VALUE else "failed"
+        state = "cancelled" if self.cancelled() else self._state.lower()
+        if self._state == FINISHED and self._outcome is not None:
+            state = "done" if self._outcome.kind == VALUE else "failed"
         return f"<TaskFuture {self.name} {state}>"
 
     # Asking
@@ -346,7 +340,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         (True, True)
         """
         with self._condition:
-            if self._state in _DONE:
+            if self._state in DONE:
                 return self._state != FINISHED
             self._state = CANCELLED_AND_NOTIFIED
             for waiter in self._waiters:
@@ -395,13 +389,13 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         return f"`{self.name}` was cancelled."
 
     def _wait(self, timeout: float | None, interrupted: Interrupted | None = None) -> None:
-        if self._state in _DONE:
+        if self._state in DONE:
             return
         if self._link is not None:
             self._link.check_process()
         interrupted = interrupted or self._interrupted
         if not wait_until(
-            self._condition, lambda: self._state in _DONE, timeout, self._link, interrupted, atomic=True
+            self._condition, lambda: self._state in DONE, timeout, self._link, interrupted, atomic=True
         ):
             raise TimeoutError(f"`{self.name}` has not ended within {timeout:g} s; it goes on.{because(self._link)}")
 
@@ -445,22 +439,29 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         if body is not None:
             self.attempts, self.worker = max(self.attempts, body.attempt), body.worker
             self.seconds = body.seconds / body.items
+        if not (self._end_unwatched(outcome) or self._end_watched(outcome)):
+            return
+        if outcome.kind == VALUE:
+            self._call = self._fn = None
+        elif self._call is not None:
+            self._call = self._call.apart()
+        if self._own_callbacks:
+            self._invoke_callbacks()  # type: ignore[attr-defined]
+
+    def _end_watched(self, outcome: Outcome) -> bool:
+        """End, and tell whoever waits. False if it had ended."""
         with self._condition:
-            if self._state in _DONE:
-                return
+            if self._state in DONE and self._outcome is not outcome:
+                return False
             self._outcome = outcome
             self._state = FINISHED
-            if outcome.kind == VALUE:
-                self._call = self._fn = None
-            elif self._call is not None:
-                self._call = self._call.apart()
             for waiter in self._waiters:
                 if outcome.kind == VALUE:
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
             self._condition.notify_all()
-        self._invoke_callbacks()  # type: ignore[attr-defined]
+        return True
 
     def on_reply(self, call: OpenCall, item: int, body: ReplyBody) -> bool:
         kind = body.kinds[0] if body.kinds else VALUE
@@ -492,7 +493,7 @@ class TaskFuture(concurrent.futures.Future[R], Generic[R]):
         if self._card is not None:
             self._card.begin(attempt)
         with self._condition:
-            if self._state not in _DONE:
+            if self._state not in DONE:
                 self._state = RUNNING
 
     def on_broken(self, call: OpenCall, item: int, error: NbqueueError) -> bool:

@@ -108,6 +108,21 @@ class Outcome:
             return Gist("RemoteError", f"cannot be read: {type(error).__name__}")
 
 
+class _Plain(Outcome):
+    """A plain value, which came with its reply: nothing is left to decode, and nothing to guard."""
+
+    __slots__ = ()
+
+    def __init__(self, value: object) -> None:
+        self.kind, self._data, self._decoded = VALUE, value, True
+
+    def get(self, note: Callable[[], str] | None = None) -> tuple[Any, BaseException | None]:
+        return self._data, None
+
+    def sent_on(self) -> tuple[tuple[Callable[..., Any], tuple[Any, ...]], tuple[Segment, ...]]:
+        return (as_it_is, (self._data,)), ()
+
+
 class Unmet(Outcome):
     """Of a call that did not run: the `error` tells of what it needs, of which `first` failed, because of `why`."""
 
@@ -131,7 +146,8 @@ def first_outcome(kind: int, body: ReplyBody) -> Outcome:
     if kind == SKIPPED:
         return skipped()
     if body.packed:
-        return Outcome(kind, pickle.loads(body.packed)[0], True)
+        # Packed are values only, all of them plain.
+        return _Plain(pickle.loads(body.packed)[0])
     return Outcome(kind, body.frames[0], False)
 
 
