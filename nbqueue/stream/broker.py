@@ -530,13 +530,14 @@ class Broker:
 # All of it, and its name: on one line, or up to an "end" at the margin.
 _FUNCTION = re.compile(r"(?ms)^(local function (\w+)\((?:[^\n]* end$|.*?^end$)\n)")
 _CALL_NAME = re.compile(rb"[0-9]{1,18}(\.[0-9]{1,9})?")
+_ITEMS = re.compile(rb"[1-9][0-9]{0,8}")
 _STATE = re.compile(rb"([1-9][0-9]{0,8}) (-?[0-9]{1,9}) ([0-9]{1,9}) (-?[0-9]{1,9})")
 
 
 def _fetched(entry: str, fields: Sequence[bytes]) -> Fetched:
     """Raises TypeError or ValueError for what `submit` did not write: anybody may XADD."""
     state = _STATE.fullmatch(fields[9]) if len(fields) == 12 else None
-    if state is None or not _CALL_NAME.fullmatch(fields[3]) or not re.fullmatch(rb"[1-9][0-9]{0,8}", fields[7]):
+    if state is None or not _CALL_NAME.fullmatch(fields[3]) or not _ITEMS.fullmatch(fields[7]):
         raise ValueError("no call of ours")
     attempt, crashes, first, charged = map(int, state.groups())
     if not first < int(fields[7]) > charged or min(crashes, charged) < -1:

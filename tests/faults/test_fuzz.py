@@ -250,6 +250,7 @@ class Caller:
 
     name = "f"
     many = False
+    in_history = ""
 
     def __init__(self) -> None:
         self.replies: list[ReplyBody] = []

@@ -40,6 +40,7 @@ class Arriving(Looped):
     """The items of one batch. It is what takes the replies, and the feeder's items."""
 
     many = True
+    in_history = ""
 
     def __init__(
         self,

@@ -27,10 +27,12 @@ class Input(Protocol):
 
 
 class Sink(Protocol):
-    """Takes what comes back for a call. Called by the listener; must not block. `many`: it has numbered items."""
+    """Takes what comes back for a call. Called by the listener; must not block. `many`: it has numbered items.
+    `in_history` stands for its arguments where those say nothing that a person could read."""
 
     name: str
     many: bool
+    in_history: str
 
     @property
     def open_items(self) -> int:

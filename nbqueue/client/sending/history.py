@@ -180,9 +180,9 @@ class _Note:
     def __init__(self, sent: Sent, first: int, items: int, finished: float) -> None:
         self.name: str = sent.sink.name
         self.many: bool = sent.sink.many
-        self.owner = weakref.ref(sent.sink)
-        # Of a cell, the code says nothing that a person could read.
-        self.instead: str = getattr(sent.sink, "in_history", "")
+        # Of batches only is asked.
+        self.owner = weakref.ref(sent.sink) if self.many else None
+        self.instead: str = sent.sink.in_history
         self.base = sent.base
         self.payload: bytes | None = sent.call.payload
         self.sent_at = sent.sent_at
@@ -310,7 +310,7 @@ class History:
     def of(self, sink: object) -> list[_Note]:
         """What is still kept of one batch."""
         with self._lock:
-            return [note for note in self._notes if note.owner() is sink]
+            return [note for note in self._notes if note.owner is not None and note.owner() is sink]
 
     def last(self, n: int, *, failed: bool = False) -> TaskHistory:
         """The newest `n` records, or the newest `n` of those that did not end well."""
