@@ -340,10 +340,12 @@ class Core:
                 inputs.send(*sent, fn, puts, held, stream)
             if not self._started:
                 self.start_workers()
-        except BaseException:
+        except BaseException as error:
             # An interrupt, say. The call may be on its way, and nobody will ever have its future.
             self.link.abandon(future)
-            future.cancel()
+            if not isinstance(error, Exception):
+                # Nor is it sent later.
+                future.cancel()
             raise
         return future
 
