@@ -81,10 +81,35 @@ class LateFuture(concurrent.futures.Future[R], Generic[R]):
     # As the standard library's, without a lock: a state changes in one step.
 
     def cancelled(self) -> bool:
+        """Whether it was cancelled.
+
+        Examples
+        --------
+        >>> import time
+        >>> future = queue.submit(time.sleep, 60)
+        >>> future.cancel(), future.cancelled()
+        (True, True)
+        """
         return self._state in DONE[:2]
 
     def running(self) -> bool:
+        """Whether it has been running for a while, as far as is known here.
+
+        Examples
+        --------
+        >>> future = queue.submit(abs, -3)
+        >>> future.result(), future.running()
+        (3, False)
+        """
         return self._state == RUNNING
 
     def done(self) -> bool:
+        """Whether it has ended: with a value, with an exception, or cancelled. Does not wait.
+
+        Examples
+        --------
+        >>> future = queue.submit(abs, -3)
+        >>> future.result(), future.done()
+        (3, True)
+        """
         return self._state in DONE
