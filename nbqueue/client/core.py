@@ -153,7 +153,8 @@ class Core:
         except NbqueueError as error:
             self._started = False
             self.link.failure = error
-            sys.stderr.write(f"nbqueue: {error}\n")
+            if not self.launcher.closing:
+                sys.stderr.write(f"nbqueue: {error}\n")
         finally:
             self.link.starting = False
 

@@ -177,6 +177,11 @@ class LocalLauncher:
         self._remove_left_over()
         shelves.remove_ours()
 
+    @property
+    def closing(self) -> bool:
+        """Python is ending, and all pools with it: who was about to start one need not be told."""
+        return self._closing
+
     def _check(self) -> None:
         if os.getpid() != self._pid:
             raise ForkedQueue("This process is a fork of the one that made the queue; make a new TaskQueue here.")

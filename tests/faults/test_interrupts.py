@@ -198,6 +198,34 @@ def test_a_queue_that_is_shut_down_while_python_ends_raises_nothing(
     assert "Error" not in script.text
 
 
+STARTS_LATE = """
+import atexit, threading, time
+# Registered first, so it runs when everything else has been cleaned up.
+atexit.register(lambda: [t.join(20) for t in threading.enumerate() if t.name == "nbqueue-start"])
+from nbqueue import TaskQueue
+from nbqueue.client.launch import LocalLauncher
+start = LocalLauncher.start
+def late(launcher, *args):
+    for _ in range(20_000):
+        if launcher.closing:
+            break
+        time.sleep(0.001)
+    return start(launcher, *args)
+LocalLauncher.start = late
+TaskQueue(workers=1).submit(abs, -1).cancel()
+print("made", "one", flush=True)
+"""
+
+
+def test_who_ends_python_before_the_workers_are_there_is_not_told_that_none_can_be_started(
+    start_script: Callable[..., Any],
+) -> None:
+    script = start_script(STARTS_LATE)
+    assert script.line("made") == "one"
+    script.end()
+    assert "nbqueue" not in script.text
+
+
 def test_one_who_presses_again_and_again_at_the_end_of_a_with_block_sees_no_traceback_of_ours(
     start_script: Callable[..., Any], wait_until: Callable[..., Any]
 ) -> None:
