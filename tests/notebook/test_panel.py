@@ -230,6 +230,7 @@ def test_a_kernel_that_is_shut_down_with_an_open_panel_settles_it_and_ends_quiet
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.soak
 def test_nbval_accepts_a_notebook_whose_file_holds_another_moment(tmp_path: Path) -> None:
     cells = ["%load_ext nbqueue", "queue", "%%background -n made\nx = 1", "print(made.result())", "queue.history()"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in [SETUP, *cells]])

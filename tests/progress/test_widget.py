@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,6 +143,7 @@ assert getattr(button.comm, "_reply_subshell_for", None) is None
     assert told == """1 True ["Cancel failed (ValueError('not now'))"]\n"""
 
 
+@pytest.mark.soak
 def test_nbval_accepts_a_notebook_whose_file_holds_the_settled_card(tmp_path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(RUN + "\nprint('the end')")])
     env = {**os.environ, "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(tmp_path)}
