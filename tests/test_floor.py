@@ -42,7 +42,9 @@ def test_a_worker_of_the_floor_that_does_not_start_is_told_and_none_is_left(monk
 def test_the_floor_of_a_map_is_of_work_that_was_done() -> None:
     found = floor.map_items(1_000, workers=2)
     assert set(found) == {"client", "worker", "whole"}
-    assert found["whole"] >= max(found["client"], (found["client"] + found["worker"]) / 2) > 0
+    assert min(found.values()) > 0
+    # The last digit may differ: they were added before they were divided.
+    assert found["whole"] == pytest.approx(max(found["client"], (found["client"] + found["worker"]) / 2))
 
 
 @pytest.mark.parametrize("name", ["replaced", "workers"])
