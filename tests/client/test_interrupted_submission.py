@@ -12,16 +12,13 @@ from nbqueue.client.results.future import TaskFuture
 from nbqueue.client.sending.listener import Link
 
 
-def _interrupted_behind(monkeypatch: pytest.MonkeyPatch, kind: type, name: str, after: int = 1) -> None:
-    """From the `after`th time on, an interrupt strikes at the end of a method."""
-    method, times = getattr(kind, name), []
+def _interrupted_behind(monkeypatch: pytest.MonkeyPatch, kind: type, name: str) -> None:
+    """An interrupt strikes at the end of a method."""
+    method = getattr(kind, name)
 
     def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        found = method(self, *args, **kwargs)
-        times.append(name)
-        if len(times) >= after:
-            raise KeyboardInterrupt
-        return found
+        method(self, *args, **kwargs)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(kind, name, interrupted)
 
