@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psutil
@@ -73,6 +73,14 @@ def _left(script: Any, family: list[psutil.Process]) -> list[str]:
     return [repr(p) for p in family if _alive(p)] + [str(path) for path in script.run.iterdir()]
 
 
+def _kill_at_once(pids: Sequence[int]) -> None:
+    """All stand still before the first one dies, and children die first: none acts on another's death, or is reaped."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in reversed(pids):
+        os.kill(pid, signal.SIGKILL)
+
+
 def test_all_processes_are_where_the_drawing_has_them(start_script: Callable[..., Any]) -> None:
     assert _is_whole(_up(start_script))
 
@@ -124,8 +132,7 @@ def test_kill_9_on_kernel_and_supervisor_at_once_leaves_no_process(
     script = _up(start_script)
     family = script.family()
     supervisor = _named(script)["supervisor"][0]
-    for pid in (script.process.pid, supervisor.pid):
-        os.kill(pid, signal.SIGKILL)
+    _kill_at_once([script.process.pid, supervisor.pid])
     script.process.wait()
     wait_until(lambda: not any(_alive(p) for p in family), timeout=5)
 
@@ -135,8 +142,7 @@ def test_what_a_total_kill_left_is_swept_at_the_next_start(
 ) -> None:
     script = _up(start_script)
     family = script.family()
-    for process in [script.process.pid, *(p.pid for p in family[1:])]:
-        os.kill(process, signal.SIGKILL)
+    _kill_at_once([process.pid for process in family])
     script.process.wait()
     wait_until(lambda: not any(_alive(p) for p in family), timeout=5)
     left = set(script.run.iterdir())
