@@ -134,11 +134,11 @@ def traceback_of(frames: Sequence[Frame]) -> types.TracebackType | None:
 
 
 def _stand_in(frame: Frame) -> types.TracebackType:
-    """A frame that failed at the given place, from a function with nothing else in it.
+    """A frame that stands still at the given place, of a function with nothing else in it.
 
-    It is a generator because that alone leaves no ``f_back``, which would keep our callers' locals alive.
+    It is a generator's because that alone has no ``f_back``, which would keep our callers' locals alive.
     """
-    tree = ast.parse("def stand_in():\n raise Exception\n yield")
+    tree = ast.parse("def stand_in():\n yield")
     function: Any = tree.body[0]
     nodes: Any = ast.walk(function)
     for node in nodes:
@@ -150,14 +150,10 @@ def _stand_in(frame: Frame) -> types.TracebackType:
     consts = compile(tree, frame.filename, "exec").co_consts
     code = next(const for const in consts if isinstance(const, types.CodeType))
     code = code.replace(co_name=frame.qualname.rpartition(".")[2], co_qualname=frame.qualname)
-    fail: Callable[[], Any] = types.FunctionType(code, {"__name__": "?", "__file__": frame.filename})
-    try:
-        next(fail())
-    except Exception as error:
-        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-            return error.__traceback__.tb_next
-        raise
-    raise AssertionError("unreachable: the function does nothing but raise")
+    make: Callable[[], Any] = types.FunctionType(code, {"__name__": "?", "__file__": frame.filename})
+    generator = make()
+    next(generator)
+    return types.TracebackType(None, generator.gi_frame, generator.gi_frame.f_lasti, frame.line)
 
 
 _lent: dict[str, dict[int, str]] = {}
