@@ -449,6 +449,12 @@ class HardSequences(Actors):
         self.read(client)
         self.pass_time(700_000.0)
         self.submit(client, [1, 2], 0 if blobs else 2)
+        if not blobs:
+            # It comes again an hour later, when nothing of it is open, nor anything else.
+            self.cancel(client, [n for n, sent in client.calls.items() if sent.unsettled])
+            self.pass_time(3600.0)
+            epoch, numbers, needs = client.submits[-1]
+            self.send(client, numbers, epoch=epoch, forged=True, needs=needs)
         self.forget_two_hosts()
 
     @rule(cap=st.sampled_from([1, -1]), again=st.sampled_from(["loading", "between", "running"]), near=st.booleans())
