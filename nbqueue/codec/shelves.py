@@ -37,6 +37,7 @@ _BASE = "/dev/shm"
 CHOSEN_BY = "NBQUEUE_SHARED_MEMORY"
 _LOCK = "lock"
 _RESULT = re.compile(r"r-([0-9a-f]+)-([0-9]+)-[0-9a-f]+")
+_TRIES = 100
 # Directories of others that are kept open. A task that calls tasks has one of its own.
 _VISITED = 16
 
@@ -147,7 +148,11 @@ class Own(Directory):
 
     def remove(self) -> None:
         if self.pid == os.getpid():
-            shutil.rmtree(self.path, ignore_errors=True)
+            for _ in range(_TRIES):
+                shutil.rmtree(self.path, ignore_errors=True)
+                # A worker of another pool may just have written into it.
+                if not os.path.exists(self.path):
+                    break
         self.abandon()
 
     def abandon(self) -> None:
@@ -220,7 +225,6 @@ def ours() -> Own | None:
         if _ours is None:
             try:
                 _ours = Own(where)
-                atexit.register(remove_ours)
             except (OSError, NbqueueError):
                 # Everything travels another way.
                 _none = True
@@ -239,6 +243,10 @@ def remove_ours() -> None:
         own, _ours = _ours, None
         if own is not None:
             own.remove()
+
+
+# Now, and not when there is one: so this comes after the end of workers, who would write into it to the last.
+atexit.register(remove_ours)
 
 
 def visit(path: str) -> Directory:
@@ -265,8 +273,8 @@ def sweep(pid: int | None = None) -> bool:
             found = path.lstat()
             if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
                 continue
-            if not (path / _LOCK).exists() and time.time() - found.st_mtime < 60:
-                # Another process is just making it.
+            if not (path / _LOCK).exists() and time.time() - found.st_mtime < 60 and _lives(path):
+                # It is just being made.
                 continue
         except OSError:
             # It is just being removed.
@@ -278,6 +286,17 @@ def sweep(pid: int | None = None) -> bool:
         elif path.name.split("-")[2] == str(pid):
             gone = False
     return gone
+
+
+def _lives(path: Path) -> bool:
+    """Whether there is a process that may have made this directory."""
+    try:
+        os.kill(int(path.name.split("-")[2]), 0)
+    except (ProcessLookupError, ValueError, IndexError):
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def _in_child() -> None:

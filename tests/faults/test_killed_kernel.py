@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -113,6 +114,24 @@ atexit.register(launch._local.close)
     family = script.family()
     assert "code 0" in script.end()
     wait_until(lambda: not _left(script, family), timeout=FIVE_SECONDS)
+
+
+def test_what_workers_still_write_while_a_kernel_ends_was_left_in_shared_memory(
+    start_script: Callable[..., Any], wait_until: Callable[..., Any]
+) -> None:
+    script = start_script("""
+from nbqueue import TaskQueue
+queue = TaskQueue(workers=2)
+queue.submit(abs, -1).result()
+large = queue.map(lambda size: bytes(size), [3_000_000] * 400)
+next(iter(large.as_completed()))
+print("up", flush=True)
+""")
+    script.line("up")
+    family = script.family()
+    script.process.wait()
+    wait_until(lambda: not _left(script, family), timeout=FIVE_SECONDS)
+    assert not list(Path("/dev/shm").glob(f"nbqueue-{os.getuid()}-{script.process.pid}-*"))
 
 
 def test_a_kernel_that_is_terminated_with_its_process_group_leaves_nothing(
