@@ -74,7 +74,8 @@ def session_home() -> Iterator[Path]:
     def left() -> list[str]:
         found = [str(path) for path in (home / "run").iterdir() if path.name.startswith("nbqueue-")]
         found += _shared_memory_left()
-        return found + [f"{child.pid} {child.name()}" for child in psutil.Process().children() if _lives(child)]
+        children = [child for child in psutil.Process().children() if _lives(child) and not _is_tracker(child.pid)]
+        return found + [f"{child.pid} {child.name()}" for child in children]
 
     # A kernel that has just been killed takes its supervisor with it a moment later.
     with contextlib.suppress(AssertionError):
@@ -456,6 +457,14 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
+def _is_tracker(pid: int) -> bool:
+    """Python's own watch over locks that processes share, such as tqdm's: from 3.14 on it lives as long as we do."""
+    try:
+        return any("multiprocessing.resource_tracker" in word for word in psutil.Process(pid).cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name != "nbqueue-launcher"}
 
@@ -528,7 +537,7 @@ def _leaving_nothing() -> Iterator[None]:
     close_queues()
     for what, left in (
         ("threads", lambda: _threads() - threads),
-        ("processes", lambda: _family() - family),
+        ("processes", lambda: {pid for pid in _family() - family if not _is_tracker(pid)}),
         ("keys without a lifetime", _immortal_keys),
         ("sockets", lambda: sockets is not None and _sockets() > sockets),
     ):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from types import ModuleType
@@ -56,6 +57,8 @@ def _change_tqdm(std: ModuleType) -> None:
     display, clear = tqdm.display, tqdm.clear
     signature = inspect.signature(init)
     tqdm.monitor_interval = 0
+    # Its own is shared between processes, for which Python 3.14 starts one more, and a worker prints for itself alone.
+    tqdm.set_lock(threading.RLock())
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         kwargs.pop("display", None)  # known to the notebook's kind of bar

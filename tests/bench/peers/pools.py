@@ -6,16 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tests.bench.peers.base import Peer
-from tests.bench.peers.executors import _keep, _with_array
+from tests.bench.peers.executors import _keep, _with_array, forking
 
 
 class Pool(Peer):
     def start(self, workers: int) -> None:
         """multiprocessing.Pool(workers)"""
-        import multiprocessing
-
         self.workers = workers
-        self.pool = multiprocessing.Pool(workers)
+        self.pool = forking().Pool(workers)
 
     def stop(self) -> None:
         self.pool.terminate()
@@ -39,9 +37,7 @@ class Pool(Peer):
 
     def shared(self, fn: Callable[..., Any], array: Any, items: Sequence[Any]) -> list[Any]:
         """a new pool that inherits the array through initializer=; its start counts"""
-        import multiprocessing
-
-        with multiprocessing.Pool(self.workers, initializer=_keep, initargs=(array,)) as pool:
+        with forking().Pool(self.workers, initializer=_keep, initargs=(array,)) as pool:
             return pool.map(_with_array, [(fn, item) for item in items], chunksize=1)
 
 
