@@ -316,7 +316,7 @@ class BadMessage(TaskError):
 
 
 class RemoteError(TaskError):
-    """The task raised an exception that could not be rebuilt here.
+    """The task, or the input of a map, raised an exception that could not be rebuilt here, or would end the kernel.
 
     Attributes
     ----------

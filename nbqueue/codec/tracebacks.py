@@ -66,14 +66,14 @@ class Gist(NamedTuple):
     source: str = ""
 
 
-def dump_exception(exc: BaseException) -> bytes:
+def dump_exception(exc: BaseException, raiser: str = "the task") -> bytes:
     """Bytes of an exception with its traceback, causes and, for a group, members.
 
     SystemExit, KeyboardInterrupt and their like travel as text only, so that no kernel is ended by them.
     """
     sources: dict[str, dict[int, str]] = {}
     try:
-        links = _links(exc, sources)
+        links = _links(exc, sources, raiser)
     except BaseException as error:  # noqa: BLE001 - what a class can override may raise; the task still ends
         name = type(exc).__name__
         links = [_Link(name, "", f"{name} (its traceback is lost: {_text(error)})")]
@@ -139,7 +139,7 @@ def _gist(link: _Link, sources: dict[str, dict[int, str]]) -> Gist:
     return Gist(link.type_name, text, frame.filename, frame.line, frame.qualname, source)
 
 
-def _links(exc: BaseException, sources: dict[str, dict[int, str]]) -> list[_Link]:
+def _links(exc: BaseException, sources: dict[str, dict[int, str]], raiser: str) -> list[_Link]:
     order = [exc]
     index = {id(exc): 0}
     for each in order:  # grows as it goes; a cycle ends because each is entered once
@@ -148,7 +148,9 @@ def _links(exc: BaseException, sources: dict[str, dict[int, str]]) -> list[_Link
                 index[id(other)] = len(order)
                 order.append(other)
     raised = {id(exc), *(id(member) for each in order for member in _members(each))}
-    return [_link(each, index, sources, leaves=id(each) in raised and _leaves(each)) for each in order]
+    return [
+        _link(each, index, sources, left_by=raiser if id(each) in raised and _leaves(each) else "") for each in order
+    ]
 
 
 def _leaves(exc: BaseException) -> bool:
@@ -157,7 +159,7 @@ def _leaves(exc: BaseException) -> bool:
 
 
 def _link(
-    exc: BaseException, index: Mapping[int, int], sources: dict[str, dict[int, str]], *, leaves: bool
+    exc: BaseException, index: Mapping[int, int], sources: dict[str, dict[int, str]], *, left_by: str
 ) -> _Link:
     type_name, text = _type_name(type(exc)), _text(exc)
     members = [index[id(member)] for member in _members(exc) if id(member) in index]
@@ -165,8 +167,8 @@ def _link(
     return _Link(
         type_name=type_name,
         text=text,
-        message=_message_of_leaving(exc, text) if leaves else _summary(type_name, text),
-        body=None if leaves else _body(exc),
+        message=_message_of_leaving(exc, text, left_by) if left_by else _summary(type_name, text),
+        body=None if left_by else _body(exc),
         frames=frames,
         cause=index.get(id(exc.__cause__)),
         context=index.get(id(_context(exc))),
@@ -201,10 +203,10 @@ def _members(exc: BaseException) -> Sequence[BaseException]:
     return exc.exceptions if isinstance(exc, BaseExceptionGroup) else ()
 
 
-def _message_of_leaving(exc: BaseException, text: str) -> str:
+def _message_of_leaving(exc: BaseException, text: str, raiser: str) -> str:
     if isinstance(exc, SystemExit):
-        return f"the task called sys.exit({'' if exc.code is None else _repr(exc.code)})"
-    return f"the task raised {_summary(_type_name(type(exc)), text)}"
+        return f"{raiser} called sys.exit({'' if exc.code is None else _repr(exc.code)})"
+    return f"{raiser} raised {_summary(_type_name(type(exc)), text)}"
 
 
 def _body(exc: BaseException) -> bytes | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nbqueue import Batch, NotSendable
+from nbqueue import Batch, NotSendable, RemoteError
 
 
 def reciprocal(x: float) -> float:
@@ -190,6 +192,67 @@ def test_an_input_that_raises_at_once_is_refused_at_once(queue: Any) -> None:
 
     with pytest.raises(LookupError, match="at once"):
         queue.map(abs, items()).results(timeout=20)
+
+
+class _Leaves(BaseException):
+    """Neither an Exception nor known to any program."""
+
+
+LEAVING = [SystemExit("cannot read file"), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError(), _Leaves(3)]
+
+
+@pytest.mark.parametrize("error", LEAVING, ids=lambda error: type(error).__name__)
+def test_an_input_that_would_end_the_program_is_raised_as_of_a_task_and_costs_nothing_that_was_sent(
+    queue: Any, capfd: pytest.CaptureFixture[str], error: BaseException
+) -> None:
+    """All items, also those that had been drawn, were cancelled, and nobody heard why."""
+
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise error
+
+    batch = queue.map(abs, items())
+    for how, wait in WAITING.items():
+        with pytest.raises(RemoteError, match="^the input of the map (called|raised) ") as caught:
+            print(how, wait(batch))
+        assert caught.value.type_name.endswith(type(error).__name__)
+        assert caught.traceback[-1].name == "items"
+    assert [future.result() for future in batch.futures] == list(range(5))
+    assert capfd.readouterr().err == ""
+
+
+def test_an_input_that_calls_sys_exit_in_the_callers_turn_is_raised_in_the_same_way(queue: Any) -> None:
+    """Its first item is drawn there; of one with a length, also what comes after the last."""
+
+    class Rows:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __iter__(self) -> Iterator[int]:
+            yield from range(self.number)
+            sys.exit("cannot read file")
+
+        def __len__(self) -> int:
+            return self.number
+
+    with pytest.raises(RemoteError, match=r"the input of the map called sys\.exit\('cannot read file'\)"):
+        queue.map(abs, iter(Rows(0)))
+    batch = queue.map(abs, Rows(3))
+    with pytest.raises(RemoteError, match=r"the input of the map called sys\.exit"):
+        batch.results(timeout=20)
+    assert batch[:] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("drawn", [0, 3])
+def test_an_interrupt_while_the_first_items_are_drawn_is_the_callers(queue: Any, drawn: int) -> None:
+    def items() -> Iterator[int]:
+        yield from range(drawn)
+        signal.raise_signal(signal.SIGINT)
+        yield drawn
+
+    with pytest.raises(KeyboardInterrupt):
+        queue.task(time.sleep).options(chunksize=10).map(items())
+    assert queue._core.link.open_calls == 0
 
 
 def test_an_item_that_cannot_be_pickled_costs_only_itself(queue: Any) -> None:

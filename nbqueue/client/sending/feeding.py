@@ -8,8 +8,8 @@
 
 Always true here: one thread draws at a time, the caller's first and then the feeder's, or whoever has the helm where
 plain values of a list or the like are at hand; no more of the input is drawn than may be in flight, and of a generator
-no more than somebody may want; what was drawn does not wait for long while the input is slow; an error of the input,
-which is the user's code, is kept for the batch.
+no more than somebody may want; what was drawn does not wait for long while the input is slow; whatever the input, which
+is the user's code, raises is kept for the batch, as an `Exception`; what was drawn before ends.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from nbqueue.client.sending.listener import Link
 from nbqueue.client.sending.recipe import Prepared, Recipe, are_short
 from nbqueue.codec.columns import Columns
 from nbqueue.codec.functions import PLAIN
+from nbqueue.codec.tracebacks import dump_exception, load_exception
 from nbqueue.errors import NotSendable
 
 __all__ = ["AtHand", "Feeder", "OneByOne"]
@@ -157,7 +158,7 @@ class Feeder:
     chunker : Chunker
         Is to be told how long items take.
     error : pair of BaseException and its traceback, or None
-        What the input raised, as it came.
+        What the input raised, as it came. SystemExit and its like are what they are when a task raises them.
     """
 
     def __init__(self, items: Iterable[tuple[Any, ...]], total: int | None, recipe: Recipe, link: Link) -> None:
@@ -188,11 +189,13 @@ class Feeder:
         Exception
             What the input raised, which is in `error` then.
         """
+        first = None
         try:
             first = next(self._source, None) if self._at_hand is None else self._at_hand.first()
-        except Exception as error:
-            self.error = error, error.__traceback__
-            raise
+        except BaseException as error:  # noqa: BLE001 - the input is the user's code
+            self._keep_error(error)
+        if self.error is not None:
+            raise self.error[0]
         if first is None:
             intake._input_ended()
             return
@@ -261,6 +264,15 @@ class Feeder:
             self._link.end_input(intake)
         return not intake._exhausted
 
+    def _keep_error(self, error: BaseException) -> None:
+        """Keep what the input has raised. Raises an interrupt, which is meant for whoever draws it here."""
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise error
+        if not isinstance(error, Exception):
+            error = load_exception(dump_exception(error, "the input of the map"))
+        self.error = error, error.__traceback__
+        self._drop_input()
+
     def _drop_input(self) -> None:
         """A generator that was not drawn to its end closes what it has open."""
         self._source, self._values = iter(()), None
@@ -280,12 +292,8 @@ class Feeder:
         before = self._given  # the first item was drawn before, at the first time
         try:
             self._draw(intake, before + size)
-        except Exception as error:  # noqa: BLE001 - the input is the user's code; its error is the batch's
-            self.error = error, error.__traceback__
-            self._drop_input()
-        except BaseException:
-            intake.cancel()
-            raise
+        except BaseException as error:  # noqa: BLE001 - the input is the user's code; its error is the batch's
+            self._keep_error(error)
         drawn = self._all_drawn() - before
         self.chunker.took(drawn)
         self._give_drawn(intake)
@@ -394,8 +402,11 @@ class Feeder:
         # A sized input that has given all its items: do not leave the last wake-up to a thread.
         if self._at_hand is not None:
             return self._at_hand.first() is None
-        self._values = None
-        item = next(self._source, None)
+        self._values = item = None
+        try:
+            item = next(self._source, None)
+        except BaseException as error:  # noqa: BLE001 - the input is the user's code
+            self._keep_error(error)
         if item is None:
             return True
         self._source = itertools.chain((item,), self._source)
