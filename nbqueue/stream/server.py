@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -136,14 +137,24 @@ class PrivateServer:
         self.address = Address(path=str(self.directory / "redis.sock"))
         self.process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def serves(self) -> bool:
+        """Whether it runs, and can be reached: a cleaner of temporary files may have deleted its socket."""
+        if self.process is None or self.process.poll() is not None:
+            return False
+        return os.path.lexists(self.address.path) and self._holds_directory
+
     def start(self) -> None:
-        """Start the server (again) and wait until it answers.
+        """Start the server (again) and wait until it answers. One that still runs is killed.
 
         Raises
         ------
         ServerUnreachable
-            If it does not; the message ends with the last lines of its log.
+            If it does not; the message ends with the last lines of its log. Or if its directory is gone, and cannot
+            be made again.
         """
+        self._keep_directory()
+        self.kill()
         Path(self.address.path).unlink(missing_ok=True)
         log = self.directory / "redis.log"
         with log.open("ab") as out:
@@ -168,6 +179,34 @@ class PrivateServer:
             lines = log.read_text(errors="replace").splitlines()[-5:]
             raise ServerUnreachable(
                 f"{self.executable} did not start. The end of its log:\n  " + "\n  ".join(lines)
+            ) from error
+
+    @property
+    def _holds_directory(self) -> bool:
+        """Whether what lies there is still ours. A directory without a lock is swept away before long."""
+        try:
+            return os.path.samestat(os.fstat(self._lock), os.lstat(self.directory / "lock"))
+        except OSError:
+            return False
+
+    def _keep_directory(self) -> None:
+        """Make it again if it was deleted, at the same place: its address has been given to everybody."""
+        if self._holds_directory:
+            return
+        try:
+            try:
+                self.directory.mkdir(mode=0o700)
+            except FileExistsError:
+                # Not just anything that lies there by now.
+                found = self.directory.lstat()
+                if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+                    raise
+            before, self._lock = self._lock, _lock(self.directory)
+            os.close(before)
+        except OSError as error:
+            raise ServerUnreachable(
+                f"The directory of the private Redis server, {self.directory}, was deleted, and cannot be made again: "
+                f"{error}. Restart the kernel."
             ) from error
 
     def _config(self) -> str:

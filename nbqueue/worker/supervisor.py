@@ -274,7 +274,7 @@ class Supervisor:
 
     def _check_server(self, now: float) -> None:
         server = self._server
-        if server is None or server.process is None or server.process.poll() is None:
+        if server is None or server.serves:
             return
         self._server_starts = [at for at in self._server_starts if now - at < 60.0]
         if self._server_starts and now - self._server_starts[-1] < 0.1 * 2 ** len(self._server_starts):
@@ -283,7 +283,8 @@ class Supervisor:
         self._server_starts.append(now)
         try:
             server.start()
-        except NbqueueError as error:
+        except (NbqueueError, OSError) as error:
+            # Of the system: its directory is just being deleted.
             self._say({"op": "server-lost", "error": str(error)})
 
     # The kernel

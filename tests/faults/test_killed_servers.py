@@ -1,8 +1,12 @@
-"""The server may die, freeze or forget everything at any moment: every call still ends, once, with its value."""
+"""The server may die, freeze, forget everything or lose its directory at any moment.
+
+Every call still ends, once, with its value.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -60,6 +64,60 @@ def test_a_server_that_is_killed_again_and_again_loses_nothing(queue: Any, wait_
         wait_until(lambda share=share: batch.progress.done > share, timeout=30)
         _server_of(queue).kill()
     assert batch.results(timeout=60) == [i * i for i in range(400)]
+
+
+DELETED = """
+import time
+from nbqueue import TaskQueue
+
+def square(i):
+    time.sleep(0.002)
+    return i * i
+
+queue = TaskQueue(workers=2)
+batch = queue.map(square, iter(range(300)))
+while batch.progress.done < 20:
+    time.sleep(0.01)
+print("begun", flush=True)
+assert batch.results(timeout=30) == [i * i for i in range(300)]
+queue.restart_workers()
+assert queue.map(square, range(20)).results(timeout=30) == [i * i for i in range(20)]
+print("ended", flush=True)
+"""
+
+
+@pytest.mark.parametrize("what", ["nbqueue-*", "nbqueue-*/redis.sock"])
+def test_a_directory_that_a_cleaner_deletes_under_a_running_map_is_made_again_and_no_item_is_lost(
+    start_script: Callable[..., Any], wait_until: Callable[..., Any], what: str
+) -> None:
+    """Nobody could connect any more: calls waited for ever as soon as a worker died or was renewed."""
+    script = start_script(DELETED)
+    script.line("begun")
+    (found,) = script.run.glob(what)
+    if found.is_dir():
+        shutil.rmtree(found)
+    else:
+        found.unlink()
+    wait_until(found.exists, timeout=20)
+    script.line("ended", timeout=60)
+    script.end()
+    assert script.err == []
+    assert list(script.run.iterdir()) == []
+
+
+def test_where_a_deleted_directory_cannot_be_made_again_the_user_is_told_to_restart_the_kernel(
+    start_script: Callable[..., Any], wait_until: Callable[..., Any]
+) -> None:
+    script = start_script(DELETED + "while queue.submit(abs, -3).result(timeout=30): print(3, flush=True)")
+    script.line("ended", timeout=60)
+    (directory,) = script.run.glob("nbqueue-*")
+    shutil.rmtree(directory)
+    directory.touch()
+    wait_until(lambda: any(line.endswith("Restart the kernel.") for line in script.err), timeout=20)
+    assert f"{directory}, was deleted, and cannot be made again" in script.err[0]
+    # Who is connected goes on.
+    so_far = len(script.out)
+    wait_until(lambda: len(script.out) > so_far + 10, timeout=20)
 
 
 def test_flushall_in_the_middle_loses_no_item(queue: Any, wait_until: Callable[..., Any]) -> None:

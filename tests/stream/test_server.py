@@ -171,6 +171,64 @@ def test_a_server_that_does_not_start_shows_the_end_of_its_log(tmp_path: Path) -
         server.remove()
 
 
+# What others delete
+
+
+def _deleted(server: PrivateServer, what: str) -> None:
+    if what == "directory":
+        shutil.rmtree(server.directory)
+    else:
+        (server.directory / what).unlink()
+
+
+@pytest.mark.parametrize("what", ["directory", "redis.sock", "lock"])
+def test_what_was_deleted_of_a_running_server_is_missed_and_comes_back_with_the_next(
+    one_server: PrivateServer, what: str
+) -> None:
+    assert one_server.serves
+    first = one_server.process
+    assert first is not None
+    _deleted(one_server, what)
+    assert not one_server.serves
+    one_server.start()
+    assert one_server.serves
+    assert first.poll() is not None
+    assert stat.S_IMODE(one_server.directory.stat().st_mode) == 0o700
+    assert sweep() == 0
+    with pytest.raises(BlockingIOError):
+        server_module._lock(one_server.directory)
+
+
+def _squat_with_link(directory: Path, base: Path) -> None:
+    (base / "theirs").mkdir(mode=0o700)
+    directory.symlink_to(base / "theirs")
+
+
+SQUATTERS: dict[str, Callable[[Path, Path], object]] = {
+    "a link": _squat_with_link,
+    "a file": lambda directory, _: directory.touch(),
+    "a directory for all": lambda directory, _: (directory.mkdir(), directory.chmod(0o777)),
+    "no place": lambda _, base: base.rename(f"{base}-moved"),
+}
+
+
+@pytest.mark.parametrize("squat", SQUATTERS.values(), ids=SQUATTERS)
+def test_no_server_is_started_where_its_directory_cannot_be_made_again(
+    one_server: PrivateServer, base: Path, squat: Callable[[Path, Path], object]
+) -> None:
+    _deleted(one_server, "directory")
+    squat(one_server.directory, base)
+    try:
+        with pytest.raises(ServerUnreachable, match=r"was deleted, and cannot be made again: .*Restart the kernel\."):
+            one_server.start()
+    finally:
+        if not base.exists():
+            Path(f"{base}-moved").rename(base)
+    # Whoever is connected goes on.
+    assert one_server.process is not None
+    assert one_server.process.poll() is None
+
+
 # What is left
 
 
