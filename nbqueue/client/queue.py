@@ -24,7 +24,7 @@ from nbqueue.client.sending.history import TaskHistory
 from nbqueue.client.sending.options import Options, TaskOptions, check_limits, check_workers, fitted
 from nbqueue.client.sending.seeds import check_rng
 from nbqueue.client.status import QueueStatus
-from nbqueue.client.task import Task, check_options, length_of, require_iterable, zip_arguments
+from nbqueue.client.task import Task, check_options, length_of, options_only, require_iterable, zip_arguments
 from nbqueue.codec import shelves
 from nbqueue.codec.blobs import Put
 from nbqueue.codec.seal import user_secret
@@ -301,6 +301,7 @@ class TaskQueue:
     @overload
     def map(self, fn: Callable[..., R], *iterables: Iterable[Any], **options: Unpack[TaskOptions]) -> Batch[R]: ...
     @user_frames_only
+    @options_only
     def map(
         self,
         fn: Callable[..., Any],
@@ -338,8 +339,8 @@ class TaskQueue:
         Raises
         ------
         BadCall
-            If there is nothing to iterate over, or an option has the name of a
-            parameter of the function.
+            If there is nothing to iterate over, an option has the name of a
+            parameter of the function, or a keyword is no option.
         BadOption, NotSendable
 
         Examples

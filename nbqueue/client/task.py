@@ -304,6 +304,26 @@ def check_options(fn: Callable[..., Any], options: Iterable[str], filled: int) -
             )
 
 
+def options_only(method: Callable[P, R]) -> Callable[P, R]:
+    """A map of the queue's for any function: by a keyword that is no option one of the function's own was meant."""
+
+    @functools.wraps(method)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        known = [field.name for field in dataclasses.fields(Options)]
+        unknown = sorted(kwargs.keys() - {"fn", *known})
+        if not unknown or len(args) < 2:
+            return method(*args, **kwargs)
+        fn, (name, *_) = args[1], unknown
+        function = fn._options.name if isinstance(fn, Task) else getattr(fn, "__name__", type(fn).__name__)
+        way = function if isinstance(fn, Task) else f"queue.task({function})"
+        raise BadCall(
+            f"There is no option {name!r}; a keyword of `{function}` itself goes through a task: "
+            f"{way}.map(…, {name}=…). The options are {', '.join(known)}."
+        )
+
+    return checked
+
+
 def zip_arguments(iterables: tuple[Iterable[Any], ...], bound: tuple[Any, ...] = ()) -> Iterable[tuple[Any, ...]]:
     """Argument tuples, made as they are asked for. Raises BadCall at once."""
     if not iterables:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import socket
 import sqlite3
@@ -403,6 +404,21 @@ def test_an_option_among_a_maps_keywords_is_refused_with_where_to_put_it(queue: 
         return x + timeout
 
     assert takes_it.map([1], timeout=2).results(timeout=20) == [3]
+
+
+def test_a_keyword_of_the_function_in_a_map_of_the_queue_is_refused_with_where_to_put_it(queue: Any) -> None:
+    """It was "TaskQueue.map() got an unexpected keyword argument 'd'", which does not say how it is done."""
+
+    def scaled(x: int, d: int) -> int:
+        return x * d
+
+    with pytest.raises(BadCall, match=r"no option 'd'; .*`scaled`.*queue\.task\(scaled\)\.map\(…, d=…\)\. .*chunksize"):
+        queue.map(scaled, [1], d=3)
+    with pytest.raises(BadCall, match=r"no option 'd'; .*: scaled\.map\(…, d=…\)\."):
+        queue.map(queue.task(scaled), [1], d=3)
+    assert queue.task(scaled).map([1], d=3).results(timeout=20) == [3]
+    assert "d" not in inspect.signature(queue.map).parameters
+    assert list(inspect.signature(queue.map).parameters)[:3] == ["fn", "iterables", "timeout"]
 
 
 def test_an_option_of_a_map_that_the_function_may_have_been_meant_by_is_refused(queue: Any) -> None:
