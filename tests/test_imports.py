@@ -37,7 +37,9 @@ INNER = {
     "client/sending": set(),
     "client/results": {"client.sending"},
     "worker/telling": {"worker.board"},
-    "worker/coroutines": {"worker.board", "worker.telling", "worker.seeded", "worker.loop", "worker.turns"},
+    "worker/coroutines": {
+        *("worker.board", "worker.descriptors", "worker.loop", "worker.seeded", "worker.telling", "worker.turns"),
+    },
 }
 NOTEBOOK_ONLY = {"IPython", "ipywidgets", "ipykernel", "comm"}
 MAY_KNOW_NOTEBOOKS = {"progress/widget.py", "notebook/magics.py", "notebook/panel.py"}

@@ -58,6 +58,10 @@ class Carrier(Supplies):
         """A lost reply has left its entries with us, beside those that are `running`. What is finished is reported
         before, so it is not among them."""
         self._flush_now()
+        if self._left == 0:
+            # It leaves, maybe in the midst of a call. What is its own goes back when its end is noticed.
+            self._unsure = False
+            return
         broker = self._broker
         calls = broker.sift(
             broker.wire.call(*broker.fetch_command(self._spec.consumer, 1000, block_ms=None, own=True))

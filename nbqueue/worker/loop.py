@@ -13,6 +13,7 @@ signals do.
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
@@ -104,18 +105,17 @@ class Worker(Courier):
     slot : board.Slot
         Its line on the board.
     ring : callable
-        Wakes the supervisor, with `NEWS` for the server or after `OUTPUT`.
+        Wakes the supervisor, with `NEWS` for the server or after `OUTPUT`. False: a task has closed the bell.
     """
 
-    def __init__(self, spec: WorkerSpec, slot: board.Slot, ring: Callable[[bytes], None]) -> None:
+    def __init__(self, spec: WorkerSpec, slot: board.Slot, ring: Callable[[bytes], bool]) -> None:
         super().__init__(spec, slot)
-        self._ring = ring
+        self._bell = ring
         self._outbox.shelf_of = self._shelf
         self._modules = LocalModules()
         self._looked: object = None  # at what this item printed, as `_running_call` names it
         self._why = 0
         self._waits = 0
-        self._spoiled = False  # by a task, beyond what can be put right: another process is to take its place
         self._pid = os.getpid()
         self._pump: Pump | None = None  # there from the first call of an async function on
 
@@ -147,14 +147,18 @@ class Worker(Courier):
                     self._read_own()
                 pause = 0.02
                 while self._fetch(self._tidy):
-                    if self._spoiled or (self._ahead and self._modules.changed()):
+                    if self._surroundings.spoiled or (self._ahead and self._modules.changed()):
                         self._make_way()
                     while (call := self._next()) is not None:
                         self._run_call(call)
                 return 0
-            except (ServerError, CommandError):
+            except (ServerError, CommandError) as error:
                 # Down, restarting or loading: what is finished waits in the outbox.
                 self._broker.wire.close()
+                if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.EBADF, errno.ENOTSOCK):
+                    # No: a task has closed the connection, and who knows what else.
+                    self._surroundings.spoiled = True
+                    self._leave_if_spoiled()
                 self._tidy()
                 if self._slot.stop_asked():
                     return 1
@@ -232,7 +236,7 @@ class Worker(Courier):
                 if task.lanes:
                     task.end_lanes()
                 self._left -= ended
-                if not self._left or self._spoiled or self._slot.leave_asked():
+                if not self._left or self._surroundings.spoiled or self._slot.leave_asked():
                     self._left = 0
                     break
         finally:
@@ -278,10 +282,10 @@ class Worker(Courier):
         try:
             restore()
         except Exception:  # noqa: BLE001 - a task can leave anything behind; what it returned counts all the same
-            self._spoiled = True
+            self._surroundings.spoiled = True
 
     def _leave_if_spoiled(self) -> None:
-        if self._spoiled:
+        if self._surroundings.spoiled:
             self._left = 0
         if not self._left:
             # What it still holds goes back when its end is noticed.
@@ -461,8 +465,11 @@ class Worker(Courier):
         ended: float,
     ) -> bool:
         """Note how an item ended. False when the rest of the call is not wanted."""
-        look = self._prints.touched or seconds > LOOK_S or item + 1 == call.items
+        look = self._prints.touched or seconds > LOOK_S or item + 1 == call.items or error is not None
         said = self._look() if look else NOTHING
+        if isinstance(error, OSError) and self._surroundings.spoiled and item > call.first:
+            # One before it may have closed what it needed. Elsewhere it is the first, and what it raises is its own.
+            return False
         if error is not None:
             self._note_spoiled(error, self._why)
             if self._why == board.CANCEL:
@@ -480,7 +487,7 @@ class Worker(Courier):
     def _note_spoiled(self, error: BaseException, why: int) -> None:
         if why and _imports(error):
             # A library that was interrupted while it was loaded may refuse to be loaded again.
-            self._spoiled = True
+            self._surroundings.spoiled = True
 
     def _note_error(
         self,
@@ -591,6 +598,10 @@ class Worker(Courier):
             shows=shows,
             shares=bool(self._surroundings.shelf),
         )
+
+    def _ring(self, why: bytes) -> None:
+        if not self._bell(why):
+            self._surroundings.spoiled = True
 
     def begin_wait(self) -> None:
         self._attend()

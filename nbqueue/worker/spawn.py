@@ -15,6 +15,7 @@ fresh interpreter and the supervisor waits for it itself.
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import gc
 import json
@@ -34,6 +35,7 @@ from nbqueue.stream.broker import preload
 from nbqueue.stream.server import tie_to_parent
 from nbqueue.worker.attempt import Exit
 from nbqueue.worker.board import Board
+from nbqueue.worker.descriptors import out_of_the_way
 from nbqueue.worker.loop import Worker
 from nbqueue.worker.supplies import WorkerSpec
 
@@ -262,7 +264,9 @@ def _become_worker(spec: WorkerSpec, board: Board, doorbell: int) -> NoReturn:
         # So that a crash in compiled code says where in the task it was.
         faulthandler.enable(2, all_threads=False)
         _be_first_to_be_killed()
-        code = Worker(spec, board.slot(spec.slot), _bell(doorbell)).run()
+        bell = out_of_the_way(doorbell)
+        os.close(doorbell)
+        code = Worker(spec, board.slot(spec.slot), _bell(bell)).run()
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException:
@@ -283,16 +287,16 @@ def _be_first_to_be_killed() -> None:
 
 
 def _bell(doorbell: int) -> Any:
-    def ring(why: bytes) -> None:
+    def ring(why: bytes) -> bool:
         try:
             os.write(doorbell, why)
         except BlockingIOError:
             # Full: it will ring anyway.
             pass
-        except OSError:
-            # The supervisor has been killed, and we are about to be. Or a task has closed what is not its own: then
-            # the supervisor finds out when it looks.
-            pass
+        except OSError as error:
+            # Or the supervisor has been killed, and we are about to be.
+            return error.errno != errno.EBADF
+        return True
 
     return ring
 

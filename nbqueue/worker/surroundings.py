@@ -6,6 +6,7 @@ worker does it while the server works, and nobody waits for it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib
 import io
@@ -18,6 +19,7 @@ from typing import Any, NoReturn, TextIO
 
 from nbqueue.errors import InputNotAvailable
 from nbqueue.stream.records import Setting
+from nbqueue.worker.descriptors import out_of_the_way, size_of
 from nbqueue.worker.telling.prints import Prints, Stream
 
 __all__ = ["NoKeyboard", "Surroundings"]
@@ -71,6 +73,8 @@ class Surroundings:
     clean : bool
         All is as it should be, and there is no thread that could change it but a worker's own. To be unset by whoever
         is about to run a task's code.
+    spoiled : bool
+        By a task, beyond what can be put right: another process is to take this one's place.
     shows : bool
         The kernel can show displays and figures.
     shelf : str
@@ -81,6 +85,7 @@ class Surroundings:
 
     def __init__(self) -> None:
         self.clean = False
+        self.spoiled = False
         self.shows = False
         self.shelf = ""
         self.tapes = (-1, -1)
@@ -126,9 +131,8 @@ class Surroundings:
         """
         self._prints = prints or self._prints
         if not self._descriptors:
-            # Out of the way of whoever closes or opens small numbers.
             for fd in (1, 2):
-                kept = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 200)
+                kept = out_of_the_way(fd)
                 self._descriptors[fd] = kept, os.fstat(kept).st_ino
                 self._mark(kept, fd)
             self.tapes = self._descriptors[1][0], self._descriptors[2][0]
@@ -186,8 +190,14 @@ class Surroundings:
             return False
 
     def restore_output(self) -> tuple[int, int]:
-        """Have stdout and stderr write where they did at first. Returns how many bytes they have had."""
-        return self._restore_descriptor(1), self._restore_descriptor(2)
+        """Have stdout and stderr write where they did at first. Returns how many bytes they have had.
+
+        Raises OSError where a task has closed them and what is kept of them, too.
+        """
+        ends = self._restore_descriptor(1), self._restore_descriptor(2)
+        if min(ends) < 0:
+            raise OSError(errno.EBADF, "a task has closed this process's output")
+        return ends
 
     def remember_signals(self) -> None:
         """From now on, `restore` puts back the signal handlers that are set now."""
@@ -213,21 +223,23 @@ class Surroundings:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def _restore_descriptor(self, fd: int) -> int:
-        """Have stdout or stderr write where it did at first. Returns how many bytes it has had."""
+        """Have stdout or stderr write where it did at first. Returns how many bytes it has had; -1: it is lost."""
         kept, inode = self._descriptors[fd]
-        try:
-            now = os.fstat(fd)
-            if now.st_ino == inode:
-                return now.st_size
-        except OSError:
-            # The task has closed it.
-            pass
-        try:
-            os.dup2(kept, fd)
-            return os.fstat(kept).st_size
-        except OSError:
-            # The task has closed all that it could: its successors print nowhere, but they run.
-            return 0
+        size = size_of(kept, inode)
+        if size >= 0:
+            if not self._is_marked(fd) and size_of(fd, inode) < 0:
+                os.dup2(kept, fd)
+            return size
+        # A successor would print nowhere. What this task has printed can still be read from here, unless it has closed
+        # all that it could.
+        self.spoiled = True
+        self._descriptors[fd] = fd, inode
+        self.tapes = self._descriptors[1][0], self._descriptors[2][0]
+        size = size_of(fd, inode)
+        if size < 0:
+            # No connection that is made until the end shall have this number, and be printed to.
+            os.dup2(os.open(os.devnull, os.O_RDWR), fd)
+        return size
 
     def restore(self) -> None:
         """Undo what a task did to the working directory, the import path, the environment, its output, signal

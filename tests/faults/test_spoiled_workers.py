@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nbqueue import TaskCancelled, TaskTimeout
+from nbqueue import TaskCancelled, TaskTimeout, WorkerDied
 
 MODULE = '''
 import os, time
@@ -90,3 +90,96 @@ def test_a_task_that_closes_all_descriptors_ran_again_without_end(queue: Any, tm
     assert queue.submit(close, str(tmp_path / "runs")).result(timeout=30) == 7
     assert (tmp_path / "runs").read_text() == "x"
     assert queue.submit(abs, -5).result(timeout=30) == 5
+
+
+@pytest.mark.parametrize(("first", "beyond"), [(0, 1000), (3, 256), (3, 100), (150, 1000)])
+def test_what_came_after_a_task_that_closes_descriptors_printed_nowhere_or_failed(
+    queue: Any, first: int, beyond: int
+) -> None:
+    """Bad file descriptor, or nothing in its `stdout`, in every later task of that worker."""
+
+    def close() -> int:
+        os.write(1, b"closing\n")
+        os.closerange(first, beyond)
+        return os.getpid()
+
+    def say() -> int:
+        print("hello")
+        os.system("echo shell >&2")
+        return os.getpid()
+
+    queue.run(1)
+    for _ in range(2):
+        closing = queue.submit(close)
+        closer = closing.result(timeout=20)
+        later = [queue.submit(say) for _ in range(3)]
+        assert closer not in {each.result(timeout=20) for each in later}
+        assert {(each.stdout, each.stderr) for each in later} == {("hello\n", "shell\n")}
+        assert closing.stdout == ("closing\n" if first else "")
+
+
+@pytest.mark.parametrize("timeout", [None, 60], ids=["short items", "one by one"])
+def test_what_was_in_the_chunk_of_an_item_that_closes_descriptors_fails_and_prints_as_ever(
+    queue: Any, tmp_path: Path, timeout: float | None
+) -> None:
+    """The next one failed. And a worker that gave back the rest of a chunk when its connection was closed began it
+    again, without end."""
+
+    def work(x: int) -> int:
+        with open(tmp_path / "runs", "a") as file:
+            file.write(f"{x}\n")
+        if x == 5:
+            os.closerange(0, 1000)
+        if x == 6:
+            print("six")
+        if x == 8:
+            raise FileNotFoundError
+        return x
+
+    queue.run(1)
+    batch = queue.task(work, timeout=timeout, chunksize=10).map(range(10))
+    results = batch.results(return_exceptions=True, timeout=30)
+    assert isinstance(results.pop(8), FileNotFoundError)
+    assert results == [0, 1, 2, 3, 4, 5, 6, 7, 9]
+    assert batch.futures[6].stdout == "six\n"
+    runs = (tmp_path / "runs").read_text().split()
+    # The one that failed, maybe since the one before it had closed what it needed, runs again where it is the first.
+    assert sorted(set(runs)) == sorted(map(str, range(10)))
+    assert len(runs) <= 11
+
+
+def test_calls_beside_an_async_one_that_closes_descriptors_hung(queue: Any) -> None:
+    """What their event loop waits on was gone. They run again elsewhere, it does once more and is charged."""
+
+    async def work(x: int) -> int:
+        import asyncio
+
+        if x == 3:
+            os.closerange(3, 1000)
+        await asyncio.sleep(0.02)
+        return x
+
+    queue.run(1)
+    results = queue.map(work, range(6)).results(return_exceptions=True, timeout=30)
+    died = results.pop(3)
+    assert isinstance(died, WorkerDied)
+    assert "os.closerange" in died.last_output
+    assert results == [0, 1, 2, 4, 5]
+    assert queue.submit(work, 7).result(timeout=20) == 7
+
+
+@pytest.mark.parametrize("lost", ["_selector", "_ssock", "_csock"])
+def test_an_async_call_after_a_plain_one_that_closes_its_event_loops_descriptor_hung(queue: Any, lost: str) -> None:
+    """Nothing woke the loop."""
+
+    async def look() -> tuple[int, int]:
+        import asyncio
+
+        return os.getpid(), getattr(asyncio.get_running_loop(), lost).fileno()
+
+    queue.run(1)
+    before, fd = queue.submit(look).result(timeout=20)
+    queue.submit(os.close, fd).result(timeout=20)
+    future = queue.submit(look)
+    assert future.result(timeout=20)[0] != before
+    assert future.attempts == 1

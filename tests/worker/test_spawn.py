@@ -23,10 +23,21 @@ def test_a_worker_that_rings_for_a_dead_supervisor_prints_no_traceback() -> None
     """BrokenPipeError came out of the worker's loop and was printed."""
     read, write = os.pipe()
     os.close(read)
-    spawn._bell(write)(b"!")
+    assert spawn._bell(write)(b"!")
     with pytest.raises(BrokenPipeError):
         os.write(write, b"the bell's rope is really cut")
     os.close(write)
+
+
+def test_a_bell_that_a_task_has_closed_is_told_from_one_that_nobody_hears() -> None:
+    """The worker went on, and the supervisor heard of nothing that it did until it looked."""
+    read, write = os.pipe()
+    ring = spawn._bell(write)
+    assert ring(b"!")
+    assert os.read(read, 10) == b"!"
+    os.close(read)
+    os.close(write)
+    assert not ring(b"!")
 
 
 def _exit_code(run: Callable[[], object]) -> int:

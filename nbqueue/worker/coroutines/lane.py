@@ -31,6 +31,7 @@ from nbqueue.codec.messages import CallBody
 from nbqueue.stream.records import Fetched
 from nbqueue.worker.board import Slot
 from nbqueue.worker.coroutines.voice import Voice
+from nbqueue.worker.descriptors import size_of
 from nbqueue.worker.seeded import seeded
 from nbqueue.worker.telling.news import News
 
@@ -101,7 +102,17 @@ class Lane:
         self._ended: queue.SimpleQueue[Running | None] = queue.SimpleQueue()
         self._loop = asyncio.new_event_loop()
         self._loop.set_task_factory(_make_task)  # type: ignore[arg-type]
+        self._ended_itself = False
+        # What it waits on and is woken by; a loop of another make keeps them elsewhere.
+        parts = [getattr(self._loop, name, None) for name in ("_selector", "_ssock", "_csock")]
+        fds = [part.fileno() for part in parts if part is not None]
+        self._descriptors = [(fd, os.fstat(fd).st_ino) for fd in fds]
         threading.Thread(target=self._run, name="nbqueue-loop", daemon=True).start()
+
+    @property
+    def broken(self) -> bool:
+        """Whether the loop cannot go on: a task has closed what it waits on. What runs in it never ends."""
+        return self._ended_itself or any(size_of(fd, inode) < 0 for fd, inode in self._descriptors)
 
     # The main thread
 
@@ -171,6 +182,11 @@ class Lane:
         while True:
             try:
                 self._loop.run_forever()
+            except OSError:
+                # Not of a call, which would have heard of it.
+                self._ended_itself = True
+                self._ended.put(None)
+                return
             except BaseException:  # noqa: BLE001, S112 - SystemExit of a task that a call has started, and has heard of
                 continue
 

@@ -20,7 +20,7 @@ import heapq
 import os
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from nbqueue import context
 from nbqueue.codec import inputs, messages
@@ -43,6 +43,7 @@ LOOK_S = 0.1
 NEWS_S = 0.2
 # Between attempts to reach the server.
 RETRY_S = 0.25
+_BROKEN = b"nbqueue: a call has closed what its worker's event loop waits on (os.closerange?): no call in it can end.\n"
 
 
 class Pump:
@@ -70,6 +71,13 @@ class Pump:
     def run(self, call: Fetched, body: CallBody, plain: Sequence[Any] | None) -> None:
         """Run a call, and others as they come, until none is left or it is time for something else."""
         w = self._w
+        if self._lane.broken:
+            # By a plain call that ran here before.
+            w._slot.idle()
+            with w._lock:
+                w._ahead.appendleft(call)
+            w._make_way()
+            return
         w._slot.several(0)
         if w._slot.taken_back():
             w._forget_ahead()
@@ -105,7 +113,7 @@ class Pump:
     def _room(self) -> int:
         """How many calls may be fetched now: no more than run already, so that idle workers have their share."""
         w = self._w
-        if w._slot.leave_asked() or w._spoiled:
+        if w._slot.leave_asked() or w._surroundings.spoiled:
             w._left = 0
         if self._closed or not w._left or w._slot.stop_asked():
             self._closed = True
@@ -161,7 +169,15 @@ class Pump:
             # It has cost a worker its life before: nothing that is finished may depend on its good conduct.
             w._try_flush()
         alone = not self._running
-        running = self._place(call, body)
+        try:
+            printed = w._surroundings.restore_output()
+        except OSError:
+            # One of the others has closed it.
+            self._closed, w._left = True, 0
+            with w._lock:
+                w._ahead.appendleft(call)
+            return
+        running = self._place(call, body, printed)
         try:
             w._fetch_blobs(body)
             values = w._fetch_inputs(call, body) if body.inputs else {}
@@ -194,7 +210,7 @@ class Pump:
             with w._lock:
                 w._ahead.append(call)
 
-    def _place(self, call: Fetched, body: CallBody) -> Running:
+    def _place(self, call: Fetched, body: CallBody, printed: tuple[int, int]) -> Running:
         """Name it on the board."""
         w = self._w
         number = heapq.heappop(self._free)
@@ -202,9 +218,8 @@ class Pump:
         slot = w._slot.place(number)
         running = Running(call, body, number, slot)
         running.context = w._context(body, call, self._lane, running.post, shows=w._surroundings.shows)
-        out, err = (os.fstat(fd).st_size for fd in w._surroundings.tapes)
         timeout_ms = int((body.timeout_s or 0) * 1000)
-        slot.call(call.entry, call.client, call.n, call.attempt, timeout_ms, body.name, (out, err))
+        slot.call(call.entry, call.client, call.n, call.attempt, timeout_ms, body.name, printed)
         slot.item(0, time.monotonic_ns())
         self._running[call.entry] = running
         return running
@@ -249,8 +264,19 @@ class Pump:
             # Another worker takes its place meanwhile.
             self._w._slot.several(0, waiting=waits)
             self._w._ring(NEWS)
-        for running in self._lane.ended(self._pause_s()):
+        ended = self._lane.ended(self._pause_s())
+        for running in ended:
             self._conclude(running)
+        if not ended and self._lane.broken:
+            self._leave()
+
+    def _leave(self) -> NoReturn:
+        """What runs never ends, and is charged as at every death of a worker; nobody can tell which of it did that."""
+        w = self._w
+        w._put_right(w._surroundings.restore_output)
+        w._try_flush()
+        os.write(2, _BROKEN)
+        os._exit(1)
 
     def _pause_s(self) -> float:
         if time.monotonic() < self._retry_at or not self._room():
