@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 
 __all__ = ["out_of_the_way", "size_of"]
 
-# Where they begin.
-_OWN = 200
+# Where they begin; and where so many are not allowed, how many have room before the limit.
+_OWN, _ROOM = 200, 16
 
 
 def out_of_the_way(fd: int) -> int:
     """A copy of a descriptor for this process alone, where nobody is who closes or opens small numbers."""
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _OWN)
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    lowest = _OWN if soft == resource.RLIM_INFINITY else min(_OWN, soft - _ROOM)
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(0, lowest))
 
 
 def size_of(fd: int, inode: int) -> int:
