@@ -101,7 +101,11 @@ class Core:
         if self._executable is None:
             assert self.fixed is not None
             return self.fixed
-        return self.launcher.serve(self._executable)
+        try:
+            return self.launcher.serve(self._executable)
+        except NbqueueError:
+            self.link.lost = self.launcher.failure
+            raise
 
     @property
     def in_use(self) -> bool:
@@ -124,8 +128,8 @@ class Core:
     def _check(self) -> None:
         """Raises ForkedQueue in a fork; PoolError where workers can no longer be kept."""
         self.link.check_process()
-        if self.private and (failure := self.launcher.failure) is not None:
-            raise failure
+        if self.private:
+            self.launcher.check_kept()
 
     def start_workers(self) -> None:
         """On a private server the first call starts the pool; it does not wait for it."""
@@ -153,7 +157,8 @@ class Core:
         except NbqueueError as error:
             self._started = False
             self.link.failure = error
-            if not self.launcher.closing:
+            # What is the end of all pools has been told.
+            if not self.launcher.closing and self.launcher.failure is None:
                 sys.stderr.write(f"nbqueue: {error}\n")
         finally:
             self.link.starting = False
@@ -164,10 +169,10 @@ class Core:
             if self.private and not self._running and not self.link.starting:
                 self._started = False
 
-    def lost(self, error: PoolError) -> None:
-        """The local workers cannot be kept: nobody will do what is open on the private server."""
-        if self.private:
-            self.link.break_all(error)
+    def lost(self) -> None:
+        """The local workers cannot be kept. On a server of others, calls wait for others' workers; a private one is
+        lost with them, see `address`."""
+        self._running = self.link.served_here = False
 
     def change(self, workers: int | None, limits: WorkerLimits) -> None:
         """What a new handle asks for, as far as it does. A private pool that runs follows; others follow `run` only."""

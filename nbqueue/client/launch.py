@@ -3,6 +3,9 @@
 There is one local supervisor per kernel, shared by all its queues. It lives as long as the kernel, so results
 stay readable after a pool was shut down. If it is killed, another takes its place with the same pools, and
 what the dead one could not clean up is cleaned up from here.
+
+Always true here: what was asked of a supervisor that died before it answered is asked of the next one, also while that
+one starts; only when too many have died, or one cannot be replaced, is there a `failure`, which stays.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,7 +59,7 @@ class PoolOrder(Protocol):
 
     def address(self) -> Address: ...
 
-    def lost(self, error: PoolError) -> None:
+    def lost(self) -> None:
         """The local workers cannot be kept any longer."""
 
 
@@ -72,11 +76,15 @@ class Launcher(Protocol):
         """Let running calls finish and end the pool. Returns when it has ended."""
 
 
+class _Died(PoolError):
+    """The supervisor has died before it could answer. Nobody but this module sees it."""
+
+
 class LocalLauncher:
     """Talks to the supervisor process of this kernel, and starts it when it is first needed."""
 
     def __init__(self) -> None:
-        self.failure: PoolError | None = None
+        self.failure: PoolError | None = None  # why there will be no supervisor any more
         self._pid = os.getpid()
         self._serving = threading.Lock()  # held while the private server is being started
         self._lock = threading.Lock()  # guards the process and who waits for its answers; never held for long
@@ -87,6 +95,7 @@ class LocalLauncher:
         self._pools: dict[str, tuple[PoolOrder, int | None]] = {}
         self._executable: str | None = None
         self._server: Address | None = None
+        self._deaths = 0
         self._restarts: list[float] = []
         self._closing = False
         atexit.register(self.close)
@@ -101,30 +110,46 @@ class LocalLauncher:
         """
         self._check()
         with self._serving:
-            if self._server is None:
+            server = self._server
+            if server is None:
                 self._executable = executable
-                answer = self._ask({"op": "server", "id": None, "executable": executable})
-                self._server = Address(path=answer["path"])
-            return self._server
+                answer = self._ask(lambda: {"op": "server", "id": None, "executable": executable})
+                server = Address(path=answer["path"])
+            return server
 
     def start(self, order: PoolOrder, workers: int | None) -> int:
         self._check()
-        answer = self._ask(
-            {
+        before = self._pools.get(order.id)
+        # Noted first: whoever replaces the supervisor meanwhile asks for so many, too.
+        self._pools[order.id] = order, workers
+        try:
+            return self._start(order)
+        except NbqueueError:
+            if before is not None:
+                self._pools[order.id] = before
+            else:
+                self._pools.pop(order.id, None)
+            raise
+
+    def _start(self, order: PoolOrder) -> int:
+        def message() -> dict[str, Any]:
+            # First, since it may take a while: the server of the dead supervisor is gone with it.
+            address = order.address().to_dict()
+            _, workers = self._pools.get(order.id, (order, None))
+            return {
                 "op": "pool",
                 "id": order.id,
                 "queue": order.queue,
                 "prefix": order.prefix,
-                "address": order.address().to_dict(),
+                "address": address,
                 "secret": order.secret.hex(),
                 "size": workers,
                 "limits": asdict(order.limits),
                 # In a notebook, what a call prints is shown by whoever called.
                 "echo": not shown_here(),
             }
-        )
-        self._pools[order.id] = (order, workers)
-        return int(answer["size"])
+
+        return int(self._ask(message)["size"])
 
     def renew(self, order: PoolOrder) -> None:
         self._check()
@@ -132,12 +157,10 @@ class LocalLauncher:
             self._ask_and_wait({"op": "renew", "id": order.id}, lambda: "workers are replaced as their calls end.")
 
     def stop(self, order: PoolOrder, interrupted: Interrupted) -> None:
-        if self._closing:
-            # All pools end with it.
+        if self._closing or self._pools.pop(order.id, None) is None or self.failure is not None:
+            # All pools end with it, or have ended.
             return
         self._check()
-        if self._pools.pop(order.id, None) is None:
-            return
         try:
             self._ask_and_wait({"op": "stop", "id": order.id}, interrupted)
         except PoolError:
@@ -182,14 +205,16 @@ class LocalLauncher:
         """Python is ending, and all pools with it: who was about to start one need not be told."""
         return self._closing
 
+    def check_kept(self) -> None:
+        """Raises PoolError where there will be no supervisor any more."""
+        if self.failure is not None:
+            # Not the same object each time, which would gather the frames of all who raise it.
+            raise PoolError(*self.failure.args)
+
     def _check(self) -> None:
         if os.getpid() != self._pid:
             raise ForkedQueue("This process is a fork of the one that made the queue; make a new TaskQueue here.")
-        if self.failure is not None:
-            raise self.failure
-        self._check_open()
-
-    def _check_open(self) -> None:
+        self.check_kept()
         if self._closing:
             raise PoolError("This Python process is ending; no workers can be started any more.")
 
@@ -222,30 +247,45 @@ class LocalLauncher:
         ).start()
         return ours
 
-    def _send(self, message: dict[str, Any]) -> concurrent.futures.Future[dict[str, Any]]:
+    def _send(self, message: dict[str, Any], deaths: int) -> concurrent.futures.Future[dict[str, Any]]:
+        """Ask the supervisor; one is started if there is none.
+
+        Raises
+        ------
+        _Died
+            If more have died than `deaths`: what the message says, a server's address, say, may hold no longer.
+        """
         future: concurrent.futures.Future[dict[str, Any]] = concurrent.futures.Future()
         with self._lock:
             # Checked here, too, or a thread that comes late would launch another supervisor.
-            self._check_open()
+            self._check()
+            if deaths != self._deaths:
+                raise _Died
             control = self._socket if self._socket is not None else self._launch()
             self._waiting.setdefault((message["op"], message["id"]), []).append(future)
             try:
                 control.sendall(json.dumps(message).encode() + b"\n")
-            except OSError as error:
-                raise PoolError("The supervisor process has died; try again.") from error
+            except OSError:
+                # It has died. Who reads its answers notices, and answers instead.
+                pass
         return future
 
     def _ask_and_wait(self, message: dict[str, Any], interrupted: Interrupted) -> None:
         """However long the running calls take. An interrupt ends the waiting; what was asked for goes on."""
-        answer = self._send(message)
+        answer = self._send(message, self._deaths)
         wait_for(answer, interrupted)
         _checked(answer.result())
 
-    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return _checked(self._send(message).result(ANSWER_TIMEOUT_S))
-        except TimeoutError:
-            raise PoolError(f"The supervisor process did not answer within {ANSWER_TIMEOUT_S:g} s.") from None
+    def _ask(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The answer to a message, which is made anew for each supervisor that dies over it. Deaths are limited."""
+        while True:
+            deaths = self._deaths
+            try:
+                return _checked(self._send(make(), deaths).result(ANSWER_TIMEOUT_S))
+            except _Died:
+                continue
+            except TimeoutError:
+                raise PoolError(f"The supervisor process did not answer within {ANSWER_TIMEOUT_S:g} s.") from None
 
     def _read(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
         with control, control.makefile("rb") as lines:
@@ -256,14 +296,16 @@ class LocalLauncher:
                         sys.stderr.write(f"nbqueue: {message['error']}\n")
                         continue
                     with self._lock:
+                        if message["op"] == "server" and "path" in message:
+                            self._server = Address(path=message["path"])
                         futures = self._waiting.get((message["op"], message["id"]), [])
                         # One end of a pool, or of its workers, answers everybody who waits for it.
                         answered = futures[:] if message["op"] in _ENDS else futures[:1]
                         del futures[: len(answered)]
                     for future in answered:
                         future.set_result(message)
-            except OSError:
-                # Closed from here.
+            except (OSError, ValueError):
+                # Closed from here; or it died in the midst of a word.
                 pass
         process.wait()
         with self._lock:
@@ -271,32 +313,45 @@ class LocalLauncher:
                 return
             self._process = self._socket = None
             self._remove_left_over()
+            self._server = None
+            self._deaths += 1
+            now = time.monotonic()
+            self._restarts = [at for at in self._restarts if now - at < RESTART_WINDOW_S] + [now]
             waiting, self._waiting = self._waiting, {}
-        stopped = [f for (op, _), futures in waiting.items() if op in _ENDS for f in futures]
-        for future in (f for futures in waiting.values() for f in futures):
-            future.set_result({} if future in stopped else {"error": "The supervisor process has died."})
+        if len(self._restarts) > MOST_RESTARTS:
+            # Before anybody asks again.
+            self._give_up("The supervisor process keeps dying; its workers cannot be kept. Restart the kernel.")
+        for (op, _), futures in waiting.items():
+            for future in futures:
+                if op in _ENDS:
+                    future.set_result({})
+                else:
+                    future.set_exception(_Died())
         self._replace()
 
     def _replace(self) -> None:
-        """The supervisor died without being told to: start another one with the same pools."""
-        now = time.monotonic()
-        self._restarts = [at for at in self._restarts if now - at < RESTART_WINDOW_S] + [now]
+        """The supervisor died without being told to: start another one with the same pools.
+
+        If that one dies, too, whoever reads its answers does the same beside this: to ask twice does no harm.
+        """
         try:
-            if len(self._restarts) > MOST_RESTARTS:
-                raise PoolError("The supervisor process keeps dying; its workers cannot be kept. Restart the kernel.")
-            # Asked for by name, since the answers are read by another thread than this one.
-            with self._lock:
-                server, self._server = self._server, None
-                pools = list(self._pools.values())
-            if server is not None and self._executable is not None:
+            # The answers are read by another thread than this one.
+            if self._executable is not None:
                 self.serve(self._executable)
-            for order, workers in pools:
-                self.start(order, workers)
-        except NbqueueError as error:
-            self.failure = error if isinstance(error, PoolError) else PoolError(str(error))
-            sys.stderr.write(f"nbqueue: {self.failure}\n")
             for order, _ in list(self._pools.values()):
-                order.lost(self.failure)
+                self._start(order)
+        except NbqueueError as error:
+            self._give_up(str(error))
+
+    def _give_up(self, why: str) -> None:
+        """From now on there is no supervisor any more."""
+        with self._lock:
+            if self.failure is not None or self._closing:
+                return
+            self.failure = PoolError(why)
+        sys.stderr.write(f"nbqueue: {why}\n")
+        for order, _ in list(self._pools.values()):
+            order.lost()
 
     def _remove_left_over(self) -> None:
         if self._server is not None:

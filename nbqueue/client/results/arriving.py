@@ -173,6 +173,8 @@ class Arriving(Looped):
 
     def _take(self, items: Sequence[Prepared]) -> None:
         with self._lock:
+            if self._cancelled:
+                return
             start = len(self._ledger)
             self._ledger.extend(len(items))
         unwanted = [place for place in self._unwanted if start <= place < start + len(items)]
@@ -339,6 +341,23 @@ class Arriving(Looped):
             self._calls.pop(call.call.n, None)
             self._changed.notify_all()
         return True
+
+    def on_lost(self, error: NbqueueError) -> None:
+        with self._changed:
+            if self._exhausted:
+                # What is open has been sent, and ends as calls do.
+                return
+            self._cancelled = self._exhausted = self._demand.known = True
+            # Of a generator, the item that would have come next.
+            unsent = 1 if self._total is None else max(0, self._total - len(self._ledger))
+            self._ledger.extend(unsent if unsent <= MOST_CANCELLED else 1)
+            self._total = total = len(self._ledger)
+            places = self._ledger.places((OPEN,))
+        self.tally.expect(total)
+        for place in places:
+            wanted = place not in self._unwanted
+            self._settle_one(place, Outcome(ERROR, error, True) if wanted else None, failed=wanted)
+        self._finish_if_done()
 
     def on_unmet(self, source: Any, note: Callable[[NbqueueError | None], None]) -> None:
         raise NotImplementedError("items of a batch need no other calls")

@@ -500,6 +500,9 @@ class TaskFuture(LateFuture[R], Generic[R]):
         self._arrive(Outcome(ERROR, error, True), None)
         return True
 
+    def on_lost(self, error: NbqueueError) -> None:
+        """It waits for items of a batch, and ends with them."""
+
     def on_unmet(self, source: Any, note: Callable[[NbqueueError | None], None]) -> None:
         if source.cancelled():
             note(None)

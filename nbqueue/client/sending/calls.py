@@ -25,6 +25,9 @@ class Input(Protocol):
     def _more(self) -> bool:
         """Whether more will be sent, as far as is known. Called with the lock held; takes none."""
 
+    def on_lost(self, error: NbqueueError) -> None:
+        """There is no server any more, nor will there be: what was to be sent ends with this error."""
+
 
 class Sink(Protocol):
     """Takes what comes back for a call. Called by the listener; must not block. `many`: it has numbered items.

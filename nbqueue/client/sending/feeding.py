@@ -27,7 +27,7 @@ from nbqueue.client.sending.recipe import Prepared, Recipe, are_short
 from nbqueue.codec.columns import Columns
 from nbqueue.codec.functions import PLAIN
 from nbqueue.codec.tracebacks import dump_exception, load_exception
-from nbqueue.errors import NotSendable
+from nbqueue.errors import NbqueueError, NotSendable
 
 __all__ = ["AtHand", "Feeder", "OneByOne"]
 
@@ -71,6 +71,8 @@ class Intake(Protocol):
         """Note and send items; they follow those of the time before."""
 
     def _input_ended(self) -> None: ...
+
+    def on_lost(self, error: NbqueueError) -> None: ...
 
     def cancel(self) -> None: ...
 

@@ -22,6 +22,7 @@ import select
 import sys
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Callable
 
 from nbqueue.client.sending import claims
@@ -63,6 +64,7 @@ class Helm(Outgoing):
         super().__init__(queue, address, keys, seal)
         self._watched: list[Callable[[], bool]] = []
         self._closing = False
+        self.lost: NbqueueError | None = None  # why there will be no server any more
         self._thread: threading.Thread | None = None
         self._resume = threading.Event()  # the listener may take the helm again
         self._helm = threading.Lock()
@@ -189,6 +191,8 @@ class Helm(Outgoing):
                 passing = isinstance(error, ServerError | CommandError) and not isinstance(error, ServerRefused)
                 if not passing or now - since > 3.0:
                     self.failure = error if isinstance(error, NbqueueError) else ServerError(str(error))
+                if self.lost is not None:
+                    self._break_all(self.lost)
                 time.sleep(pause)
                 pause = min(LONGEST_PAUSE_S, pause * 2)
             except Exception as error:  # noqa: BLE001 - whatever others write into our keys must not end the thread
@@ -199,6 +203,10 @@ class Helm(Outgoing):
                 self.failure = ServerError(f"What the server says cannot be understood ({why}).")
                 time.sleep(1.0)
         self._disconnect()
+
+    @abstractmethod
+    def _break_all(self, error: NbqueueError) -> None:
+        """End every open call with an error, and all that was to be sent. Only while there is no connection."""
 
     def _disconnect(self) -> None:
         with self._helm:

@@ -200,13 +200,19 @@ class Link(Helm):
         with self._changed:
             return self._changed.wait_for(lambda: not self._cancels, timeout_s)
 
-    def break_all(self, error: NbqueueError) -> None:
-        """End every open call with an error."""
+    def _break_all(self, error: NbqueueError) -> None:
         with self._lock:
-            opened = list(self._open.values())
+            opened, sources = list(self._open.values()), list(self._inputs.values())
         for call in opened:
             self._end_broken(call, 0, error)
         self.cancel(opened)
+        for source in sources:
+            source.on_lost(error)
+        with self._changed:
+            # There is nobody to tell. Whoever has sent something meanwhile is heard at the next turn.
+            self._outbox.clear()
+            self._cancels.clear()
+            self._changed.notify_all()
 
     def watch(self, check: Callable[[], bool]) -> None:
         """Call `check` from the listener every 50 ms, as long as it returns True."""
