@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
+import contextlib
 import json
 import os
 import shutil
@@ -80,6 +81,10 @@ class _Died(PoolError):
     """The supervisor has died before it could answer. Nobody but this module sees it."""
 
 
+class _Stopped(PoolError):
+    """The pool was stopped before it had started."""
+
+
 class LocalLauncher:
     """Talks to the supervisor process of this kernel, and starts it when it is first needed."""
 
@@ -125,17 +130,17 @@ class LocalLauncher:
         try:
             return self._start(order)
         except NbqueueError:
-            if before is not None:
+            if self._pools.pop(order.id, None) is not None and before is not None:
                 self._pools[order.id] = before
-            else:
-                self._pools.pop(order.id, None)
             raise
 
     def _start(self, order: PoolOrder) -> int:
         def message() -> dict[str, Any]:
             # First, since it may take a while: the server of the dead supervisor is gone with it.
             address = order.address().to_dict()
-            _, workers = self._pools.get(order.id, (order, None))
+            noted = self._pools.get(order.id)
+            if noted is None:
+                raise _Stopped("The workers were stopped while they were being started.")
             return {
                 "op": "pool",
                 "id": order.id,
@@ -143,7 +148,7 @@ class LocalLauncher:
                 "prefix": order.prefix,
                 "address": address,
                 "secret": order.secret.hex(),
-                "size": workers,
+                "size": noted[1],
                 "limits": asdict(order.limits),
                 # In a notebook, what a call prints is shown by whoever called.
                 "echo": not shown_here(),
@@ -247,7 +252,7 @@ class LocalLauncher:
         ).start()
         return ours
 
-    def _send(self, message: dict[str, Any], deaths: int) -> concurrent.futures.Future[dict[str, Any]]:
+    def _send(self, message: dict[str, Any], deaths: int | None = None) -> concurrent.futures.Future[dict[str, Any]]:
         """Ask the supervisor; one is started if there is none.
 
         Raises
@@ -259,7 +264,7 @@ class LocalLauncher:
         with self._lock:
             # Checked here, too, or a thread that comes late would launch another supervisor.
             self._check()
-            if deaths != self._deaths:
+            if deaths not in (None, self._deaths):
                 raise _Died
             control = self._socket if self._socket is not None else self._launch()
             self._waiting.setdefault((message["op"], message["id"]), []).append(future)
@@ -272,7 +277,7 @@ class LocalLauncher:
 
     def _ask_and_wait(self, message: dict[str, Any], interrupted: Interrupted) -> None:
         """However long the running calls take. An interrupt ends the waiting; what was asked for goes on."""
-        answer = self._send(message, self._deaths)
+        answer = self._send(message)
         wait_for(answer, interrupted)
         _checked(answer.result())
 
@@ -313,12 +318,13 @@ class LocalLauncher:
                 return
             self._process = self._socket = None
             self._remove_left_over()
-            self._server = None
+            served, self._server = self._server is not None, None
             self._deaths += 1
             now = time.monotonic()
             self._restarts = [at for at in self._restarts if now - at < RESTART_WINDOW_S] + [now]
+            keeps_dying = len(self._restarts) > MOST_RESTARTS
             waiting, self._waiting = self._waiting, {}
-        if len(self._restarts) > MOST_RESTARTS:
+        if keeps_dying:
             # Before anybody asks again.
             self._give_up("The supervisor process keeps dying; its workers cannot be kept. Restart the kernel.")
         for (op, _), futures in waiting.items():
@@ -327,19 +333,20 @@ class LocalLauncher:
                     future.set_result({})
                 else:
                     future.set_exception(_Died())
-        self._replace()
+        self._replace(served)
 
-    def _replace(self) -> None:
+    def _replace(self, served: bool) -> None:
         """The supervisor died without being told to: start another one with the same pools.
 
         If that one dies, too, whoever reads its answers does the same beside this: to ask twice does no harm.
         """
         try:
             # The answers are read by another thread than this one.
-            if self._executable is not None:
+            if served and self._executable is not None:
                 self.serve(self._executable)
             for order, _ in list(self._pools.values()):
-                self._start(order)
+                with contextlib.suppress(_Stopped):
+                    self._start(order)
         except NbqueueError as error:
             self._give_up(str(error))
 
