@@ -116,11 +116,15 @@ def test_asking_without_blocking_gives_none_until_it_is_ready(
     wait_until(lambda: handle(block=False) == "ready", timeout=20)
 
 
-def test_running_the_cell_that_makes_the_queue_again_leaks_nothing(new_key: str) -> None:
+def test_running_the_cell_that_makes_the_queue_again_leaks_nothing(
+    new_key: str, wait_until: Callable[..., Any]
+) -> None:
     """Old handles hide in Out[]; they all stand for the same queue, connection and pool."""
     me = psutil.Process()
     handles = [TaskQueue(stream_key=new_key, workers=2)]
     assert handles[0].submit(abs, -1).result(timeout=20) == 1
+    # The first may have been there, and done it, before the second was born.
+    wait_until(lambda: [worker.state for worker in handles[0].status().workers] == ["idle", "idle"], timeout=20)
 
     def held() -> tuple[int, int, int]:
         return len(me.children(recursive=True)), me.num_fds(), me.num_threads()
