@@ -39,7 +39,7 @@ __all__ = [
     "load_reply",
     "only_item",
     "plain_items",
-    "type_name",
+    "said_of", "type_name",
     "value_in",
 ]
 
@@ -116,7 +116,12 @@ def type_name(kind: type) -> str:
 
     Not the qualified name, which cloudpickle drops.
     """
-    return f"{kind.__module__}.{kind.__name__}"
+    return f"{said_of(kind, '__module__')}.{said_of(kind, '__name__')}"
+
+
+def said_of(kind: type, what: str) -> Any:
+    """A class's ``__module__``, ``__name__``, ``__qualname__`` or ``__mro__``, past its metaclass."""
+    return type.__dict__[what].__get__(kind)
 
 
 def dump_call(body: CallBody) -> bytes:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from nbqueue.codec import functions
+from nbqueue.codec.messages import said_of
 from nbqueue.codec.standins import Frame, frames_of, is_library, is_ours, lend_source, traceback_of
 from nbqueue.errors import NbqueueError, RemoteError
 
@@ -74,10 +75,11 @@ def dump_exception(exc: BaseException, raiser: str = "the task") -> bytes:
     sources: dict[str, dict[int, str]] = {}
     try:
         links = _links(exc, sources, raiser)
+        data = _pack_links(links, sources)
     except BaseException as error:  # noqa: BLE001 - what a class can override may raise; the task still ends
-        name = type(exc).__name__
-        links = [_Link(name, "", f"{name} (its traceback is lost: {_text(error)})")]
-    data = _pack_links(links, sources)
+        name = said_of(type(exc), "__name__")
+        links = [_Link(name, "", f"{name} (its traceback is lost: {_last_words(error)})")]
+        data = _pack_links(links, {})
     if len(data) > functions.LARGEST_BYTES:
         why = f"(cut: {len(data):,} bytes when pickled; the limit is {functions.LARGEST_BYTES:,})"
         links = [
@@ -259,11 +261,11 @@ def _travels(value: object) -> bool:
 def _slots(exc: BaseException) -> dict[str, Any]:
     """Attributes outside ``__dict__``: errno and filename of an OSError, ``__slots__`` of a user's class."""
     found: dict[str, Any] = {}
-    for cls in reversed(type(exc).__mro__):
-        for name, slot in vars(cls).items():
+    for cls in reversed(said_of(type(exc), "__mro__")):
+        for name, slot in said_of(cls, "__dict__").items():
             if not isinstance(slot, types.MemberDescriptorType | types.GetSetDescriptorType):
                 continue
-            if name.startswith("__") or (cls.__name__, name) in _NOT_SENT:
+            if name.startswith("__") or (said_of(cls, "__name__"), name) in _NOT_SENT:
                 continue
             try:
                 value = slot.__get__(exc, cls)
@@ -276,9 +278,8 @@ def _slots(exc: BaseException) -> dict[str, Any]:
 
 
 def _type_name(cls: type) -> str:
-    if cls.__module__ in {"builtins", "__main__"}:
-        return cls.__qualname__
-    return f"{cls.__module__}.{cls.__qualname__}"
+    module, name = said_of(cls, "__module__"), said_of(cls, "__qualname__")
+    return name if module in {"builtins", "__main__"} else f"{module}.{name}"
 
 
 def _text(exc: BaseException) -> str:
@@ -286,6 +287,14 @@ def _text(exc: BaseException) -> str:
         return str(exc)[:_TEXT_CHARACTERS]
     except Exception:  # noqa: BLE001 - a user's __str__
         return "<its str() failed>"
+
+
+def _last_words(error: BaseException) -> str:
+    """Of what a class raised while it was asked about itself, which may be as bad."""
+    try:
+        return str(error)[:_CUT]
+    except BaseException:  # noqa: BLE001 - as above
+        return "?"
 
 
 def _repr(value: object) -> str:

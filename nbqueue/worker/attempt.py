@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nbqueue.codec.messages import type_name
+from nbqueue.codec.messages import said_of, type_name
 from nbqueue.errors import TaskError, TaskTimeout, WorkerDied
 
 __all__ = ["CRASH_CAP", "SPAWNER_CRASH_CAP", "Exit", "death", "retry_delay", "wanted"]
@@ -51,7 +51,7 @@ def wanted(error: BaseException, retry_on: Sequence[str]) -> bool:
     """
     if not isinstance(error, Exception):
         return False
-    return not retry_on or any(type_name(kind) in retry_on for kind in type(error).__mro__)
+    return not retry_on or any(type_name(kind) in retry_on for kind in said_of(type(error), "__mro__"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,6 +248,35 @@ def test_an_exception_whose_text_ends_the_program_ends_only_its_task(queue: Any)
     assert not isinstance(error, WorkerDied)
 
 
+@pytest.mark.parametrize("what", ["names", "all", "exit"])
+def test_an_exception_whose_class_does_not_tell_its_name_cost_its_worker_twice(queue: Any, what: str) -> None:
+    def work(x: int) -> int:
+        class Mute(type):
+            def __getattribute__(cls, name: str) -> Any:
+                if what != "names" or name in ("__name__", "__qualname__", "__module__"):
+                    raise SystemExit(3) if what == "exit" else RuntimeError(name)
+                return type.__getattribute__(cls, name)
+
+        class Unnamed(Exception, metaclass=Mute):
+            pass
+
+        if x == 2:
+            raise Unnamed("two")
+        return x
+
+    # Its name is asked for, too, where only some exceptions are worth a retry.
+    task = queue.task(work, chunksize=5, retries=1, retry_on=(OSError,))
+    results = task.map(range(5)).results(return_exceptions=True, timeout=20)
+    error = results.pop(2)
+    assert results == [0, 1, 3, 4]
+    assert isinstance(error, RemoteError)
+    assert not isinstance(error, WorkerDied)
+    assert "Unnamed" in str(error)
+    if what == "names":
+        assert str(error).endswith("Unnamed: two")
+        assert "in work" in error.traceback_text
+
+
 def test_a_result_that_ends_the_program_when_it_is_unpickled_is_an_error(queue: Any) -> None:
     class Rude:
         def __reduce__(self) -> Any:
