@@ -113,7 +113,6 @@ EXEMPT = [
     Exempt("beat", "if e then", "e", "true", "only where a stranger has deleted what was parked: test_refusals"),
     Exempt("cancel", INBOX, "1000", "2001", "only how long the inbox of a host gets that does not read it"),
     Exempt("poke", POKE, "1000", "2001", "only how long the inbox of a host gets that does not read it"),
-    Exempt("cancel", "if ok and #rows > 0 then", "ok and #rows > 0", "#rows > 0", "an error has no rows"),
     Exempt("cancel", HELD, "1", "3", "there is one entry of that id at most"),
 ]
 
