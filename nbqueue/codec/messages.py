@@ -39,7 +39,8 @@ __all__ = [
     "load_reply",
     "only_item",
     "plain_items",
-    "said_of", "type_name",
+    "said_of",
+    "type_name",
     "value_in",
 ]
 

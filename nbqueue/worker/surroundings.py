@@ -182,10 +182,10 @@ class Surroundings:
                 pass
 
     @staticmethod
-    def _is_marked(fd: int) -> bool:
-        """Whether stdout or stderr is what it was at first. False: it may be all the same."""
+    def _is_marked(fd: int, kept: int = -1) -> bool:
+        """Whether stdout or stderr, or what is kept of it, is what it was at first. False: it may be all the same."""
         try:
-            return _GETSIG is not None and fcntl.fcntl(fd, _GETSIG) == _MARKS[fd]
+            return _GETSIG is not None and fcntl.fcntl(fd if kept < 0 else kept, _GETSIG) == _MARKS[fd]
         except OSError:
             return False
 
@@ -225,9 +225,11 @@ class Surroundings:
     def _restore_descriptor(self, fd: int) -> int:
         """Have stdout or stderr write where it did at first. Returns how many bytes it has had; -1: it is lost."""
         kept, inode = self._descriptors[fd]
+        if self._is_marked(fd) and self._is_marked(fd, kept):
+            return os.lseek(kept, 0, os.SEEK_END)
         size = size_of(kept, inode)
         if size >= 0:
-            if not self._is_marked(fd) and size_of(fd, inode) < 0:
+            if size_of(fd, inode) < 0:
                 os.dup2(kept, fd)
             return size
         # A successor would print nowhere. What this task has printed can still be read from here, unless it has closed

@@ -158,7 +158,7 @@ def names():
 home = names()
 for marked in (True, False):
     if not marked:
-        surroundings._is_marked = lambda fd: False
+        surroundings._is_marked = lambda *_: False
     lead_elsewhere()
     assert names() != home
     surroundings.tidy()
