@@ -35,6 +35,7 @@ WITHOUT = {
     "nbqueue.TaskFuture.first_open": SENDER,
     "nbqueue.TaskFuture.on_broken": SENDER,
     "nbqueue.TaskFuture.on_event": SENDER,
+    "nbqueue.TaskFuture.on_lost": SENDER,
     "nbqueue.TaskFuture.on_reply": SENDER,
     "nbqueue.TaskFuture.on_unmet": SENDER,
     "nbqueue.TaskFuture.open_items": SENDER,
