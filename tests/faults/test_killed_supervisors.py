@@ -48,14 +48,14 @@ def _said(script: Any, *words: str) -> int:
     return sum(all(word in line for word in words) for line in script.err)
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.05, 0.15, 0.25])
-def test_the_first_call_runs_though_the_supervisor_is_killed_while_it_starts(
+@pytest.mark.parametrize("delay", [0.02, 0.1, 0.2])
+def test_the_first_call_runs_though_supervisors_are_killed_while_they_start(
     start_script: Callable[..., Any], delay: float
 ) -> None:
     """The call hung for ever: only another one started workers."""
     script = start_script(f"""{KILLING}
 queue = TaskQueue(workers=2)
-killer = start_killing(1, {delay})
+killer = start_killing(3, {delay})
 print("sum", sum(queue.map(abs, range(50)).results(timeout=20)), flush=True)
 killer.join()
 print("sum", sum(queue.map(abs, range(50)).results(timeout=20)))
