@@ -619,10 +619,14 @@ class _Watcher:
 
     def told(self) -> int:
         """Items whose end was replied, however often."""
-        return len({(n, place) for (_, n, place), times in self._final.items() if times})
+        return len({(n, place) for (_, n, place), times in self._seen() if times})
+
+    def _seen(self) -> list[tuple[tuple[str, str, int], int]]:
+        # In one go: what an old attempt says may still arrive.
+        return list(self._final.items())
 
     def _several(self) -> Iterator[tuple[str, int, int]]:
-        for (_, n, place), times in self._final.items():
+        for (_, n, place), times in self._seen():
             if times > 1:
                 yield n, place, times
 
