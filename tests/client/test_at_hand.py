@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -52,7 +53,25 @@ def test_what_is_left_can_be_drawn_one_by_one(peek: bool) -> None:
     assert list(at_hand) == [(2, "c"), (3, "d"), (4, "e")]
 
 
+def test_a_list_that_changes_while_it_is_drawn_is_seen_as_it_is_then() -> None:
+    numbers = list(range(6))
+    at_hand = AtHand(numbers)
+    assert list(at_hand.draw(2)) == [(0,), (1,)]
+    numbers[2:] = [20, 30]
+    assert list(at_hand.draw(1)) == [(20,)]
+    assert list(at_hand) == [(30,)]
+
+
 # In a queue
+
+
+def test_a_list_that_has_been_drawn_is_nobodys_but_the_callers(queue: Any, wait_until: Callable[..., Any]) -> None:
+    numbers = list(range(1000))
+    before = sys.getrefcount(numbers)
+    batch = queue.map(abs, numbers)
+    assert batch.results(timeout=20) == numbers
+    wait_until(lambda: sys.getrefcount(numbers) == before)
+    assert len(batch) == 1000
 
 
 @pytest.fixture

@@ -14,7 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbqueue.codec.functions import digest, dump_arguments, dump_function, dumps, is_plain
+from nbqueue.codec.functions import (
+    all_plain_and_short,
+    digest,
+    dump_arguments,
+    dump_function,
+    dumps,
+    is_long,
+    is_plain,
+)
 from nbqueue.errors import NotSendable
 
 CALL = """
@@ -300,3 +308,21 @@ def test_nothing_goes_by_reference_to_main(value: object, guest: object, levels:
 def test_a_key_of_a_class_of_a_cell_goes_by_value() -> None:
     assert b"cloudpickle" in dump_arguments(({OF_A_CELL["Key"]("k"): 1},), {}, "f")
     assert b"cloudpickle" in dump_arguments((), {OF_A_CELL["Key"]("k"): 1}, "f")
+
+
+# Between them lie those that a float holds, and of those that it does not, those that are short all the same.
+NUMBERS = st.one_of(
+    st.integers(-9, 9), *(st.sampled_from([sign * (1 << bits) - less for sign in (1, -1) for less in (0, 1)])
+                          for bits in (63, 64, 1023, 1024, 1599, 1600, 1601, 1700))
+)  # fmt: skip
+PLAIN_VALUES = st.one_of(NUMBERS, st.booleans(), st.floats(), st.none(), st.text(max_size=3), st.just("x" * 201))
+
+
+@given(st.one_of(st.lists(NUMBERS), st.lists(st.one_of(NUMBERS, st.booleans())), st.lists(PLAIN_VALUES)))
+def test_many_plain_values_are_short_when_each_of_them_is(values: list[Any]) -> None:
+    assert all_plain_and_short(values, 200) == (not any(is_long(value, 200) for value in values))
+
+
+@pytest.mark.parametrize("values", [[1, 2, [3]], [[1]], [1.0, object()], ["a", bytearray(b"b")], [True, sqlite3.Row]])
+def test_values_of_another_kind_among_them_are_not_plain(values: list[Any]) -> None:
+    assert not all_plain_and_short(values, 200)

@@ -82,7 +82,7 @@ class AtHand:
 
     def __init__(self, *iterables: Iterable[Any]) -> None:
         self._sources: list[_Source | _Span] = [
-            _Span(iterable) if isinstance(iterable, range) else _Source(iterable) for iterable in iterables
+            _Span(each) if isinstance(each, list | tuple | range) else _Source(each) for each in iterables
         ]
         self._back: Columns | None = None
 
@@ -102,6 +102,10 @@ class AtHand:
         if back is not None:
             columns = [[*first, *column] for first, column in zip(back.columns, columns, strict=True)]
         return Columns(tuple(columns))
+
+    def drop(self) -> None:
+        """Hold nothing more of it."""
+        self._sources, self._back = [_Span(())], None
 
     def first(self) -> tuple[Any, ...] | None:
         """The next item, which stays; None at the end."""
@@ -124,16 +128,20 @@ class _Source:
 
 
 class _Span:
-    """A column of numbers, of which nobody makes a list."""
+    """A column that can be cut, as it is when that is done: nobody makes a list of a range."""
 
-    def __init__(self, numbers: range) -> None:
-        self._numbers = numbers
+    def __init__(self, values: Sequence[Any]) -> None:
+        self._values = values
+        self._taken = 0
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._numbers)
+    def __iter__(self) -> Iterator[Any]:
+        while self._taken < len(self._values):
+            self._taken += 1
+            yield self._values[self._taken - 1]
 
-    def take(self, number: int) -> Sequence[int]:
-        taken, self._numbers = self._numbers[:number], self._numbers[number:]
+    def take(self, number: int) -> Sequence[Any]:
+        taken = self._values[self._taken : self._taken + number]
+        self._taken += len(taken)
         return taken
 
 
@@ -276,8 +284,10 @@ class Feeder:
         self._drop_input()
 
     def _drop_input(self) -> None:
-        """A generator that was not drawn to its end closes what it has open."""
+        """A generator that was not drawn to its end closes what it has open, and nobody keeps a list for our sake."""
         self._source, self._values = iter(()), None
+        if self._at_hand is not None:
+            self._at_hand.drop()
 
     def _room(self, intake: Intake) -> bool:
         return len(intake._calls) < self.chunker.in_flight(self._link.planned_workers) and intake._wanted() > 0
