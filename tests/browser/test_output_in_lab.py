@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+pytestmark = pytest.mark.apart
+
 CALL = """
 import os, sys, time
 from nbqueue import TaskQueue
