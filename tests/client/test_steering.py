@@ -35,17 +35,31 @@ def steered(queue: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return turns
 
 
-def test_a_thread_that_waits_takes_the_helm(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def keep_listener_away(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it looks in from time to time: where the machine is busy, between any two calls."""
+    link = queue._core.link
     queue.submit(abs, -1).result(timeout=20)
+
+    def park(_link: Any) -> bool:
+        time.sleep(0.005)
+        return True
+
+    monkeypatch.setattr(type(link), "_park", park)
+    # What it may be waiting for in this moment.
+    queue.submit(abs, -1).result(timeout=20)
+
+
+def test_a_thread_that_waits_takes_the_helm(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_listener_away(queue, monkeypatch)
     turns = steered(queue, monkeypatch)
     assert [queue.submit(abs, -i).result(timeout=20) for i in range(50)] == list(range(50))
-    assert turns.count(True) > 25
+    assert turns.count(True) >= 45
 
 
 def test_a_lone_call_and_the_question_for_its_reply_leave_in_one_write(
     queue: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    queue.submit(abs, -1).result(timeout=20)
+    keep_listener_away(queue, monkeypatch)
     writes: list[int] = []
     send = Wire.send
 
@@ -55,8 +69,8 @@ def test_a_lone_call_and_the_question_for_its_reply_leave_in_one_write(
 
     monkeypatch.setattr(Wire, "send", counting)
     assert [queue.submit(abs, -i).result(timeout=20) for i in range(100)] == list(range(100))
-    # Not where the listener, which looks in from time to time, has asked before.
-    assert writes.count(2) > 50
+    # One may have found the listener's question; and now and then it says hello.
+    assert writes.count(2) >= 95
     assert len(writes) < 150
 
 
@@ -76,7 +90,7 @@ def test_a_reply_that_comes_in_one_piece_with_the_answer_to_its_call_is_seen(
 ) -> None:
     """It is in the reader by then, so that no poll tells of it."""
     link = queue._core.link
-    queue.submit(abs, -1).result(timeout=20)
+    keep_listener_away(queue, monkeypatch)
     together: list[bool] = []
     settle = type(link)._settle
 
