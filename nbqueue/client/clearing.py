@@ -1,23 +1,26 @@
 """Ending calls that somebody else has made: ``nbqueue cancel`` and ``nbqueue purge``.
 
-Always true here: whoever waits for a call hears that it was cancelled, before the server forgets it; only calls are
-ended that were there when it began, so it comes to an end however busy the queue is.
+Always true here: whoever waits for a call is told that it was cancelled, and that is not forgotten before it was read;
+only calls are ended that were there when it began, so it comes to an end however busy the queue is.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from nbqueue.codec import messages
 from nbqueue.codec.messages import call_id
 from nbqueue.codec.seal import Seal
-from nbqueue.stream.broker import Broker
+from nbqueue.stream.broker import BLOCK_MS, Broker
 from nbqueue.stream.records import OpenEntry
 
 __all__ = ["cancel_calls", "purge"]
 
 _TOGETHER = 500
+# Whoever is there asks for more, and deletes what was read, once in BLOCK_MS.
+_READ_S = BLOCK_MS / 1000 + 1.0
 
 
 def cancel_calls(broker: Broker, seal: Seal, *, queued_only: bool = False) -> int:
@@ -28,7 +31,11 @@ def cancel_calls(broker: Broker, seal: Seal, *, queued_only: bool = False) -> in
     queued_only : bool
         Leave those alone that a worker has taken.
     """
-    ended = 0
+    return _cancel_by_client(broker, seal, queued_only).total()
+
+
+def _cancel_by_client(broker: Broker, seal: Seal, queued_only: bool = False) -> Counter[str]:
+    ended: Counter[str] = Counter()
     for entries in _pages(broker, queued_only):
         for client, theirs in _by_client(entries).items():
             done = broker.items_done(client, [entry.n for entry in theirs])
@@ -45,7 +52,7 @@ def cancel_calls(broker: Broker, seal: Seal, *, queued_only: bool = False) -> in
             if ending:
                 # Their owner may have done it meanwhile.
                 broker.cancel(client, ending)
-                ended += sum(ending.values())
+                ended[client] += sum(ending.values())
     return ended
 
 
@@ -74,7 +81,12 @@ def _pages(broker: Broker, queued_only: bool) -> Iterator[list[OpenEntry]]:
 def purge(broker: Broker, seal: Seal) -> tuple[int, int]:
     """Cancel all calls, and delete all that the server keeps of the queue. How many calls and keys there were.
 
-    Workers and notebooks that are there go on, and register anew.
+    Workers and notebooks that are there go on, and register anew. It waits a few seconds for notebooks to read that
+    their calls were cancelled; for one that sleeps, that is kept for an hour.
     """
-    ended = cancel_calls(broker, seal)
-    return ended, broker.delete_all()
+    ended = _cancel_by_client(broker, seal)
+    unread, until = broker.unread(ended), time.monotonic() + _READ_S
+    while unread and time.monotonic() < until:
+        time.sleep(0.02)
+        unread = broker.unread(unread)
+    return ended.total(), broker.delete_all(unread)

@@ -26,6 +26,8 @@ __all__ = ["BLOCK_MS", "Beat", "Broker", "Ended", "Forgot", "Hello", "NeedBlobs"
 BLOCK_MS = 2000
 # Of what may be long, so much is read in one go.
 PAGE = 1000
+# How long a client that sleeps can still be told of the end of its calls when all else is deleted.
+UNREAD_S = 3600
 
 _SCRIPTS = (
     "prepare",
@@ -340,11 +342,22 @@ class Broker:
                 start = f"({rows[-1][0].decode()}"
         return frozenset(found)
 
-    def delete_all(self) -> int:
-        """Delete every key of the queue. How many there were. Needs rights that a queue itself does without."""
+    def unread(self, clients: Iterable[str]) -> list[str]:
+        """Those of these clients that have not read all that they were told, or not said so yet."""
+        return [client for client in clients if self.wire.call("XLEN", self.keys.replies(client))]
+
+    def delete_all(self, unread: Iterable[str] = ()) -> int:
+        """Delete every key of the queue. How many there were. Needs rights that a queue itself does without.
+
+        What these clients have not read lives for another hour.
+        """
+        spared = {self.keys.replies(client).encode() for client in unread}
+        for key in spared:
+            self.wire.call("EXPIRE", key, str(UNREAD_S))
         pattern, cursor, deleted = re.sub(r"([*?\[\]\\])", r"\\\1", self.keys.prefix) + "*", b"0", 0
         while True:
             cursor, keys = self.wire.call("SCAN", cursor, "MATCH", pattern, "COUNT", str(PAGE))
+            keys = [key for key in keys if key not in spared]
             if keys:
                 deleted += self.wire.call("UNLINK", *keys)
             if cursor == b"0":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -119,3 +120,38 @@ def test_purge_leaves_no_key_and_whoever_is_there_goes_on(
         waiting.result(timeout=20)
     shared.run(1)
     assert shared.submit(abs, -2).result(timeout=20) == 2
+
+
+ASLEEP = """
+import sys
+from nbqueue import TaskQueue
+try:
+    TaskQueue(sys.argv[1], sys.argv[2]).submit(abs, -1).result()
+except Exception as error:
+    print(type(error).__name__)
+"""
+
+
+def test_who_sleeps_while_it_is_purged_hears_of_it_later(
+    nbqueue: Any, new_key: str, redis_server: Any, wait_until: Callable[..., Any]
+) -> None:
+    """It sent the call again, as to a server that has lost its data, and waited for a worker."""
+    with redis.Redis.from_url(redis_server.url) as server:
+        words = [sys.executable, "-c", ASLEEP, redis_server.url, new_key]
+        asleep = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        try:
+            wait_until(lambda: server.info("clients")["blocked_clients"] == 1, timeout=60)
+            wait_until(lambda: server.keys("nbq:*:o:*"), timeout=20)
+            asleep.send_signal(signal.SIGSTOP)
+            # What it had asked for is answered: nothing. It asks again when it wakes.
+            wait_until(lambda: server.info("clients")["blocked_clients"] == 0, timeout=20)
+            done = nbqueue("purge", "--yes")
+            assert done.stdout.startswith("1 call cancelled, "), done.stderr
+            (left,) = server.keys("nbq:*")
+            assert ":r:" in left.decode()
+            assert 3500 < server.ttl(left) <= 3600
+            asleep.send_signal(signal.SIGCONT)
+            assert asleep.communicate(timeout=60)[0] == "TaskCancelled\n"
+        finally:
+            asleep.kill()
+            asleep.wait(10)
