@@ -14,7 +14,7 @@ key            type    what                                        dies
                        or given back
 ``o:<client>`` hash    open call → ``entry|items done``            with its last open call
 ``c:<client>`` hash    ``epoch`` and ``mark`` (highest call taken) 7 days after its last open call
-``r:<client>`` stream  replies and events, trimmed by the client   7 days after the last reply
+``r:<client>`` stream  replies and events, trimmed by the client   with ``c:<client>``
 ``f:<digest>`` hash    a blob: ``b`` bytes, ``refs`` open calls;   1 hour after its last open call; a value
                        of a value (see `value_name`), a field for  after 5 minutes
                        each call that waits for it, too
@@ -30,8 +30,9 @@ key            type    what                                        dies
                        retried, refused
 =============  ======  ==========================================  =======================================
 
-Nothing that an open call needs has a lifetime: a laptop may sleep for a night. A stream is seen by the step that puts
-something there or takes it away, by each beat of a host and each hello of a client.
+Nothing that an open call needs has a lifetime, nor what its client has not read yet: a laptop may sleep for a month. A
+stream is seen by the step that puts something there or takes it away, by each beat of a host and each hello of a
+client.
 """
 
 from __future__ import annotations

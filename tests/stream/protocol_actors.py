@@ -769,10 +769,6 @@ class Actors:
 
     def pass_time(self, seconds: float) -> None:
         """Every lifetime and every delay is that much shorter."""
-        if seconds > 86400:
-            for client in self.clients:
-                # A client that is there has read its replies before they die.
-                self.resync(client)
         call, prefix = self.broker.wire.call, self.broker.keys.prefix
         passed_ms = int(seconds * 1000)
         for key in call("KEYS", prefix + "*"):
@@ -781,7 +777,14 @@ class Actors:
                 call("PEXPIRE", key, left_ms - passed_ms)
         for member in call("ZRANGE", self.broker.keys.delayed, 0, -1):
             call("ZINCRBY", self.broker.keys.delayed, -passed_ms, member)
+        before = set(self.model.dies)
         self.model.pass_time(seconds)
+        died = before - self.model.dies.keys()
+        for client in self.clients:
+            if not died.isdisjoint({"c:" + client.name, "r:" + client.name}):
+                # Nothing is left of what it was told: it sends all again that it has not read of.
+                for sent in client.calls.values():
+                    self.model.faults[client.name, str(sent.n)] += bool(sent.unsettled)
 
     def intrude(self, stream: str, what: str, client: str = "?", n: str = "?") -> str:
         """A stranger writes: ``words``, what is ``like a call``, or what says it is one and is ``forged``. The

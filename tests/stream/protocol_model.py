@@ -85,7 +85,7 @@ class Model:
 
     def hello(self, client: str, fresh: str) -> tuple[str, int]:
         epoch, mark = self.records.setdefault(client, [fresh, 0])
-        self._keep("c:" + client, IDLE_S)
+        self._keep_client(client)
         self.prepare()
         return epoch, mark
 
@@ -116,7 +116,7 @@ class Model:
                 opened.where, opened.needs = WAITING, set(call.needs)
             else:
                 self._keep(opened.stream, IDLE_S)
-        self._keep("c:" + client, IDLE_S)
+        self._keep_client(client)
         return record[1]
 
     def cancel(self, client: str, names: Iterable[str]) -> list[str]:
@@ -380,6 +380,8 @@ class Model:
                 keys[call.stream] = None
             for name in ("o:" + call.client, "c:" + call.client, *("f:" + digest for digest in call.digests)):
                 keys[name] = None
+            if "r:" + call.client in keys:
+                keys["r:" + call.client] = None
         return keys
 
     def refs(self) -> Counter:
@@ -436,6 +438,12 @@ class Model:
     def _keep(self, key: str, seconds: float) -> None:
         self.dies[key] = self.clock + seconds
 
+    def _keep_client(self, client: str) -> None:
+        """Its record, and what it was told, if it was."""
+        self._keep("c:" + client, IDLE_S)
+        if "r:" + client in self.dies:
+            self._keep("r:" + client, IDLE_S)
+
     def _keep_hosts(self) -> None:
         for key in ("hb", "hw", "pool", "e"):
             self._keep(key, IDLE_S)
@@ -457,7 +465,7 @@ class Model:
             if not refs[digest]:
                 self._keep("f:" + digest, VALUE_IDLE_S if digest.startswith("v") else BLOB_IDLE_S)
         if not self.open_of(call.client):
-            self._keep("c:" + call.client, IDLE_S)
+            self._keep_client(call.client)
 
     def _pass_on(self, call: Open, has_value: bool) -> None:
         """What waits for a call that has ended gets its value, or ends as well."""

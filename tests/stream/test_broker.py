@@ -105,7 +105,25 @@ def test_replies_are_read_after_the_cursor_and_trimmed_up_to_it(broker: Broker) 
     assert broker.read_replies("c", first.id) == [second]
     broker.wire.call(*broker.trim_replies_command("c", first.id))
     assert broker.read_replies("c", b"0") == [second]
-    assert broker.wire.call("TTL", broker.keys.replies("c")) > 0
+
+
+def test_replies_died_while_their_client_slept_with_other_calls_open(broker: Broker) -> None:
+    """It was still known to the server when it woke, so it sent nothing again, and waited for them for ever."""
+    what_it_has = broker.keys.prefix + "c:c", broker.keys.replies("c")
+
+    def lifetimes() -> list[int]:
+        return [broker.wire.call("TTL", key) for key in what_it_has]
+
+    submit(broker, call(1), call(2))
+    one, two = fetch(broker)
+    broker.finish([report(one)])
+    assert lifetimes() == [-1, -1]
+    broker.finish([report(two)])
+    assert min(lifetimes()) > 600_000
+    submit(broker, call(3))
+    assert lifetimes() == [-1, -1]
+    assert broker.cancel("c", ["3"]) == ["3"]
+    assert min(lifetimes()) > 600_000
 
 
 @pytest.mark.parametrize("where", ["queued", "fetched", "delayed"])
@@ -437,7 +455,6 @@ def test_only_the_current_attempt_may_announce(broker: Broker) -> None:
     submit(broker, call(1))
     (old,) = fetch(broker, "h:1")
     assert broker.announce("c", "1", old.entry, b"started")
-    assert broker.wire.call("TTL", broker.keys.replies("c")) > 0
     broker.reclaim("h:1")
     assert not broker.announce("c", "1", old.entry, b"progress")
     assert replies(broker) == [("1", "e", b"started")]

@@ -94,6 +94,7 @@ MUTANTS = [
     mutant("a closed client lives for ever", "_common", RECORD_DIES),
     mutant("replies live for ever", "_common", REPLIES_DIE),
     mutant("an open client may die", "submit", "redis.call('PERSIST', key)"),
+    mutant("what an open client was told may die", "submit", "redis.call('PERSIST', P .. 'r:' .. client)"),
     mutant("take-back always charges", "_common", "charges[entry] or {}", "charges[entry] or {done, 1, ''}"),
     mutant("take-back charges one for another", "_common", "charges[entry]", "charges[next(charges)]"),
     mutant("take-back charges only one", "reclaim", "for at = 2, #ARGV, 4 do", "for at = 2, #ARGV, #ARGV do"),
@@ -141,7 +142,6 @@ MUTANTS = [
         "if current ~= ARGV[3] then return 0 end",
         "if not current then return 0 end",
     ),
-    mutant("announce does not settle", "announce", "settle()"),
 ]
 
 

@@ -15,8 +15,8 @@ local STATE = '^(%d+) (-?%d+) (%d+) (-?%d+)$'
 
 -- What a script does for each call and need write only once: `settle` does, at the end of every script.
 -- References to each blob that came (or went: negative), changes of each counter, clients that may have no open
--- call left, clients that were told something, streams that were looked at, or into which something was 'put'.
-local refs, counted, idle, told, seen = {}, {}, {}, {}, {}
+-- call left, streams that were looked at, or into which something was 'put'.
+local refs, counted, idle, seen = {}, {}, {}, {}
 
 -- The streams and their group. Each step that needs both makes them, since a server may have lost its data.
 local function ready()
@@ -113,7 +113,6 @@ end
 
 local function tell(client, n, kind, body)
   redis.call('XADD', P .. 'r:' .. client, '*', 'n', n, 'k', kind, 'p', body)
-  told[client] = true
 end
 
 local function count(name, by)
@@ -201,9 +200,12 @@ local function settle()
     end
   end
   for client in pairs(idle) do
-    if redis.call('EXISTS', P .. 'o:' .. client) == 0 then redis.call('EXPIRE', P .. 'c:' .. client, IDLE_S) end
+    if redis.call('EXISTS', P .. 'o:' .. client) == 0 then
+      -- In this order: where replies are gone that nobody has read, so is the record, and all is sent again.
+      redis.call('EXPIRE', P .. 'c:' .. client, IDLE_S)
+      redis.call('EXPIRE', P .. 'r:' .. client, IDLE_S)
+    end
   end
-  for client in pairs(told) do redis.call('EXPIRE', P .. 'r:' .. client, IDLE_S) end
   for name, by in pairs(counted) do
     redis.call('HINCRBY', P .. 'n', name, by)
     redis.call('EXPIRE', P .. 'n', IDLE_S)

@@ -3,5 +3,4 @@
 local current = standing(ARGV[1], ARGV[2])
 if current ~= ARGV[3] then return 0 end
 tell(ARGV[1], ARGV[2], 'e', ARGV[4])
-settle()
 return 1

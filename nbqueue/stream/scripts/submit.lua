@@ -56,6 +56,7 @@ end
 if newest then
   redis.call('HSET', key, 'mark', newest)
   redis.call('PERSIST', key)
+  redis.call('PERSIST', P .. 'r:' .. client)
 else
   idle[client] = true
 end
