@@ -141,9 +141,13 @@ class Helm(Outgoing):
             if self._polling:
                 # It may have slept through what was read here, and waits for what nobody has asked for.
                 self._listen(idle=False)
-        except BaseException as error:  # noqa: BLE001 - the listener tells of it, and connects again
+        except Exception as error:  # noqa: BLE001 - the listener tells of it, and connects again
             self._leave_trouble(error)
             return False
+        except BaseException:
+            # What somebody raises in other threads, as a debugger does: it is for the one who waits.
+            self._leave_trouble(ServerError("the exchange with the server was cut off"))
+            raise
         finally:
             now = self._steered_at = time.monotonic()
             self._steered_since = 0.0

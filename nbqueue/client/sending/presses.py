@@ -19,6 +19,12 @@ __all__ = ["Presses"]
 _KERNELS = ("ipykernel.ipkernel", "nbqueue.notebook.interrupt")
 _LOOPS = (*_KERNELS, "asyncio.runners")
 _SIGINT = int(signal.SIGINT)
+# Other signals whose handlers may raise: ``sys.exit`` at a SIGTERM, a time limit by `signal.alarm`. Not every system
+# has all of them.
+_NAMES = ("ALRM", "CHLD", "HUP", "IO", "PROF", "QUIT", "TERM", "USR1", "USR2", "VTALRM", "WINCH", "XCPU")
+_OTHERS = tuple(int(getattr(signal, "SIG" + name)) for name in _NAMES if hasattr(signal, "SIG" + name))
+# An event loop's handlers do nothing where they strike.
+_HARMLESS = ("asyncio.unix_events",)
 _main = threading.main_thread().ident
 
 
@@ -40,7 +46,7 @@ class Presses:
     noted : bool
         They are. Else this is another thread, or somebody's own handler does what it does.
     masked : bool
-        Nothing can be raised in the block.
+        Nothing can be raised in the block: nor can it by a handler of another signal, as there is none.
     """
 
     __slots__ = ("_before", "masked", "noted", "number")
@@ -57,7 +63,7 @@ class Presses:
             # Not `signal.getsignal` and `signal.signal`, whose enums cost 6 µs.
             before = _signal.getsignal(_SIGINT)
             if before is signal.default_int_handler or _home_of(before) in _LOOPS:
-                self._before, self.noted, self.masked = before, True, True
+                self._before, self.noted, self.masked = before, True, not _others_may_raise()
                 _signal.signal(_SIGINT, self._note)
         return self
 
@@ -81,6 +87,14 @@ class Presses:
             return KeyboardInterrupt(message)
         self._before(_SIGINT, None)
         return asyncio.CancelledError(message)
+
+
+def _others_may_raise() -> bool:
+    for number in _OTHERS:
+        handler = _signal.getsignal(number)
+        if callable(handler) and _home_of(handler) not in _HARMLESS:
+            return True
+    return False
 
 
 def _home_of(handler: Any) -> str:
