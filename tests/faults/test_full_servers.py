@@ -96,6 +96,15 @@ def test_what_runs_ends_and_what_is_submitted_waits_until_there_is_room(
     wait_until(lambda: shared._core.link.failure is None)  # type: ignore[union-attr]
 
 
+def test_calls_that_have_no_room_together_go_by_and_by(shared: TaskQueue, server: Any) -> None:
+    """They left together, each time anew, and waited for ever in an empty queue."""
+    with server.client() as client:
+        room = client.info("memory")["used_memory"] + 4_000_000
+        client.config_set("maxmemory", str(room))
+        futures = [shared.submit(len, b"x" * 100_000) for _ in range(150)]
+        assert [future.result(timeout=60) for future in futures] == [100_000] * 150
+
+
 def test_whoever_waits_is_told_why(
     shared: TaskQueue,
     memory: Memory,

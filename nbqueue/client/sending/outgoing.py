@@ -80,6 +80,7 @@ class Outgoing(Ends):
         self._said_hello = 0.0
         self._full_s = 0.0  # the server refused calls because its memory is full: the pause before the next attempt
         self._send_at = 0.0
+        self._at_once = MOST_CALLS  # in one SUBMIT: fewer where memory is scarce
         self._suspect = 0  # bytes of the largest string that was on its way when the connection was lost
         self._sent_blobs: set[str] = set()
 
@@ -183,7 +184,7 @@ class Outgoing(Ends):
             with self._lock:
                 taken = 0
                 for n in self._outbox:
-                    if taken >= MOST_CALLS or size > MOST_BYTES:
+                    if taken >= self._at_once or size > MOST_BYTES:
                         break
                     taken += 1
                     opened = self._open.get(n)
@@ -252,8 +253,13 @@ class Outgoing(Ends):
             if not is_out_of_memory(error):
                 raise
             self._answered(asked)
-            self._full_s = min(LONGEST_FULL_S, self._full_s * 2 or FULL_S)
-            self._send_at = time.monotonic() + self._full_s
+            if asked.numbers > 1:
+                # There may be room for some of them: at once.
+                self._at_once = asked.numbers // 2
+                self._full_s = self._full_s or FULL_S
+            else:
+                self._full_s = min(LONGEST_FULL_S, self._full_s * 2 or FULL_S)
+                self._send_at = time.monotonic() + self._full_s
             self.failure = ServerError(
                 "The server's memory is full (maxmemory). Calls wait until results have been taken, or until it is "
                 "given more."
@@ -270,6 +276,7 @@ class Outgoing(Ends):
             self.workers = answer.workers
             if asked.numbers:
                 self._taken(asked.numbers, asked.last)
+                self._at_once = min(MOST_CALLS, self._at_once * 2)
         elif isinstance(answer, OtherEpoch):
             self._say_hello(steps)
         elif isinstance(answer, Ended):
