@@ -349,6 +349,7 @@ def _cancel(given: argparse.Namespace) -> int:
     from nbqueue.client.clearing import cancel_calls
 
     with _opened(given) as (broker, seal):
+        broker.ensure_group()
         ended = cancel_calls(broker, seal, queued_only=given.queued)
     print(json.dumps({"cancelled": ended}) if given.json else f"{_number(ended, 'call')} cancelled")
     return 0
@@ -394,7 +395,8 @@ def _opened(given: argparse.Namespace) -> Iterator[tuple[Broker, Seal]]:
     keys = Keys.of(given.queue, fingerprint(secret))
     broker = Broker(Wire(address, timeout_s=30.0), keys)
     with explaining(address):
-        broker.connect()
+        broker.wire.connect()
+        broker.load_steps()
         try:
             yield broker, Seal(secret, keys.prefix)
         finally:

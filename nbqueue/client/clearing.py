@@ -7,13 +7,15 @@ only calls are ended that were there when it began, so it comes to an end howeve
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from nbqueue.codec import messages
 from nbqueue.codec.messages import call_id
 from nbqueue.codec.seal import Seal
+from nbqueue.errors import NbqueueError, ServerRefused
 from nbqueue.stream.broker import BLOCK_MS, Broker
+from nbqueue.stream.connect import CommandError
 from nbqueue.stream.records import OpenEntry
 
 __all__ = ["cancel_calls", "purge"]
@@ -31,11 +33,7 @@ def cancel_calls(broker: Broker, seal: Seal, *, queued_only: bool = False) -> in
     queued_only : bool
         Leave those alone that a worker has taken.
     """
-    return _cancel_by_client(broker, seal, queued_only).total()
-
-
-def _cancel_by_client(broker: Broker, seal: Seal, queued_only: bool = False) -> Counter[str]:
-    ended: Counter[str] = Counter()
+    ended = 0
     for entries in _pages(broker, queued_only):
         for client, theirs in _by_client(entries).items():
             done = broker.items_done(client, [entry.n for entry in theirs])
@@ -52,7 +50,7 @@ def _cancel_by_client(broker: Broker, seal: Seal, queued_only: bool = False) -> 
             if ending:
                 # Their owner may have done it meanwhile.
                 broker.cancel(client, ending)
-                ended[client] += sum(ending.values())
+                ended += sum(ending.values())
     return ended
 
 
@@ -81,12 +79,28 @@ def _pages(broker: Broker, queued_only: bool) -> Iterator[list[OpenEntry]]:
 def purge(broker: Broker, seal: Seal) -> tuple[int, int]:
     """Cancel all calls, and delete all that the server keeps of the queue. How many calls and keys there were.
 
-    Workers and notebooks that are there go on, and register anew. It waits a few seconds for notebooks to read that
-    their calls were cancelled; for one that sleeps, that is kept for an hour.
+    Workers and notebooks that are there go on, and register anew. It waits a few seconds for notebooks to read what
+    has become of their calls; for one that sleeps, that is kept for an hour.
+
+    Raises
+    ------
+    NbqueueError
+        If the user may not delete them. Nothing is cancelled then.
     """
-    ended = _cancel_by_client(broker, seal)
-    unread, until = broker.unread(ended), time.monotonic() + _READ_S
+    try:
+        broker.may_delete()
+    except ServerRefused as error:
+        raise NbqueueError(
+            "To purge a queue takes an administrator's rights, among them SCAN and UNLINK. Nothing was cancelled or "
+            f"deleted; `nbqueue cancel` needs no more than a worker does. ({error})"
+        ) from error
+    try:
+        ended = cancel_calls(broker, seal)
+    except CommandError:
+        # What others have made of its keys has no calls; whoever waits for some sends them again.
+        ended = 0
+    unread, until = broker.unread(), time.monotonic() + _READ_S
     while unread and time.monotonic() < until:
         time.sleep(0.02)
-        unread = broker.unread(unread)
-    return ended.total(), broker.delete_all(unread)
+        unread = [key for key in unread if broker.holds_messages(key)]
+    return ended, broker.delete_all(unread)

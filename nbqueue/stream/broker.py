@@ -149,10 +149,13 @@ class Broker:
     def connect(self) -> None:
         """Connect, load the steps and make the group."""
         self.wire.connect()
+        self.load_steps()
+        self.ensure_group()
+
+    def load_steps(self) -> None:
         self.wire.send(*[("SCRIPT", "LOAD", script(name)) for name in _SCRIPTS])
         for _ in _SCRIPTS:
             self.wire.receive()
-        self.ensure_group()
 
     def ensure_group(self) -> None:
         """Make the streams and their group if they are missing, also when memory is full."""
@@ -342,26 +345,43 @@ class Broker:
                 start = f"({rows[-1][0].decode()}"
         return frozenset(found)
 
-    def unread(self, clients: Iterable[str]) -> list[str]:
-        """Those of these clients that have not read all that they were told, or not said so yet."""
-        return [client for client in clients if self.wire.call("XLEN", self.keys.replies(client))]
+    def unread(self) -> list[bytes]:
+        """The reply streams in which is what a client has not read, or has not said so yet."""
+        return [key for page in self._pages_of_keys("r:") for key in page if self.holds_messages(key)]
 
-    def delete_all(self, unread: Iterable[str] = ()) -> int:
-        """Delete every key of the queue. How many there were. Needs rights that a queue itself does without.
+    def holds_messages(self, key: bytes) -> bool:
+        """Whether there is anything in a stream."""
+        try:
+            return bool(self.wire.call("XLEN", key))
+        except CommandError:
+            # Of a foreign type.
+            return False
 
-        What these clients have not read lives for another hour.
-        """
-        spared = {self.keys.replies(client).encode() for client in unread}
+    def may_delete(self) -> None:
+        """Raises ServerRefused for a user that may not `delete_all`: it needs rights that a queue does without."""
+        next(self._pages_of_keys(""))
+        self.wire.call("UNLINK", self.keys.prefix)
+
+    def delete_all(self, unread: Iterable[bytes] = ()) -> int:
+        """Delete every key of the queue. How many there were. The `unread` streams live for another hour."""
+        spared = set(unread)
         for key in spared:
             self.wire.call("EXPIRE", key, str(UNREAD_S))
-        pattern, cursor, deleted = re.sub(r"([*?\[\]\\])", r"\\\1", self.keys.prefix) + "*", b"0", 0
-        while True:
-            cursor, keys = self.wire.call("SCAN", cursor, "MATCH", pattern, "COUNT", str(PAGE))
-            keys = [key for key in keys if key not in spared]
+        deleted = 0
+        for page in self._pages_of_keys(""):
+            keys = [key for key in page if key not in spared]
             if keys:
                 deleted += self.wire.call("UNLINK", *keys)
+        return deleted
+
+    def _pages_of_keys(self, kind: str) -> Iterator[list[bytes]]:
+        """Keys of the queue that begin so; some more than once."""
+        pattern, cursor = re.sub(r"([*?\[\]\\])", r"\\\1", self.keys.prefix + kind) + "*", b"0"
+        while True:
+            cursor, keys = self.wire.call("SCAN", cursor, "MATCH", pattern, "COUNT", str(PAGE))
+            yield keys
             if cursor == b"0":
-                return deleted
+                return
 
     # Worker
 

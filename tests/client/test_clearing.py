@@ -37,8 +37,8 @@ def shared(redis_server: Any, new_key: str) -> Iterator[TaskQueue]:
 
 @pytest.fixture
 def nbqueue(redis_server: Any, new_key: str) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(command: str, *options: str) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, "-m", "nbqueue.cli", command, redis_server.url, "--queue", new_key, *options]
+    def run(command: str, *options: str, url: str = redis_server.url) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "nbqueue.cli", command, url, "--queue", new_key, *options]
         return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
 
     return run
@@ -126,16 +126,17 @@ ASLEEP = """
 import sys
 from nbqueue import TaskQueue
 try:
-    TaskQueue(sys.argv[1], sys.argv[2]).submit(abs, -1).result()
+    print(TaskQueue(sys.argv[1], sys.argv[2]).submit(abs, -1).result())
 except Exception as error:
     print(type(error).__name__)
 """
 
 
-def test_who_sleeps_while_it_is_purged_hears_of_it_later(
-    nbqueue: Any, new_key: str, redis_server: Any, wait_until: Callable[..., Any]
+@pytest.mark.parametrize("before", ["nobody has taken it", "it has ended"])
+def test_who_sleeps_while_it_is_purged_hears_of_its_calls_later(
+    nbqueue: Any, new_key: str, redis_server: Any, wait_until: Callable[..., Any], before: str
 ) -> None:
-    """It sent the call again, as to a server that has lost its data, and waited for a worker."""
+    """It sent the call again, as to a server that has lost its data: it waited for a worker, or ran twice."""
     with redis.Redis.from_url(redis_server.url) as server:
         words = [sys.executable, "-c", ASLEEP, redis_server.url, new_key]
         asleep = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
@@ -145,13 +146,45 @@ def test_who_sleeps_while_it_is_purged_hears_of_it_later(
             asleep.send_signal(signal.SIGSTOP)
             # What it had asked for is answered: nothing. It asks again when it wakes.
             wait_until(lambda: server.info("clients")["blocked_clients"] == 0, timeout=20)
+            if before == "it has ended":
+                with TaskQueue(redis_server.url, new_key) as workers:
+                    workers.run(1)
+                    wait_until(lambda: not server.keys("nbq:*:o:*"), timeout=20)
             done = nbqueue("purge", "--yes")
-            assert done.stdout.startswith("1 call cancelled, "), done.stderr
+            assert done.stdout.startswith(f"{0 if before == 'it has ended' else 1} call"), done.stderr
             (left,) = server.keys("nbq:*")
             assert ":r:" in left.decode()
             assert 3500 < server.ttl(left) <= 3600
             asleep.send_signal(signal.SIGCONT)
-            assert asleep.communicate(timeout=60)[0] == "TaskCancelled\n"
+            assert asleep.communicate(timeout=60)[0] == ("1\n" if before == "it has ended" else "TaskCancelled\n")
         finally:
             asleep.kill()
             asleep.wait(10)
+
+
+def test_who_may_not_delete_keys_is_told_before_anything_is_cancelled(
+    shared: TaskQueue, nbqueue: Any, redis_server: Any, wait_until: Callable[..., Any]
+) -> None:
+    waiting = shared.submit(abs, -1)
+    wait_until(lambda: shared.status().queued == 1, timeout=20)
+    with redis.Redis.from_url(redis_server.url) as server:
+        server.acl_setuser("ana", enabled=True, nopass=True, keys=["*"], categories=["+@all"], commands=["-scan"])
+    url = redis_server.url.replace("unix://", "unix://ana:any@")
+    done = nbqueue("purge", "--yes", url=url)
+    assert done.returncode == 1
+    assert "takes an administrator's rights, among them SCAN and UNLINK. Nothing was cancelled" in done.stderr
+    shared.run(1)
+    assert waiting.result(timeout=20) == 1
+
+
+def test_purge_cures_a_queue_whose_keys_others_have_replaced(
+    shared: TaskQueue, nbqueue: Any, redis_server: Any
+) -> None:
+    shared.run(1)
+    assert shared.submit(abs, -1).result(timeout=20) == 1
+    with redis.Redis.from_url(redis_server.url) as server:
+        for key in server.keys("nbq:*:s:*"):
+            server.set(key, "somebody's")
+        done = nbqueue("purge", "--yes")
+        assert done.returncode == 0, done.stderr
+    assert shared.submit(abs, -2).result(timeout=30) == 2
