@@ -1,7 +1,7 @@
 """The command line: ``nbqueue demo | worker | status | top | cancel | purge | acl | completion``.
 
 The only room that may knock at both wings. What a command needs is imported when it runs, so that help
-comes at once. nbqueue's own errors become one line on stderr.
+comes at once. nbqueue's own errors become one line on stderr, in the words of the command line.
 """
 
 from __future__ import annotations
@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 FAILED, INTERRUPTED = 1, 130
+# What errors say to Python, and what that is here.
+_WORDS = (
+    (r"^stream_key=", "--queue "),
+    (r"^workers=", "--workers "),
+    (r"^memory_limit=", ""),
+    (r"\bpass insecure=True\b", "say --insecure"),
+    (r", correct the address, or call TaskQueue\(\) without a client for a private server", " or correct the address"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,11 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.command is None:
         parser.print_help(sys.stderr)
         return 2
+    if "url" in given and given.url is None:
+        given.refuse("give a URL, or set NBQUEUE_URL")
     try:
         code: int = given.run(given)
         sys.stdout.flush()
     except NbqueueError as error:
-        print(f"nbqueue: {error}", file=sys.stderr)
+        print(f"nbqueue: {_in_our_words(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("nbqueue: interrupted", file=sys.stderr)
@@ -53,6 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     return code
+
+
+def _in_our_words(error: NbqueueError) -> str:
+    import re
+
+    text = str(error)
+    for theirs, ours in _WORDS:
+        text = re.sub(theirs, ours, text)
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -191,12 +210,12 @@ def _add_name(command: argparse.ArgumentParser) -> None:
 
 
 def _add_queue(command: argparse.ArgumentParser) -> None:
-    url = os.environ.get("NBQUEUE_URL")
+    command.set_defaults(refuse=command.error)
     command.add_argument(
         "url",
         metavar="URL",
-        nargs="?" if url else None,
-        default=url,
+        nargs="?",
+        default=os.environ.get("NBQUEUE_URL") or None,
         help="redis://[user:password@]host[:port][/db], rediss://… for TLS, or unix:///path/to/redis.sock; may be "
         "left out if NBQUEUE_URL holds it, which other users of this machine cannot see",
     )
@@ -230,7 +249,7 @@ def _size(text: str) -> str:
     try:
         check_limits(text, None)
     except NbqueueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise argparse.ArgumentTypeError(_in_our_words(error)) from None
     return text
 
 

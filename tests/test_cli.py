@@ -101,6 +101,43 @@ def test_a_wrong_queue_name_exits_1(redis_server: Any) -> None:
     assert "1 to 200 characters" in one_line(shown.stderr)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (
+            ["status", "unix:///nowhere/redis.sock", "--queue", "ta sks"],
+            1,
+            "--queue 'ta sks': a queue's name is 1 to 200 characters without spaces or braces.",
+        ),
+        (
+            ["cancel", "redis://192.0.2.1"],
+            1,
+            "redis://192.0.2.1:6379/0 is on another host and would be used without TLS and a password. Use "
+            "rediss://user:password@host:port, or say --insecure if the network itself is private.",
+        ),
+        (
+            ["top", "unix:///nowhere/redis.sock"],
+            1,
+            "No Redis server answers at unix:///nowhere/redis.sock: [Errno 2] No such file or directory. Start one "
+            "there or correct the address.",
+        ),
+        (["purge", "--queue", "jobs"], 2, "error: give a URL, or set NBQUEUE_URL"),
+        (
+            ["worker", "unix:///nowhere/redis.sock", "--memory-limit", "few"],
+            2,
+            "error: argument --memory-limit: 'few': give bytes, at least 50 MB, as 2_000_000_000 or '2 GB'.",
+        ),
+    ],
+)
+def test_errors_speak_of_options_as_the_command_line_has_them(arguments: list[str], code: int, error: str) -> None:
+    shown = run(*arguments, NBQUEUE_URL="")
+    assert (shown.returncode, shown.stdout) == (code, "")
+    told = shown.stderr.splitlines()[-1]
+    assert told == (f"nbqueue: {error}" if code == 1 else f"nbqueue {arguments[0]}: {error}")
+    # That it may be left out, usage shows in brackets.
+    assert code == 1 or "[URL]" in shown.stderr
+
+
 def test_a_missing_server_says_how_to_install_one() -> None:
     shown = run("demo", "--quick", NBQUEUE_REDIS_SERVER="/nowhere/redis-server")
     assert shown.returncode == 1
