@@ -91,6 +91,7 @@ class Core:
         self._lock = threading.Lock()
         self._started = False  # or never to be started without run()
         self._running = False
+        self._lost = False  # its workers could not be kept
         self._starter: threading.Thread | None = None
 
     @property
@@ -102,10 +103,12 @@ class Core:
             assert self.fixed is not None
             return self.fixed
         try:
-            return self.launcher.serve(self._executable)
+            address = self.launcher.serve(self._executable)
         except NbqueueError:
             self.link.lost = self.launcher.failure
             raise
+        self.link.lost = None
+        return address
 
     @property
     def in_use(self) -> bool:
@@ -153,7 +156,7 @@ class Core:
 
     def _start_quietly(self) -> None:
         try:
-            self.run(self.workers)
+            self._run(self.workers)
         except NbqueueError as error:
             self._started = False
             self.link.failure = error
@@ -164,15 +167,25 @@ class Core:
             self.link.starting = False
 
     def revive(self) -> None:
-        """A handle is made or a block begins: after a shutdown, its first call starts workers as the very first did."""
+        """A handle is made or a block begins: its first call starts workers as the very first did, after a shutdown,
+        and where they could no longer be kept."""
+        if self.private:
+            self._begin_anew()
         with self._lock:
             if self.private and not self._running and not self.link.starting:
                 self._started = False
 
     def lost(self) -> None:
         """The local workers cannot be kept. On a server of others, calls wait for others' workers; a private one is
-        lost with them, see `address`."""
-        self._running = self.link.served_here = False
+        lost with them, see `address`. Where it is begun anew, the next call starts workers."""
+        self._running = self.link.served_here = self._started = False
+        self._lost = True
+
+    def _begin_anew(self) -> None:
+        if self.launcher.failure is not None:
+            self.launcher.begin_anew()
+            # Of what is called from now on.
+            self.link.lost = None
 
     def change(self, workers: int | None, limits: WorkerLimits) -> None:
         """What a new handle asks for, as far as it does. A private pool that runs follows; others follow `run` only."""
@@ -185,13 +198,19 @@ class Core:
             self.run(self.workers)
 
     def run(self, workers: int | None) -> int:
+        """Start workers because a user says so, whatever failed before."""
         self.check_process()
+        self._begin_anew()
+        return self._run(workers)
+
+    def _run(self, workers: int | None) -> int:
         self._started = True
         self._let_start()
         # What was cancelled must not be started by workers that come now.
         self.link.settle_cancels(CANCEL_TIMEOUT_S)
         number = self.launcher.start(self, workers)
         self._running = self.link.served_here = True
+        self._lost = False
         self.link.expected_workers = self.link.workers = number
         return number
 
@@ -207,7 +226,7 @@ class Core:
         try:
             self.launcher.stop(self, interrupted)
         finally:
-            self._running = self.link.served_here = False
+            self._running = self.link.served_here = self._lost = False
             self.link.workers = 0
 
     def restart(self) -> None:
@@ -215,6 +234,8 @@ class Core:
         self._let_start()
         if self._running:
             self.launcher.renew(self)
+        elif self._lost:
+            self.launcher.check_kept()
 
     def make(self, fn: Callable[..., Any], name: str) -> Made:
         """The function and the setting, from what they are now."""

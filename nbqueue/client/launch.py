@@ -5,7 +5,8 @@ stay readable after a pool was shut down. If it is killed, another takes its pla
 what the dead one could not clean up is cleaned up from here.
 
 Always true here: what was asked of a supervisor that died before it answered is asked of the next one, also while that
-one starts; only when too many have died, or one cannot be replaced, is there a `failure`, which stays.
+one starts; only when too many have died, or one cannot be replaced, is there a `failure`, which stays until a user asks
+for workers anew (`begin_anew`).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ ANSWER_TIMEOUT_S = 60.0
 END_S, PRESS_S = 10.0, 0.05
 # What is true as well when the supervisor has died: no worker of before lives.
 _ENDS = ("stop", "renew")
-# A supervisor that keeps dying is not started for ever.
+# A supervisor that keeps dying is not started for ever, unless somebody asks for it each time.
 MOST_RESTARTS, RESTART_WINDOW_S = 5, 60.0
 
 
@@ -61,7 +62,7 @@ class PoolOrder(Protocol):
     def address(self) -> Address: ...
 
     def lost(self) -> None:
-        """The local workers cannot be kept any longer."""
+        """The local workers cannot be kept any longer. Must not wait."""
 
 
 class Launcher(Protocol):
@@ -89,7 +90,8 @@ class LocalLauncher:
     """Talks to the supervisor process of this kernel, and starts it when it is first needed."""
 
     def __init__(self) -> None:
-        self.failure: PoolError | None = None  # why there will be no supervisor any more
+        self.failure: PoolError | None = None  # why there is no supervisor any more
+        self._beginnings = 0  # how often it was begun anew after a failure
         self._pid = os.getpid()
         self._serving = threading.Lock()  # held while the private server is being started
         self._lock = threading.Lock()  # guards the process and who waits for its answers; never held for long
@@ -140,6 +142,7 @@ class LocalLauncher:
             address = order.address().to_dict()
             noted = self._pools.get(order.id)
             if noted is None:
+                self.check_kept()
                 raise _Stopped("The workers were stopped while they were being started.")
             return {
                 "op": "pool",
@@ -210,11 +213,23 @@ class LocalLauncher:
         """Python is ending, and all pools with it: who was about to start one need not be told."""
         return self._closing
 
+    def begin_anew(self) -> None:
+        """A user asks for workers: what failed before is tried again. The pools of before have ended."""
+        if self.failure is None:
+            return
+        with self._lock:
+            if self.failure is not None:
+                self.failure = None
+                self._beginnings += 1
+                self._restarts.clear()
+                self._pools.clear()
+
     def check_kept(self) -> None:
-        """Raises PoolError where there will be no supervisor any more."""
-        if self.failure is not None:
+        """Raises PoolError where there is no supervisor any more."""
+        failure = self.failure
+        if failure is not None:
             # Not the same object each time, which would gather the frames of all who raise it.
-            raise PoolError(*self.failure.args)
+            raise PoolError(*failure.args)
 
     def _check(self) -> None:
         if os.getpid() != self._pid:
@@ -324,18 +339,21 @@ class LocalLauncher:
             self._restarts = [at for at in self._restarts if now - at < RESTART_WINDOW_S] + [now]
             keeps_dying = len(self._restarts) > MOST_RESTARTS
             waiting, self._waiting = self._waiting, {}
+            beginnings = self._beginnings
         if keeps_dying:
             # Before anybody asks again.
-            self._give_up("The supervisor process keeps dying; its workers cannot be kept. Restart the kernel.")
+            why = "The supervisor process keeps dying; its workers cannot be kept. Call queue.run() to try again."
+            self._give_up(why, beginnings)
         for (op, _), futures in waiting.items():
             for future in futures:
                 if op in _ENDS:
                     future.set_result({})
                 else:
                     future.set_exception(_Died())
-        self._replace(served)
+        if not keeps_dying:
+            self._replace(served, beginnings)
 
-    def _replace(self, served: bool) -> None:
+    def _replace(self, served: bool, beginnings: int) -> None:
         """The supervisor died without being told to: start another one with the same pools.
 
         If that one dies, too, whoever reads its answers does the same beside this: to ask twice does no harm.
@@ -348,17 +366,19 @@ class LocalLauncher:
                 with contextlib.suppress(_Stopped):
                     self._start(order)
         except NbqueueError as error:
-            self._give_up(str(error))
+            why = f"The supervisor process died and could not be replaced; call queue.run() to try again. {error}"
+            self._give_up(why, beginnings)
 
-    def _give_up(self, why: str) -> None:
-        """From now on there is no supervisor any more."""
+    def _give_up(self, why: str, beginnings: int) -> None:
+        """From now on there is no supervisor any more, unless it was begun anew after what is the reason."""
         with self._lock:
-            if self.failure is not None or self._closing:
+            if self.failure is not None or self._closing or beginnings != self._beginnings:
                 return
             self.failure = PoolError(why)
+            # Here, so that nobody who begins anew is told so of the workers that he gets.
+            for order, _ in list(self._pools.values()):
+                order.lost()
         sys.stderr.write(f"nbqueue: {why}\n")
-        for order, _ in list(self._pools.values()):
-            order.lost()
 
     def _remove_left_over(self) -> None:
         if self._server is not None:

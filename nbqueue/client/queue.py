@@ -498,7 +498,7 @@ class TaskQueue:
         BadOption
             For a number below 1 or above 256.
         PoolError
-            If they could not be started.
+            If they could not be started. A second call tries again.
 
         Examples
         --------
@@ -518,6 +518,12 @@ class TaskQueue:
         on with the rest. So calls that are made afterwards run in processes that have
         loaded nothing yet. Does nothing if no workers run; workers that others have
         started stay. Interrupting the wait leaves the replacement going on.
+
+        Raises
+        ------
+        PoolError
+            If the workers were lost, since their supervisor kept dying; `run` starts
+            others.
 
         Examples
         --------

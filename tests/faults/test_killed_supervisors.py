@@ -115,7 +115,7 @@ for batch in (listed, objects):
 print("drawn", drawn.wait(timeout=20), type(drawn.futures[-1].exception()).__name__)
 print("single", ends([single, unserved]))
 print("needs", ends(needs))
-for call in (lambda: queue.submit(abs, -2), lambda: queue.map(abs, [1]), queue.run, TaskQueue().run):
+for call in (lambda: queue.submit(abs, -2), lambda: queue.map(abs, [1]), queue.restart_workers):
     try:
         call()
     except Exception as error:
@@ -133,10 +133,11 @@ print("took", time.monotonic() - began)
         assert int(ended["PoolError"]) + int(ended.get("value", 0)) == 3000
     assert lines[2:4] == ["drawn True PoolError", "single PoolError=2"]
     assert lines[4] in ("needs PoolError=2", "needs InputFailed=1 PoolError=1", "needs InputFailed=2")
-    assert lines[5:9] == [
-        "refused PoolError The supervisor process keeps dying; its workers cannot be kept. Restart the kernel."
-    ] * 4
-    assert float(lines[9].split()[1]) < 10
+    assert lines[5:8] == [
+        "refused PoolError The supervisor process keeps dying; its workers cannot be kept. "
+        "Call queue.run() to try again."
+    ] * 3
+    assert float(lines[8].split()[1]) < 10
     assert _said(script, "keeps dying") == 1
 
 
@@ -151,6 +152,51 @@ print(batch.wait(timeout=20), ends(batch.futures), ends([single]))
     assert _said(script, "keeps dying") == 1
 
 
+def test_who_asks_for_workers_after_supervisors_kept_dying_gets_them(start_script: Callable[..., Any]) -> None:
+    """Nothing but the kernel's restart helped: run() and a new queue raised the same error as each call."""
+    script = start_script(f"""{KILLING}
+queue, other = TaskQueue(workers=2), TaskQueue(stream_key="other", workers=1)
+batch = other.map(slow, range(1000))
+queue.submit(abs, -1).result(timeout=20)
+kill(1, 0.02)
+for again in ("queue.run(2)", "queue.shutdown(); queue.run(2)", "queue = TaskQueue()"):
+    # With the one before.
+    kill(5, 0.02)
+    batch.wait(timeout=20)
+    try:
+        queue.submit(abs, -1)
+    except Exception as error:
+        print(type(error).__name__, flush=True)
+    exec(again)
+    print(sum(queue.map(abs, range(50)).results(timeout=20)), flush=True)
+    # The count begins anew, too.
+    kill(1, 0.02)
+    print(sum(queue.map(abs, range(50)).results(timeout=20)), flush=True)
+    # Its workers start with its next call, as they did at first.
+    batch = other.map(slow, range(1000))
+    print(batch[0], flush=True)
+""")
+    assert script.end(timeout=60).split("\n") == ["PoolError", "1225", "1225", "0"] * 3
+    assert _said(script, "keeps dying") == 3
+
+
+def test_open_calls_that_lost_their_supervisor_for_good_and_a_new_start_end_in_one_state(
+    start_script: Callable[..., Any],
+) -> None:
+    script = start_script(f"""{KILLING}
+queue = TaskQueue(workers=2)
+queue.submit(abs, -1).result(timeout=20)
+batch = queue.map(slow, range(60))
+kill(6, 0.02)
+while queue._core.launcher.failure is None:
+    time.sleep(0.0005)
+queue.run(2)
+later = queue.map(slow, range(50))
+print(sum(later.results(timeout=20)), batch.wait(timeout=20), "open" in ends(batch.futures))
+""")
+    assert script.end() == "1225 True False"
+
+
 def test_calls_on_a_server_of_others_wait_for_others_when_supervisors_keep_dying(
     start_script: Callable[..., Any], start_host: Callable[..., Any], redis_server: Server, new_key: str
 ) -> None:
@@ -162,15 +208,17 @@ batch = queue.map(slow, range(100))
 kill(6, 0.02)
 while queue._core.launcher.failure is None:
     time.sleep(0.01)
-try:
-    queue.run(2)
-except Exception as error:
-    print("run", type(error).__name__, flush=True)
+print("lost", flush=True)
 print(batch.wait(timeout=30), ends(batch.futures))
 queue.shutdown()
+queue.run(2)
+while len(queue.status().workers) < 4:
+    time.sleep(0.01)
+print("again")
+queue.shutdown()
 """)
-    assert script.line("run") == "PoolError"
+    script.line("lost")
     time.sleep(0.2)
     assert script.process.poll() is None
     start_host(redis_server.url, new_key)
-    assert script.end() == "run PoolError\nTrue NoneType=100"
+    assert script.end() == "lost\nTrue NoneType=100\nagain"

@@ -64,7 +64,7 @@ class Helm(Outgoing):
         super().__init__(queue, address, keys, seal)
         self._watched: list[Callable[[], bool]] = []
         self._closing = False
-        self.lost: NbqueueError | None = None  # why there will be no server any more
+        self.lost: NbqueueError | None = None  # why there is no server any more
         self._thread: threading.Thread | None = None
         self._resume = threading.Event()  # the listener may take the helm again
         self._helm = threading.Lock()
@@ -195,8 +195,8 @@ class Helm(Outgoing):
                 passing = isinstance(error, ServerError | CommandError) and not isinstance(error, ServerRefused)
                 if not passing or now - since > 3.0:
                     self.failure = error if isinstance(error, NbqueueError) else ServerError(str(error))
-                if self.lost is not None:
-                    self._break_all(self.lost)
+                if (lost := self.lost) is not None:
+                    self._break_all(lost)
                 time.sleep(pause)
                 pause = min(LONGEST_PAUSE_S, pause * 2)
             except Exception as error:  # noqa: BLE001 - whatever others write into our keys must not end the thread
