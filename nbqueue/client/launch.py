@@ -121,7 +121,7 @@ class LocalLauncher:
             if server is None:
                 self._executable = executable
                 answer = self._ask(lambda: {"op": "server", "id": None, "executable": executable})
-                server = Address(path=answer["path"])
+                server = Address(path=answer["path"], private=True)
             return server
 
     def start(self, order: PoolOrder, workers: int | None) -> int:
@@ -317,7 +317,7 @@ class LocalLauncher:
                         continue
                     with self._lock:
                         if message["op"] == "server" and "path" in message:
-                            self._server = Address(path=message["path"])
+                            self._server = Address(path=message["path"], private=True)
                         futures = self._waiting.get((message["op"], message["id"]), [])
                         # One end of a pool, or of its workers, answers everybody who waits for it.
                         answered = futures[:] if message["op"] in _ENDS else futures[:1]

@@ -55,6 +55,7 @@ class Address:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     tls: Mapping[str, Any] | None = None
+    private: bool = field(default=False, repr=False, compare=False)  # a supervisor of ours keeps it
 
     @classmethod
     def from_url(cls, url: str) -> Address:
@@ -317,6 +318,13 @@ class Wire:
                 raise ServerUnreachable(
                     f"No Redis server answers with TLS at {self.address}: {_short(error)}. Is it a port without TLS "
                     "(then write redis:// instead of rediss://)? Else start a server there or correct the address."
+                ) from error
+            if self.address.private:
+                down = isinstance(error, ConnectionError | FileNotFoundError)
+                raise ServerUnreachable(
+                    "The private Redis server is down; it is started again."
+                    if down
+                    else f"The private Redis server cannot be reached: {_short(error)}."
                 ) from error
             raise ServerUnreachable(
                 f"No Redis server answers at {self.address}: {_short(error)}. Start one there, correct the "

@@ -19,6 +19,7 @@ import redis
 
 from nbqueue import TaskQueue
 from nbqueue.client.sending import outgoing
+from nbqueue.errors import ServerUnreachable
 from nbqueue.stream.broker import Broker
 
 
@@ -118,6 +119,24 @@ def test_where_a_deleted_directory_cannot_be_made_again_the_user_is_told_to_rest
     # Who is connected goes on.
     so_far = len(script.out)
     wait_until(lambda: len(script.out) > so_far + 10, timeout=20)
+
+
+def test_while_a_private_server_is_away_nobody_is_told_to_start_one(
+    queue: Any, wait_until: Callable[..., Any]
+) -> None:
+    """The advice was to correct the address, or to take the private server that it was."""
+    queue.submit(abs, -1).result(timeout=30)
+    server, supervisor = _server_of(queue), psutil.Process(queue._core.launcher._process.pid)
+    # Or it would be there again before we have asked.
+    supervisor.suspend()
+    try:
+        server.kill()
+        wait_until(lambda: server.status() == psutil.STATUS_ZOMBIE)
+        with pytest.raises(ServerUnreachable, match=r"^The private Redis server is down; it is started again\.$"):
+            queue.status()
+    finally:
+        supervisor.resume()
+    assert queue.submit(abs, -2).result(timeout=30) == 2
 
 
 def test_flushall_in_the_middle_loses_no_item(queue: Any, wait_until: Callable[..., Any]) -> None:
