@@ -13,6 +13,7 @@ from nbqueue.client.results.frames import user_frames_only
 from nbqueue.client.sending.feeding import AtHand, OneByOne
 from nbqueue.client.sending.options import Options, TaskOptions, fitted
 from nbqueue.client.sending.seeds import check_rng, with_generator
+from nbqueue.codec.wrappers import OF_DISPATCH, is_dispatch
 from nbqueue.errors import BadCall
 
 if TYPE_CHECKING:
@@ -266,7 +267,10 @@ class Task(Generic[P, R]):
     # A task travels as names: its function, its options and its queue's name, never a socket or a secret. In
     # two steps, because its function may reach the task itself.
     def __reduce__(self) -> tuple[Any, ...]:
-        return _blank, (), self.__dict__
+        state = self.__dict__
+        if is_dispatch(self._fn):
+            state = {key: value for key, value in state.items() if key not in OF_DISPATCH}
+        return _blank, (), state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

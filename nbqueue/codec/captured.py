@@ -9,6 +9,7 @@ from typing import Any
 from nbqueue.codec.blobs import size_text
 from nbqueue.codec.functions import dumps
 from nbqueue.codec.parts import Part, has_code, parts, type_name
+from nbqueue.codec.wrappers import within
 
 __all__ = ["LARGE_BYTES", "Captures"]
 
@@ -56,7 +57,7 @@ class Captures:
 
 
 def _identity(fn: Any) -> object:
-    fn = getattr(fn, "func", fn)
+    fn = within(getattr(fn, "func", fn))
     return getattr(fn, "__code__", None) or type(fn)
 
 

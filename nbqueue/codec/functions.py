@@ -8,6 +8,7 @@ worker could import that. Who is to blame is searched only after a pickle has fa
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import hashlib
 import io
 import math
@@ -29,6 +30,7 @@ from nbqueue.codec.inputs import FutureMet, Unfit
 from nbqueue.codec.parts import Part, arguments, contents, has_code, parts, type_name
 from nbqueue.codec.remembered import Remembered
 from nbqueue.codec.segments import Shelf
+from nbqueue.codec.wrappers import CACHED, is_dispatch, reduce_cached, reduce_dispatch, reduce_property
 from nbqueue.errors import NotSendable
 
 __all__ = [
@@ -425,9 +427,20 @@ _KNOWN_CLOUDPICKLE = cloudpickle.__version__.split(".")[:2] in (["3", "0"], ["3"
 _remembered = Remembered(_globals_of, _not_to_be_remembered)
 
 
+def _reduce_cached(wrapper: Any) -> Any:
+    found = _internals._lookup_module_and_qualname(wrapper)
+    if found is None or _internals._is_registered_pickle_by_value(found[0]):
+        return reduce_cached(wrapper)
+    return found[1]
+
+
+# Of what cloudpickle leaves to pickle, which takes it by its name, or with its lock.
+_WRAPPERS: dict[type, Callable[[Any], Any]] = {CACHED: _reduce_cached, functools.cached_property: reduce_property}
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle, except that code keeps its file's name, a class which comes home is left as it is, and what was put
-    travels as its digest.
+    """cloudpickle, except that code keeps its file's name, a class which comes home is left as it is, what was put
+    travels as its digest, and functools' wrappers travel with their functions.
 
     cloudpickle 3.1.3 and later drop the name for the sake of equal bytes, and with it the lines of a traceback.
 
@@ -454,7 +467,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if obj not in _arrived:
                 _native.add(obj)
             return (*reduced[:-1], _update_class)
-        return reduced
+        if reduced is NotImplemented:
+            reduce = _WRAPPERS.get(type(obj))
+            return reduced if reduce is None else reduce(obj)
+        return reduce_dispatch(obj) if is_dispatch(obj) else reduced
 
 
 def _update_class(cls: type, state: Any) -> None:

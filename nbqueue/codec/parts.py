@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from nbqueue.codec.wrappers import CACHED, is_dispatch, within
+
 __all__ = ["Part", "arguments", "contents", "has_code", "parts", "type_name"]
 
 
@@ -30,7 +32,7 @@ def type_name(value: object) -> str:
 
 
 def has_code(value: object) -> bool:
-    return isinstance(value, types.FunctionType | type)
+    return isinstance(value, types.FunctionType | type | CACHED)
 
 
 def contents(value: object) -> Iterator[tuple[str, object]]:
@@ -52,9 +54,19 @@ def parts(fn: object) -> Iterator[Part]:
     elif isinstance(fn, type):
         for key, value in list(vars(fn).items()):
             if key not in {"__dict__", "__weakref__"}:
-                yield Part("attribute", key, getattr(value, "__func__", value))
+                yield Part("attribute", key, getattr(value, "__func__", within(value)))
+    elif is_dispatch(fn):
+        for cls, function in list(fn.registry.items()):  # type: ignore[attr-defined]
+            yield Part("function for", cls.__name__, function)
     elif isinstance(fn, types.FunctionType):
         yield from _parts_of_function(fn)
+    elif isinstance(fn, CACHED):
+        inner = within(fn)
+        yield from parts(inner)
+        known = getattr(inner, "__dict__", {})
+        for key, value in vars(fn).items():
+            if key not in known and key not in {"__wrapped__", "__annotations__"}:
+                yield Part("attribute", key, value)
 
 
 def _parts_of_function(fn: types.FunctionType) -> Iterator[Part]:
@@ -67,8 +79,8 @@ def _parts_of_function(fn: types.FunctionType) -> Iterator[Part]:
         except ValueError:
             continue  # a cell that is still empty
     positional = fn.__code__.co_varnames[: fn.__code__.co_argcount]
-    defaults = fn.__defaults__ or ()
-    for key, value in zip(positional[len(positional) - len(defaults) :], defaults, strict=True):
+    # A function whose code was exchanged may have more defaults than parameters.
+    for key, value in reversed([*zip(reversed(positional), reversed(fn.__defaults__ or ()), strict=False)]):
         yield Part("default of parameter", key, value)
     for key, value in (fn.__kwdefaults__ or {}).items():
         yield Part("default of parameter", key, value)

@@ -3,8 +3,9 @@
 `functions` asks before it pickles one. What cloudpickle reads of a function is compared, by identity, with what it
 was when the bytes were made: its code, names and defaults, the globals and closure variables that its code names, and
 the same of each helper. Only where all of these are immutable is anything remembered: numbers, short strings, tuples
-of them, functions of the notebook, and modules, builtins, functions and classes that travel by name. A class or a
-list of the notebook in reach, and the function is pickled at each call.
+of them, functions of the notebook, also with a cache around them (`functools.lru_cache`), and modules, builtins,
+functions and classes that travel by name. A class or a list of the notebook in reach, and the function is pickled at
+each call.
 
 Always true here: whatever is not understood is not remembered, a cloudpickle of a later version included.
 """
@@ -20,6 +21,8 @@ from dataclasses import dataclass, field
 from operator import is_
 from typing import Any
 
+from nbqueue.codec.wrappers import CACHED, PARAMETERS, function_of
+
 __all__ = ["Remembered"]
 
 # Names that cloudpickle takes from a function's globals besides those in its code.
@@ -30,6 +33,7 @@ _SHORT = 1_000
 _KEPT = 64
 _NOTED = 1_000
 _MISSING = object()
+_FUNCTIONS = (types.FunctionType, CACHED)
 
 
 @dataclass(slots=True)
@@ -47,9 +51,18 @@ class _Function:
 
 
 @dataclass(slots=True)
+class _Cached:
+    """A cached function: what is written on it. What it calls is one of the functions, and never another."""
+
+    wrapper: Any
+    written: tuple[object, ...]
+
+
+@dataclass(slots=True)
 class _Memory:
     data: bytes = b""
     functions: list[_Function] = field(default_factory=list)
+    caches: list[_Cached] = field(default_factory=list)
     # Where what travels by name is found: namespace, name, value.
     places: list[tuple[dict[str, Any], str, object]] = field(default_factory=list)
     # And the names by which it is looked for: value, module, name.
@@ -65,7 +78,7 @@ class _Memory:
                 if namespace.get(name) is not value:
                     return False
         for value, home, name in self.named:
-            if value.__module__ != home or value.__qualname__ != name:
+            if value.__module__ != home or getattr(value, "__qualname__", None) != name:
                 return False
         for f in self.functions:
             if not all(map(is_, _attributes(f.function), f.attributes)):
@@ -79,7 +92,44 @@ class _Memory:
             except ValueError:
                 # It is empty now.
                 return False
+        for c in self.caches:
+            now = _written(c.wrapper)
+            if len(now) != len(c.written) or not all(map(is_, now, c.written)):
+                return False
+            if vars(c.wrapper).get("__annotations__"):
+                return False
         return True
+
+    def note_function(self, f: types.FunctionType, names: tuple[str, ...]) -> tuple[object, ...] | None:
+        """What it reaches by these names of globals, and otherwise; None if some of it may change unnoticed."""
+        attributes = _attributes(f)
+        if any(mutable is not None for mutable in attributes[6:]) or not _is_constant(f.__doc__):
+            return None
+        values = tuple(f.__globals__.get(name, _MISSING) for name in names)
+        cells = f.__closure__ or ()
+        try:
+            contents = tuple(cell.cell_contents for cell in cells)
+        except ValueError:
+            return None
+        self.functions.append(
+            _Function(f, attributes, f.__globals__.get, names, (_MISSING,) * len(names), values, cells, contents)
+        )
+        return (*values, *contents, *(f.__defaults__ or ()))
+
+    def note_cached(self, wrapper: Any) -> tuple[object, ...] | None:
+        """The same of a cached function."""
+        written = dict(wrapper.__dict__)
+        self.caches.append(_Cached(wrapper, _written(wrapper)))
+        told, annotations = written.pop("cache_parameters", None), written.pop("__annotations__", None)
+        inner = written.pop("__wrapped__", None)
+        if type(told) is not types.FunctionType or told.__code__ not in PARAMETERS:
+            return None
+        parameters = self.note_function(told, ())
+        if parameters is None or not all(map(_is_constant, (*written, *written.values(), *parameters))):
+            return None
+        if annotations is not None and (type(annotations) is not dict or annotations):
+            return None
+        return function_of(wrapper), inner
 
     def note_place(self, value: Any) -> bool:
         """Whether `value` travels by name, which it does as long as it is found there."""
@@ -90,18 +140,19 @@ class _Memory:
             self.places += [(value.__dict__, key, value.__dict__.get(key)) for key in ("__name__", "__package__")]
             self.places.append((sys.modules, name, value))
             return True
-        if type(value) not in (types.FunctionType, type) and not (
+        if type(value) not in (*_FUNCTIONS, type) and not (
             type(value) is types.BuiltinFunctionType and type(value.__self__) is types.ModuleType
         ):
             return False
-        home, name = value.__module__, value.__qualname__
-        module = sys.modules.get(home) if type(home) is str and home != "__main__" else None
+        home, name = _home(value), getattr(value, "__qualname__", None)
+        if type(home) is not str or type(name) is not str or home == "__main__":
+            return False
+        module = sys.modules.get(home)
         if type(module) is not types.ModuleType or module.__dict__.get(name) is not value:
             return False
         self.places += [(module.__dict__, name, value), (sys.modules, home, module)]
         self.named.append((value, home, name))
         return True
-
 
 
 def _modules_mark() -> tuple[int, object]:
@@ -123,6 +174,11 @@ def _attributes(f: types.FunctionType) -> tuple[object, ...]:
         f.__annotations__ or None,
         getattr(f, "__type_params__", None) or None,
     )
+
+
+def _written(wrapper: Any) -> tuple[object, ...]:
+    """All that is pickled of a cached function, what it calls and its parameters apart."""
+    return (*wrapper.__dict__, *wrapper.__dict__.values())
 
 
 class Remembered:
@@ -162,7 +218,7 @@ class Remembered:
         noted = self._noted.get(key)
         # Another one had this id before, if it is not the same.
         if noted is None or noted[0]() is not fn:
-            if type(fn) is types.FunctionType:
+            if type(fn) in _FUNCTIONS:
                 if len(self._noted) >= _NOTED:
                     self._noted.clear()
                 self._noted[key] = weakref.ref(fn), True
@@ -183,29 +239,23 @@ class Remembered:
 
     def _look(self, fn: object) -> _Memory | None:
         """All that the pickle of `fn` depends on; None if some of it may change unnoticed."""
+        if not (type(fn) in _FUNCTIONS and _is_of_notebook(fn)):
+            return None
         memory = _Memory(modules=_modules_mark())
-        waiting, seen = [fn], {id(fn)}
+        waiting: list[Any] = [fn]
+        seen = {id(fn)}
         while waiting:
             f = waiting.pop()
-            if type(f) is not types.FunctionType or not _is_of_notebook(f) or not _is_constant(f.__doc__):
+            if type(f) is CACHED:
+                reached = memory.note_cached(f)
+            else:
+                reached = memory.note_function(f, (*_BASE, *self._globals_of(f.__code__)))
+            if reached is None:
                 return None
-            attributes = _attributes(f)
-            if any(mutable is not None for mutable in attributes[6:]):
-                return None
-            names = (*_BASE, *self._globals_of(f.__code__))
-            values = tuple(f.__globals__.get(name, _MISSING) for name in names)
-            cells = f.__closure__ or ()
-            try:
-                contents = tuple(cell.cell_contents for cell in cells)
-            except ValueError:
-                return None
-            memory.functions.append(
-                _Function(f, attributes, f.__globals__.get, names, (_MISSING,) * len(names), values, cells, contents)
-            )
-            for value in (*values, *contents, *(f.__defaults__ or ())):
+            for value in reached:
                 if _is_constant(value):
                     continue
-                if type(value) is types.FunctionType and _is_of_notebook(value):
+                if type(value) in _FUNCTIONS and _is_of_notebook(value):
                     if id(value) not in seen:
                         seen.add(id(value))
                         waiting.append(value)
@@ -214,8 +264,13 @@ class Remembered:
         return memory
 
 
-def _is_of_notebook(f: types.FunctionType) -> bool:
-    return type(f.__module__) is str and f.__module__ == "__main__"
+def _home(value: Any) -> object:
+    return getattr(value, "__module__", None)
+
+
+def _is_of_notebook(f: Any) -> bool:
+    home = _home(f)
+    return type(home) is str and home == "__main__"
 
 
 def _is_constant(value: object) -> bool:

@@ -193,6 +193,11 @@ def test_the_default_at_fault_is_named(signature: str) -> None:
     assert "its default of parameter `db` (sqlite3.Connection)" in refusal(source)
 
 
+def test_a_fault_is_found_where_a_function_has_more_defaults_than_parameters() -> None:
+    source = CONN + "def f(a, b=1): return conn\ndef other(): return conn\nf.__code__ = other.__code__"
+    assert "its global `conn` " in refusal(source)
+
+
 def test_the_helper_that_leads_to_the_fault_is_named() -> None:
     assert refusal(CONN + "def load(): return conn\ndef f(): return load()") == (
         "`simulate` could not be sent: its helper `load` uses the global `conn` (sqlite3.Connection), "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import functools
 import gc
 import math
 import random
@@ -20,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from nbqueue.codec import functions
 from nbqueue.codec.functions import dump_function, dumps
 from nbqueue.codec.remembered import Remembered
+from nbqueue.codec.wrappers import CACHED, function_of
 
 
 @pytest.fixture
@@ -80,7 +83,7 @@ def test_closures_over_constants_are_remembered_too(remembered: Remembered) -> N
     "value",
     [
         *(1, True, 2.5, "text", b"bytes", None, (1, ("a", frozenset({2})))),
-        *(math, math.sqrt, len, dict, random.Random, dedent),
+        *(math, math.sqrt, len, dict, random.Random, dedent, fnmatch._compile_pattern),  # type: ignore[attr-defined]
     ],
     ids=lambda value: getattr(value, "__name__", str(value))[:30],
 )
@@ -117,6 +120,53 @@ def test_what_may_change_or_is_not_understood_is_pickled_each_time(remembered: R
 )
 def test_functions_with_attributes_of_their_own_are_pickled_each_time(remembered: Remembered, change: str) -> None:
     assert _made_anew(_notebook(f"def work(*, x=0): return x\n{change}")["work"]) == 3
+
+
+CACHING = """
+import functools
+from functools import cache, lru_cache
+def deeper(x): return x + g0
+@lru_cache(3)
+def helper(x): return deeper(x) if x else work(x)
+@cache
+def work(x): return helper(x)
+def caller(x): return work(x), twice(x)
+twice = functools.wraps(deeper)(lru_cache(None)(lambda x: deeper(x) * 2))
+g0 = 1
+"""
+
+
+@pytest.mark.parametrize("name", ["helper", "work", "caller", "twice"])
+def test_cached_functions_are_remembered_whatever_their_caches_hold(remembered: Remembered, name: str) -> None:
+    names = _notebook(CACHING)
+    assert _made_anew(names[name]) == 0
+    before = dump_function(names[name], "f")
+    names["caller"](1)
+    assert dump_function(names[name], "f") is before == dumps(names[name])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("g0 = 2", "def deeper(x): return g0", "twice.note = 1", "helper.cache_parameters = lambda: {'typed': True}"),
+        "twice.__wrapped__ = len",
+    ],
+)
+def test_what_is_changed_behind_a_cache_is_noticed(remembered: Remembered, change: str) -> None:
+    names = _notebook(CACHING)
+    assert _made_anew(names["caller"]) == 0
+    before = dump_function(names["caller"], "caller")
+    exec(change, names)
+    assert before != dump_function(names["caller"], "caller") == dumps(names["caller"])
+
+
+@pytest.mark.parametrize(
+    "change", ["g0 = [1]", "helper.note = []", "def deeper(x: int): return g0", "g0 = cache([].append)"]
+)
+def test_what_may_change_behind_a_cache_is_pickled_each_time(remembered: Remembered, change: str) -> None:
+    names = _notebook(CACHING)
+    exec(change, names)
+    assert _made_anew(names["work"]) == 3
 
 
 def test_a_submodule_that_is_imported_later_goes_along(
@@ -225,6 +275,15 @@ CELLS = [
     "del g1",
     "g2 = pack",
     "g1 = tool",
+    "g1 = kept",
+    "@lru_cache\ndef helper(x): 'doc'; return x + g0, deeper(x)",
+    "@cache\ndef deeper(x): return g2, helper",
+    "@lru_cache(g1 if type(g1) is int else None, typed=True)\ndef work(x=1): return helper(x), g0",
+    "helper = wraps(deeper)(cache(lambda x: g1))",
+    "deeper = cache(cache(deeper))",
+    "work = cache(work)",
+    "@singledispatch\ndef deeper(x): return g0",
+    "deeper.register(int, helper)",
 ]
 
 
@@ -239,11 +298,16 @@ class Notebook(RuleBasedStateMachine):
         self.tool.__qualname__ = self.tool.__name__ = "tool"
         self.tool.__module__ = "pack_of_a_test"
         self.pack.tool = self.tool  # type: ignore[attr-defined]
+        self.kept = functools.cache(eval("lambda: 2", {"__name__": "pack_of_a_test"}))
+        self.kept.__qualname__ = "kept"
+        self.pack.kept = self.kept  # type: ignore[attr-defined]
         sys.modules["pack_of_a_test"] = self.pack
         self.names = _notebook(
             "g0, g1, g2 = 1, 2, 3\ndef helper(x): return x + g0\ndef work(x): return helper(x)",
             pack=self.pack,
             tool=self.tool,
+            kept=self.kept,
+            **{name: getattr(functools, name) for name in ("cache", "lru_cache", "singledispatch", "wraps")},
         )
         functions._remembered = Remembered(functions._globals_of, functions._not_to_be_remembered)
 
@@ -251,16 +315,20 @@ class Notebook(RuleBasedStateMachine):
         for name in [name for name in sys.modules if name.startswith("pack_of_a_test")]:
             del sys.modules[name]
 
-    def _function(self, which: str) -> Any:
+    def _function(self, which: str, *, behind: bool = True) -> Any:
         found = self.names.get(which)
-        ours = isinstance(found, types.FunctionType) and found.__globals__ is self.names
-        return found if ours else self.names["work"]
+        inner = found
+        while type(inner) is CACHED:
+            inner = function_of(inner)
+        if not isinstance(inner, types.FunctionType) or inner.__globals__ is not self.names:
+            return self._function("work", behind=behind)
+        return inner if behind else found
 
     @rule(source=st.sampled_from(CELLS))
     def run_a_cell(self, source: str) -> None:
         try:
             exec(source, self.names)
-        except NameError:
+        except (NameError, AttributeError, TypeError):
             pass
 
     @rule(name=st.sampled_from(["g0", "g1", "g2", "helper", "unused", "__file__"]), value=VALUES)
@@ -285,15 +353,26 @@ class Notebook(RuleBasedStateMachine):
         which=st.sampled_from(["work", "helper", "deeper"]),
         key=st.sampled_from(ATTRIBUTES),
         number=st.integers(0, 2),
+        behind=st.booleans(),
     )
-    def set_an_attribute(self, which: str, key: str, number: int) -> None:
+    def set_an_attribute(self, which: str, key: str, number: int, behind: bool) -> None:
         value: Any = {
             "__defaults__": [(1,), ([1],), None],
             "__annotations__": [{}, {"x": int}, {"x": "str"}],
             "__module__": ["__main__", "pack_of_a_test", "__main__"],
             "__doc__": [None, "one", ["two"]],
         }.get(key, ["one", "two", "tool"])[number]
-        setattr(self._function(which), key, value)
+        setattr(self._function(which, behind=behind), key, value)
+
+    @rule(which=st.sampled_from(["work", "helper", "deeper"]), key=st.sampled_from(["__doc__", "note", "__wrapped__"]))
+    def delete_an_attribute(self, which: str, key: str) -> None:
+        self._function(which, behind=False).__dict__.pop(key, None)
+
+    @rule(which=st.sampled_from(["work", "helper", "deeper"]), parameters=st.sampled_from([{}, {"typed": True}]))
+    def say_other_parameters(self, which: str, parameters: dict[str, Any]) -> None:
+        found = self._function(which, behind=False)
+        if type(found) is CACHED:
+            found.cache_parameters = lambda: parameters
 
     @rule(which=st.sampled_from(["work", "helper"]), other=st.sampled_from(["work", "helper", "deeper"]))
     def exchange_the_code(self, which: str, other: str) -> None:
@@ -303,7 +382,7 @@ class Notebook(RuleBasedStateMachine):
 
     @rule(value=VALUES, empty=st.booleans())
     def set_a_closure_variable(self, value: Any, empty: bool) -> None:
-        for cell in self.names["work"].__closure__ or ():
+        for cell in self._function("work").__closure__ or ():
             if empty:
                 del cell.cell_contents
             cell.cell_contents = value
@@ -319,6 +398,7 @@ class Notebook(RuleBasedStateMachine):
     @rule(value=st.sampled_from([1, len]), back=st.booleans())
     def patch_the_module(self, value: Any, back: bool) -> None:
         self.pack.tool = self.tool if back else value  # type: ignore[attr-defined]
+        self.pack.kept = self.kept if back else value  # type: ignore[attr-defined]
 
     @rule(name=st.sampled_from(["pack_of_a_test", "pack_renamed"]))
     def rename_the_module(self, name: str) -> None:

@@ -20,6 +20,7 @@ from nbqueue.codec.messages import CallBody, dump_call, load_call
 from nbqueue.codec.seal import body_of
 from nbqueue.codec.seeds import Rng
 from nbqueue.codec.segments import Segment, Shelf
+from nbqueue.codec.wrappers import within
 from nbqueue.errors import NotSendable
 
 __all__ = ["Holding", "Made", "Packed", "Prepared", "Recipe", "are_short", "items_of", "latest"]
@@ -274,7 +275,7 @@ def latest(fn: Callable[..., Any]) -> Callable[..., Any]:
         return fn if method is fn.__func__ else types.MethodType(method, fn.__self__)
     name = getattr(fn, "__qualname__", "")
     first, *attributes = name.split(".")
-    found = getattr(fn, "__globals__", {}).get(first)
+    found = getattr(within(fn), "__globals__", {}).get(first)
     for attribute in attributes:
         found = inspect.getattr_static(found, attribute, None)
     if type(found) is not type(fn):
