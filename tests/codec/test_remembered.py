@@ -131,8 +131,8 @@ def helper(x): return deeper(x) if x else work(x)
 @cache
 def work(x): return helper(x)
 def caller(x): return work(x), twice(x)
-twice = functools.wraps(deeper)(lru_cache(None)(lambda x: deeper(x) * 2))
-g0 = 1
+twice = functools.wraps(deeper)(lru_cache(None)(lambda x: deeper(x) * g1))
+g0, g1 = 1, 2
 """
 
 
@@ -149,7 +149,7 @@ def test_cached_functions_are_remembered_whatever_their_caches_hold(remembered: 
     "change",
     [
         *("g0 = 2", "def deeper(x): return g0", "twice.note = 1", "helper.cache_parameters = lambda: {'typed': True}"),
-        "twice.__wrapped__ = len",
+        *("twice.__wrapped__ = len", "g1 = 3"),
     ],
 )
 def test_what_is_changed_behind_a_cache_is_noticed(remembered: Remembered, change: str) -> None:
@@ -161,7 +161,11 @@ def test_what_is_changed_behind_a_cache_is_noticed(remembered: Remembered, chang
 
 
 @pytest.mark.parametrize(
-    "change", ["g0 = [1]", "helper.note = []", "def deeper(x: int): return g0", "g0 = cache([].append)"]
+    "change",
+    [
+        *("g0 = [1]", "helper.note = []", "def deeper(x: int): return g0", "g0 = cache([].append)"),
+        *("helper.cache_parameters = lambda: {'typed': g0}", "helper.__annotations__ = {'x': 1}"),
+    ],
 )
 def test_what_may_change_behind_a_cache_is_pickled_each_time(remembered: Remembered, change: str) -> None:
     names = _notebook(CACHING)
