@@ -131,4 +131,4 @@ def test_a_wrong_limit_on_the_command_line_says_what_to_give(capsys: pytest.Capt
 
     with pytest.raises(SystemExit, match="2"):
         main(["worker", "redis://localhost", "--memory-limit", "2 XB"])
-    assert "--memory-limit: memory_limit='2 XB': give bytes, at least 50 MB" in capsys.readouterr().err
+    assert "--memory-limit: '2 XB': give bytes, at least 50 MB" in capsys.readouterr().err
