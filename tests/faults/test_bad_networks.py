@@ -223,6 +223,8 @@ def test_an_interrupt_is_felt_while_the_network_stalls(
     queue = TaskQueue(proxy.url, new_key)
     TaskQueue(redis_server.url, new_key).run(1)
     assert queue.submit(_square, 2).result(timeout=30) == 4
+    link = queue._core.link  # type: ignore[union-attr]
+    connected = link._steps
     proxy.stalled = True
     # Started by a shell in its background, this process ignores what a kernel does not.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -239,6 +241,7 @@ def test_an_interrupt_is_felt_while_the_network_stalls(
             wait()
         # The stall ends only below: nothing but the interrupt can have ended the wait.
         interrupter.join()
+    assert link._steps is connected, "it waited until the connection was given up"
     signal.signal(signal.SIGINT, before)
     proxy.stalled = False
     assert queue.submit(_square, 5).result(timeout=30) == 25

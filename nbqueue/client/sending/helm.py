@@ -132,15 +132,23 @@ class Helm(Outgoing):
         try:
             if self._trouble is not None or self._poller_here is None:
                 return False
+            waits = False
             while not (presses.number or ended() or self._closing):
                 left = until - time.monotonic()
                 if left <= 0:
+                    break
+                if waits := self._has_to_wait(time.monotonic()):
                     break
                 spins = self._brief and len(self._open) == 1
                 self._turn(self._poller_here, min(left, STEER_S), began + SPIN_S if spins else 0.0)
             if self._polling:
                 # It may have slept through what was read here, and waits for what nobody has asked for.
                 self._listen(idle=False)
+            if waits:
+                with self._lock:
+                    self._wake()
+                self._resume.set()
+                return False
         except Exception as error:  # noqa: BLE001 - the listener tells of it, and connects again
             self._leave_trouble(error)
             return False
@@ -304,17 +312,23 @@ class Helm(Outgoing):
         if self._watched:
             self._look_after()
         # Whoever adds to one of these wakes us: it is not overlooked.
-        if self._cancels:
+        waits = not self._steered_since and self._has_to_wait(now)
+        if waits and self._cancels:
             self._send_cancels()
         if self._outbox or self._full_s:
             self._try_to_send()
-        if self._unneeded:
-            self._let_go()
         claims.let_go()
-        if now - self._said_hello > HELLO_S:
+        if waits and self._unneeded:
+            self._let_go()
+        if waits and now - self._said_hello > HELLO_S:
             claims.sweep(self.client, self._open.__contains__)
             self._settle()
             self._say_hello(steps)
+
+    def _has_to_wait(self, now: float) -> bool:
+        """Whether there is something to do for which an answer is waited for at once. Where a network stalls that takes
+        long, and who steers could not be interrupted: it is the listener's."""
+        return bool(self._cancels or self._unneeded) or now - self._said_hello > HELLO_S
 
     def _look_after(self) -> None:
         with self._lock:
