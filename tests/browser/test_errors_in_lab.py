@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from playwright.sync_api import expect
+
+pytestmark = pytest.mark.apart
 
 SETUP = """from nbqueue import TaskQueue
 queue = TaskQueue(workers=2, progress=False)
