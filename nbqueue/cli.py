@@ -161,8 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Cancel all calls in a queue on a shared Redis or Valkey server, as `nbqueue cancel` does, and "
         "delete all of its keys: results that nobody has fetched, counters, traces of dead workers. Workers and "
         "notebooks that are there go on; one that sleeps hears for an hour that its calls were cancelled. What is "
-        "forgotten needs no purge: keys of a queue that nobody uses end after "
-        "seven days.",
+        "forgotten needs no purge: keys of a queue that nobody uses end after seven days.",
     )
     _add_queue(purge)
     purge.add_argument("--yes", action="store_true", help="do not ask")

@@ -1,7 +1,7 @@
 """Ending calls that somebody else has made: ``nbqueue cancel`` and ``nbqueue purge``.
 
-Always true here: whoever waits for a call is told that it was cancelled, and that is not forgotten before it was read;
-only calls are ended that were there when it began, so it comes to an end however busy the queue is.
+Always true here: whoever waits for a call is told that it was cancelled, and has at least an hour to read it; only
+calls are ended that were there when it began, so it comes to an end however busy the queue is.
 """
 
 from __future__ import annotations
