@@ -38,11 +38,13 @@ SHOWING = ("progress", "notebook", "browser")
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Soaks are left out unless asked for, in every room, and what is a step of its own."""
-    for mark, why in (("soak", "long"), ("apart", "a step of its own")):
-        if mark not in config.option.markexpr:
-            for item in items:
-                if item.get_closest_marker(mark):
+    for item in items:
+        for mark, why in (("soak", "long"), ("apart", "a step of its own")):
+            if item.get_closest_marker(mark):
+                if mark not in config.option.markexpr:
                     item.add_marker(pytest.mark.skip(reason=f"{why}: ask for it with -m {mark}"))
+                # A soak is one, in whatever step it lies.
+                break
 
 
 def eventually(predicate: Callable[[], object], timeout: float = 10) -> Any:

@@ -69,6 +69,7 @@ def test_the_cancel_button_reaches_a_cell_that_is_busy(lab):
     assert "cancelled" in lab.cell().locator(".nbqueue-card").inner_text()
 
 
+@pytest.mark.apart
 def test_a_downloaded_notebook_shows_the_card_without_a_kernel_run(lab):
     lab.open("mine.ipynb", CELL.format(pause=0.001))
     lab.run_all()
@@ -106,6 +107,7 @@ slow.local(0)
 """
 
 
+@pytest.mark.apart
 def test_a_card_shows_how_far_running_tasks_are_also_where_it_is_displayed_again(lab):
     cells = ["batch = train.map(range(2))", "other = slow.map(range(1000))", "batch", "batch.cancel()"]
     lab.open("lanes.ipynb", QUEUE, *cells)
@@ -140,6 +142,7 @@ batch = queue.map(lambda number: time.sleep(0.1), range(2000), chunksize=1)
 """
 
 
+@pytest.mark.apart
 def test_after_a_reload_of_the_page_a_card_is_live_where_it_is_shown_again(lab):
     """The one that is restored from the file stands still: no update reaches it. Its button works all the same."""
     lab.open("reloaded.ipynb", RELOADED, "batch")
@@ -162,6 +165,7 @@ def test_after_a_reload_of_the_page_a_card_is_live_where_it_is_shown_again(lab):
     expect(text).to_contain_text("cancelled")
 
 
+@pytest.mark.apart
 def test_ten_thousand_fast_tasks_neither_flood_the_page_nor_lose_the_last_state(lab):
     lab.open("flood.ipynb", QUEUE, "tiny.options(chunksize=1).map(range(10_000)).wait()\nprint('the', 'end')")
     lab.run_all()
@@ -170,6 +174,7 @@ def test_ten_thousand_fast_tasks_neither_flood_the_page_nor_lose_the_last_state(
     assert "rate exceeded" not in lab.page.content()
 
 
+@pytest.mark.apart
 def test_the_card_of_a_killed_kernel_shows_its_last_state_trusted_or_not(lab):
     lab.open("killed.ipynb", QUEUE, "batch = slow.map(range(1000))\nbatch.wait()", "print('pid', os.getpid())")
     lab.run(0)
@@ -200,6 +205,7 @@ def test_the_card_of_a_killed_kernel_shows_its_last_state_trusted_or_not(lab):
     assert ".jp-" not in lab.cell().inner_text()
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
 def test_all_of_a_card_can_be_read_in_both_themes(lab, theme):
     lab.open(f"{theme}.ipynb", CELL.format(pause=0.001))

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.apart
+
 SETUP = """from nbqueue import TaskQueue
 import mine
 queue = TaskQueue(workers=1, progress=False)

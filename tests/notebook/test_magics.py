@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.apart
+
 ROOT = Path(__file__).resolve().parents[2]
 LOAD = "%load_ext nbqueue\nfrom nbqueue import TaskQueue\nqueue = TaskQueue(workers=2)"
 ANSI = re.compile(r"\x1b\[[0-9;]*m")

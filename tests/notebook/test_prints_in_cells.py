@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.apart
+
 START = """
 import ctypes, os, sys, time, warnings
 from nbqueue import TaskQueue
