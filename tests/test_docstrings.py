@@ -38,6 +38,7 @@ WITHOUT = {
     "nbqueue.TaskFuture.on_lost": SENDER,
     "nbqueue.TaskFuture.on_reply": SENDER,
     "nbqueue.TaskFuture.on_unmet": SENDER,
+    "nbqueue.TaskFuture.on_value": SENDER,
     "nbqueue.TaskFuture.open_items": SENDER,
     "nbqueue.TaskFuture.unanswered": SENDER,
     "nbqueue.TaskQueue.submit_call": SENDER,

@@ -14,7 +14,7 @@ from nbqueue.codec import messages
 from nbqueue.codec.messages import call_id
 from nbqueue.codec.seal import Seal
 from nbqueue.errors import NbqueueError, ServerRefused
-from nbqueue.stream.broker import BLOCK_MS, Broker
+from nbqueue.stream.broker import BLOCK_MS, Broker, entry_of
 from nbqueue.stream.connect import CommandError
 from nbqueue.stream.records import OpenEntry
 
@@ -67,7 +67,7 @@ def _pages(broker: Broker, queued_only: bool) -> Iterator[list[OpenEntry]]:
     # The last first: what runs makes room when it ends, in which what is still queued must not start.
     for entry in reversed(list(broker.open_entries())):
         # An item of a chunk that waits for its retry belongs to the chunk, which may run.
-        if entry.entry not in taken and not (queued_only and "." in entry.n):
+        if entry_of(entry.entry) not in taken and not (queued_only and "." in entry.n):
             page.append(entry)
         if len(page) >= _TOGETHER:
             yield page

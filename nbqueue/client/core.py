@@ -49,6 +49,8 @@ __all__ = ["Core", "core_of", "find_core", "private_core"]
 FLUSH_TIMEOUT_S = 30.0
 CANCEL_TIMEOUT_S = 2.0
 MADE_KEPT = 64
+# Arguments of a call that may travel in a bundle.
+LIGHT_BYTES = 1_000
 
 
 def _tell_what_is_lost() -> None:
@@ -88,6 +90,7 @@ class Core:
         self.limits = WorkerLimits()
         self.blocks = Blocks()
         self._made: dict[str, tuple[bytes, bytes, Made]] = {}  # last of each name, of these bytes
+        self._lights: dict[str, tuple[Made, Options, CallBody]] = {}  # last of each name, made with these
         self._lock = threading.Lock()
         self._started = False  # or never to be started without run()
         self._running = False
@@ -248,6 +251,9 @@ class Core:
         if size > LARGE_BYTES and (heavy := self._captures.look(fn, name, size)):
             warnings.warn(heavy, RuntimeWarning, stacklevel=users_level())
         setting, text = self.watch.current("" if shelf is None else shelf.path)
+        made = self._made.get(name)
+        if made is not None and made[0] == code and made[1] is text and not handles:
+            return made[2]
         link = self.link
         if isinstance(code, Large):
             handle = self._shared_function(fn, code, shelf)
@@ -256,9 +262,6 @@ class Core:
                 return Made(handle.digest, setting, blobs, {each.digest: each for each in (handle, *handles)})
             # There is no room for it.
             code = dump_function(fn, name, handles)
-        made = self._made.get(name)
-        if made is not None and made[0] is code and made[1] is text and not handles:
-            return made[2]
         function = digest(code)
         blobs = {function: link.seal_blob(function, code), setting: link.seal_blob(setting, text)}
         if handles:
@@ -329,7 +332,8 @@ class Core:
             check_given(fn, options, args, kwargs)
             rng = options.rng, seed, 0
         shelf = self.shelf
-        function, setting, blobs, puts = self._make(fn, name, shelf)
+        made = self._make(fn, name, shelf)
+        function, setting, blobs, puts = made
         handles: list[Put[Any]] = [] if share is None else Sharing(share)
         inputs: Inputs | None = None
         try:
@@ -341,15 +345,10 @@ class Core:
             arguments = dump_arguments(args, kwargs, name, fn, handles, shelf)
         if handles:
             puts = puts | {handle.digest: handle for handle in handles}
-        body = CallBody(
-            *(name, function, setting, options.timeout, options.retries),
-            frames=(bytes(arguments),),
-            retry_on=options.retry_on_names,
-            puts=tuple(puts),
-            rng=rng,
-            inputs=() if inputs is None else inputs.names,
-            concurrency=options.concurrency or 0,
-        )
+        held, stream = held_by(arguments), options.stream
+        light = None
+        if len(arguments) <= LIGHT_BYTES and make is TaskFuture and not (held or puts or rng or options.concurrency):
+            light = None if inputs is not None else self._light(made, options)
         future = make(name, self.link)
         here = page()
         if here is not None:
@@ -358,13 +357,21 @@ class Core:
             future._detached = True
         if rng is not None:
             future.seed = rng[1]
-        held, stream = held_by(arguments), options.stream
-        sent = dump_call(body), (function, setting), blobs, future
+        sent = (function, setting), blobs, future
         try:
-            if inputs is None:
-                future._sent(self.link.submit(*sent, puts=puts, held=held, stream=stream), fn)
+            if light is not None:
+                future._sent(self.link.submit(bytes(arguments), *sent, stream=stream, light=light), fn)
             else:
-                inputs.send(*sent, fn, puts, held, stream)
+                body = self._body(made, options)._replace(
+                    frames=(bytes(arguments),),
+                    puts=tuple(puts),
+                    rng=rng,
+                    inputs=() if inputs is None else inputs.names,
+                )
+                if inputs is None:
+                    future._sent(self.link.submit(dump_call(body), *sent, puts=puts, held=held, stream=stream), fn)
+                else:
+                    inputs.send(dump_call(body), *sent, fn, puts, held, stream)
             if not self._started:
                 self.start_workers()
         except BaseException as error:
@@ -375,6 +382,26 @@ class Core:
                 future.cancel()
             raise
         return future
+
+    @staticmethod
+    def _body(made: Made, options: Options) -> CallBody:
+        """What a call carries beside its arguments."""
+        return CallBody(
+            *(options.name, made.function, made.setting, options.timeout, options.retries),
+            retry_on=options.retry_on_names,
+            concurrency=options.concurrency or 0,
+        )
+
+    def _light(self, made: Made, options: Options) -> CallBody:
+        """The same for light calls: one object for all that may travel together."""
+        before = self._lights.get(options.name)
+        if before is not None and before[0] is made and (before[1] is options or before[1] == options):
+            return before[2]
+        if len(self._lights) >= MADE_KEPT:
+            self._lights.clear()
+        body = self._body(made, options)
+        self._lights[options.name] = made, options, body
+        return body
 
     def check_sendable(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import nbqueue
-from nbqueue import errors
+from nbqueue import context, errors
 from nbqueue.client.echo import Echo, way_out
 from nbqueue.client.results.several import wait_for
 from nbqueue.client.results.waiting import Interrupted
@@ -92,7 +92,7 @@ class LocalLauncher:
     def __init__(self) -> None:
         self.failure: PoolError | None = None  # why there is no supervisor any more
         self._beginnings = 0  # how often it was begun anew after a failure
-        self._pid = os.getpid()
+        self._pid = context.pid()
         self._serving = threading.Lock()  # held while the private server is being started
         self._lock = threading.Lock()  # guards the process and who waits for its answers; never held for long
         self._process: subprocess.Popen[bytes] | None = None
@@ -411,7 +411,10 @@ _local_lock = threading.Lock()
 def local_launcher() -> LocalLauncher:
     """The launcher of this process; a forked child gets one of its own."""
     global _local
-    with _local_lock:
-        if _local is None or _local._pid != os.getpid():
-            _local = LocalLauncher()
-        return _local
+    found = _local
+    if found is None or found._pid != context.pid():
+        with _local_lock:
+            found = _local
+            if found is None or found._pid != context.pid():
+                found = _local = LocalLauncher()
+    return found

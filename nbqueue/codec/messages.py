@@ -4,6 +4,9 @@ A body is one pickle of builtin types only, so that it can be opened without run
 values lie in it as bytes of their own, one frame an item, so that an item that cannot be unpickled costs
 only itself. Items that are all plain (numbers, strings, bytes, None) travel as one pickle of a list, which
 costs a twentieth.
+
+Short calls may travel as a *bundle*, in one message, and be told of in one if they gave plain values: what these name
+is signed with them, and with their client.
 """
 
 from __future__ import annotations
@@ -28,20 +31,25 @@ __all__ = [
     "VALUE",
     "CallBody",
     "Printed",
+    "RepliesBody",
     "ReplyBody",
     "call_id",
     "dump_call",
     "dump_event",
+    "dump_replies",
     "dump_reply",
+    "from_each",
     "item_arguments",
     "load_call",
     "load_event",
+    "load_replies",
     "load_reply",
     "only_item",
     "plain_items",
     "said_of",
     "type_name",
     "value_in",
+    "value_of",
 ]
 
 VALUE, EXCEPTION, ERROR, RETRYING, SKIPPED = b"vxers"
@@ -69,6 +77,7 @@ class CallBody(NamedTuple):
     the function and the items hold. `rng` says which parameter receives a random generator, and from what it is made.
     `inputs` are the names of calls of the same client whose values the items hold.
     `concurrency` is how many calls, this one among them, a worker may run at a time; 0 for one of a plain function.
+    `names` are those of a bundle: calls of one item, a frame each.
     """
 
     name: str
@@ -84,6 +93,7 @@ class CallBody(NamedTuple):
     rng: Rng | None = None
     inputs: tuple[str, ...] = ()
     concurrency: int = 0
+    names: tuple[str, ...] = ()
 
 
 class ReplyBody(NamedTuple):
@@ -110,6 +120,18 @@ class ReplyBody(NamedTuple):
     printed: tuple[Printed, ...] = ()
     shown: tuple[tuple[int, dict[str, Any]], ...] = ()
     large: tuple[int, ...] = ()
+
+
+class RepliesBody(NamedTuple):
+    """What several calls of one item gave, by their names: `packed` is a pickled list of plain values. Each has its
+    `started`, as Unix time, and the `seconds` that it took; all were run by the `worker`, as this `attempt`."""
+
+    names: tuple[str, ...]
+    packed: bytes
+    worker: str
+    attempt: int
+    started: tuple[float, ...]
+    seconds: tuple[float, ...]
 
 
 def type_name(kind: type) -> str:
@@ -141,9 +163,22 @@ def load_reply(data: bytes) -> ReplyBody:
     return ReplyBody(*pickle.loads(data))
 
 
+def dump_replies(body: RepliesBody) -> bytes:
+    return pickle.dumps(tuple(body), protocol=5)
+
+
+def load_replies(data: bytes) -> RepliesBody:
+    return RepliesBody(*pickle.loads(data))
+
+
 def value_in(body: ReplyBody) -> Any:
     """What a call of one item gave, as its reply tells. Runs users' unpickling code."""
     return load_frame(body.packed)[0] if body.packed else load_frame(body.frames[0])
+
+
+def value_of(body: RepliesBody, n: str) -> Any:
+    """What one of several calls gave."""
+    return pickle.loads(body.packed)[body.names.index(n)]
 
 
 def dump_event(kind: str, **details: Any) -> bytes:
@@ -164,6 +199,25 @@ def only_item(body: CallBody, plain: Sequence[Any] | None, item: int) -> CallBod
     if plain is None:
         return body._replace(frames=(body.frames[item],))
     return body._replace(packed=pickle.dumps([plain[item]], protocol=5))
+
+
+def from_each(body: CallBody) -> dict[str, CallBody]:
+    """The calls of a bundle, by their names. Runs no user's code.
+
+    Raises
+    ------
+    BadMessage
+        If it has not a frame for each.
+    """
+    if len(body.frames) != len(body.names):
+        raise BadMessage(f"A bundle of calls of `{body.name}` does not hold what it names. None was run.")
+    at = CallBody._fields.index("frames")
+    alone = body._replace(names=())
+    before, behind = alone[:at], alone[at + 1 :]
+    # Two thirds of what `_replace` takes.
+    return {
+        name: CallBody._make((*before, (frame,), *behind)) for name, frame in zip(body.names, body.frames, strict=True)
+    }
 
 
 def plain_items(body: CallBody, items: int) -> Sequence[Any] | None:

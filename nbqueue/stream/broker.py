@@ -17,9 +17,23 @@ from typing import Any, NamedTuple
 from nbqueue.errors import ServerRefused
 from nbqueue.stream.connect import CommandError, ForgotScripts, Wire
 from nbqueue.stream.keys import GROUP, STREAMS, Keys, value_name
-from nbqueue.stream.records import Call, Charge, Fetched, HostState, Incoming, OpenEntry, QueueCounts, Report
+from nbqueue.stream.records import (
+    MOST_TOGETHER,
+    Call,
+    Charge,
+    Fetched,
+    HostState,
+    Incoming,
+    OpenEntry,
+    QueueCounts,
+    Report,
+    Several,
+)
 
-__all__ = ["BLOCK_MS", "Beat", "Broker", "Ended", "Forgot", "Hello", "NeedBlobs", "OtherEpoch", "Taken", "preload"]
+__all__ = [
+    *("BLOCK_MS", "Beat", "Broker", "Ended", "Forgot", "Hello", "NeedBlobs", "OtherEpoch", "Taken", "entry_of"),
+    *("given_back", "preload"),
+]
 
 # A blocked read under FLUSHALL sleeps on in Redis 6.2, so it must end by itself soon; a reconnect would
 # notice nothing either.
@@ -34,6 +48,7 @@ _SCRIPTS = (
     "hello",
     "submit",
     "finish",
+    "values",
     "cancel",
     "register",
     "beat",
@@ -232,7 +247,8 @@ class Broker:
         args.append(str(len(calls)))
         for call in calls:
             waits = " ".join(call.needs) if call.needs else ""
-            args += (str(call.n), " ".join(call.digests), str(call.items), str(call.first), call.stream)
+            name = ",".join(call.names) if call.names else str(call.n)
+            args += (name, " ".join(call.digests), str(call.items), str(call.first), call.stream)
             args += (call.payload, waits)
         return args
 
@@ -282,7 +298,8 @@ class Broker:
         n = _numbers(counts)
         memory = self._memory()
         return QueueCounts(
-            queued=max(0, sum(lengths) - fetched),
+            # Of a bundle that was fetched, one call runs at a time.
+            queued=max(0, sum(lengths) + n.get("bundled", 0) - fetched),
             fetched=fetched,
             delayed=delayed,
             done=n.get("done", 0),
@@ -318,11 +335,12 @@ class Broker:
                 start = f"({rows[-1][0].decode()}"
                 for id, fields in rows:
                     try:
-                        call = _fetched(f"{stream}/{id.decode()}", fields)
+                        calls = _calls_in(stream, id.decode(), fields)
                     except (TypeError, ValueError):
                         # Nothing that we wrote.
                         continue
-                    yield OpenEntry(call.client, call.n, call.entry, call.items)
+                    for call in calls:
+                        yield OpenEntry(call.client, call.n, call.entry, call.items)
         for member in self.wire.call("ZRANGE", self.keys.delayed, "0", "-1"):
             client, _, n = _text(member).partition(" ")
             place = self.wire.call("HGET", self.keys.open_calls(client), n)
@@ -336,7 +354,7 @@ class Broker:
         return [int(done) if (done := (place or b"").rpartition(b"|")[2]).isdigit() else 0 for place in places]
 
     def fetched_entries(self) -> frozenset[str]:
-        """Entries that a worker has."""
+        """Entries that a worker has; of bundles, see `entry_of`."""
         found: set[str] = set()
         for stream, key in enumerate(self.keys.streams):
             start = "-"
@@ -405,43 +423,53 @@ class Broker:
 
     def parse_fetch(self, answer: Any) -> tuple[list[Fetched], list[str]]:
         """Calls, and entries that are none: deleted while pending, or foreign (to be dropped with `refuse`)."""
-        calls: list[Fetched] = []
+        entries, gone = self._entries(answer)
+        return [call for together in entries for call in together], gone
+
+    @staticmethod
+    def _entries(answer: Any) -> tuple[list[list[Fetched]], list[str]]:
+        """The same, the calls of each entry by themselves."""
+        entries: list[list[Fetched]] = []
         gone: list[str] = []
         for key, rows in answer or ():
             stream = key.decode()[-1]
             for id, fields in rows:
-                entry = f"{stream}/{id.decode()}"
                 try:
-                    calls.append(_fetched(entry, fields))
+                    entries.append(_calls_in(stream, id.decode(), fields))
                 except (TypeError, ValueError):
                     # Deleted while pending, or nothing that we wrote.
-                    gone.append(entry)
-        return calls, gone
+                    gone.append(f"{stream}/{id.decode()}")
+        return entries, gone
 
     def sift(self, answer: Any, *, alone: bool = False) -> list[Fetched]:
         """The calls of a fetch that are open and stand where they were found.
 
         Everything else is refused: what is no call of ours, and true calls that somebody has put on the stream
-        once more, which would run again. Where we are `alone` on the server nobody has, and it need not be asked.
+        once more, which would run again. Where we are `alone` on the server nobody has, and it need not be asked; but
+        of a bundle, which calls have left it.
         """
-        calls, strange = self.parse_fetch(answer)
-        if calls and not alone:
-            self.wire.send(*[("HGET", self.keys.open_calls(call.client), call.n) for call in calls])
-            stand: list[Fetched] = []
-            for call in calls:
-                try:
-                    place = self.wire.receive()
-                except CommandError:
-                    # A key of a foreign type.
-                    place = None
-                if place is not None and place.rpartition(b"|")[0] == call.entry.encode():
-                    stand.append(call)
-                else:
-                    strange.append(call.entry)
-            calls = stand
+        entries, strange = self._entries(answer)
+        asked = [together for together in entries if not alone or together[0].bundled]
+        if asked:
+            self.wire.send(
+                *[
+                    ("HMGET", self.keys.open_calls(together[0].client), *[call.n for call in together])
+                    for together in asked
+                ]
+            )
+        for together in asked:
+            entry = entry_of(together[0].entry)
+            try:
+                places = self.wire.receive()
+            except CommandError:
+                # A key of a foreign type.
+                places = [None] * len(together)
+            together[:] = [call for call, at in zip(together, places, strict=True) if _stands(at, call.entry)]
+            if not together:
+                strange.append(entry)
         if strange:
             self.refuse(strange)
-        return calls
+        return [call for together in entries for call in together]
 
     def refuse(self, entries: Iterable[str]) -> int:
         """Drop entries that are no calls of ours, and count them. Returns how many were still there."""
@@ -469,6 +497,21 @@ class Broker:
     def parse_finish(answer: Any) -> list[bool]:
         return [word == b"OK" for word in answer]
 
+    def values(self, several: Several) -> list[bool]:
+        """Report calls that gave values. False for each that no longer counts."""
+        return self.parse_finish(self.step("values", *self._values_args(several)))
+
+    def values_command(self, several: Several) -> tuple[Any, ...]:
+        return self.command("values", *self._values_args(several))
+
+    @staticmethod
+    def _values_args(several: Several) -> list[Any]:
+        first = several.calls[0]
+        args: list[Any] = [first.client, " ".join(first.digests), several.message]
+        for call in several.calls:
+            args += (call.entry, call.n)
+        return args
+
     @staticmethod
     def _finish_args(reports: Sequence[Report]) -> list[Any]:
         args: list[Any] = []
@@ -486,6 +529,7 @@ class Broker:
         return [f"{stream}/{row[0].decode()}" for stream, rows in enumerate(answers) for row in rows]
 
     def release(self, consumer: str, entries: Iterable[str]) -> int:
+        """Give back entries, as `given_back` names them. How many calls went."""
         return int(self.step("release", consumer, *entries))
 
     # Supervisor
@@ -563,12 +607,46 @@ class Broker:
 # All of it, and its name: on one line, or up to an "end" at the margin.
 _FUNCTION = re.compile(r"(?ms)^(local function (\w+)\((?:[^\n]* end$|.*?^end$)\n)")
 _CALL_NAME = re.compile(rb"[0-9]{1,18}(\.[0-9]{1,9})?")
+_CALL_NAMES = re.compile(rb"[0-9]{1,18}(,[0-9]{1,18})*")
 _ITEMS = re.compile(rb"[1-9][0-9]{0,8}")
 _STATE = re.compile(rb"([1-9][0-9]{0,8}) (-?[0-9]{1,9}) ([0-9]{1,9}) (-?[0-9]{1,9})")
 
 
+def entry_of(entry: str) -> str:
+    """The entry in which a call lies, or those calls that are to be given back."""
+    return f"{entry[0]}/{entry[2:].partition('+')[0]}"
+
+
+def given_back(calls: Iterable[Fetched]) -> list[str]:
+    """What `release` is told of calls, in the order in which they would run: of a bundle, the first that goes."""
+    entries: dict[str, str] = {}
+    for call in calls:
+        entries.setdefault(entry_of(call.entry), call.entry)
+    return list(entries.values())
+
+
+def _calls_in(stream: str | int, id: str, fields: Sequence[bytes]) -> list[Fetched]:
+    """The call of an entry, or those of a bundle.
+
+    Raises TypeError or ValueError for what `submit` did not write: anybody may XADD.
+    """
+    if len(fields) != 12 or fields[7] != b"0":
+        return [_fetched(f"{stream}/{id}", fields)]
+    if not _CALL_NAMES.fullmatch(fields[3]):
+        raise ValueError("no bundle of ours")
+    names = fields[3].split(b",")
+    if len(names) > MOST_TOGETHER or len(set(names)) < len(names):
+        raise ValueError("no bundle of ours")
+    first = names[0].decode()
+    call = _fetched(f"{stream}*{id}+{first}", [*fields[:3], names[0], *fields[4:7], b"1", *fields[8:]])
+    if call.first:
+        raise ValueError("no bundle of ours")
+    client, rest = call.client, call[3:]
+    others = [name.decode() for name in names[1:]]
+    return [call, *[Fetched(f"{stream}*{id}+{name}", client, name, *rest) for name in others]]
+
+
 def _fetched(entry: str, fields: Sequence[bytes]) -> Fetched:
-    """Raises TypeError or ValueError for what `submit` did not write: anybody may XADD."""
     state = _STATE.fullmatch(fields[9]) if len(fields) == 12 else None
     if state is None or not _CALL_NAME.fullmatch(fields[3]) or not _ITEMS.fullmatch(fields[7]):
         raise ValueError("no call of ours")
@@ -589,8 +667,13 @@ def _fetched(entry: str, fields: Sequence[bytes]) -> Fetched:
     )
 
 
+def _stands(place: bytes | None, entry: str) -> bool:
+    """Whether an open call, whose `place` the server has told, stands at this entry."""
+    return place is not None and place.startswith(b"%b|" % entry.encode())
+
+
 def _incoming(id: bytes, fields: Sequence[bytes]) -> Incoming:
-    if len(fields) == 6 and _CALL_NAME.fullmatch(fields[1]):
+    if len(fields) == 6 and (_CALL_NAMES if fields[3] == b"m" else _CALL_NAME).fullmatch(fields[1]):
         return Incoming(id, fields[1].decode(), fields[3].decode(errors="replace"), fields[5])
     # Nothing that we wrote: about call 0, which is nobody's, and read past.
     return Incoming(id, "0", "?", b"")

@@ -26,8 +26,9 @@ key            type    what                                        dies
 ``hw``         hash    host → number of its workers                7 days after the last beat
 ``pool``       hash    host → its PoolState as JSON                7 days after the last beat
 ``h:<host>``   stream  inbox of a host's supervisor                1 minute after the last message
-``n``          hash    counters: done, failed, cancelled,          7 days after the last change
-                       retried, refused
+``n``          hash    counters: done, failed, cancelled,          7 days after the last change, when no
+                       retried, refused; bundled: calls that lie   calls lie together
+                       in an entry with others, but for one each
 =============  ======  ==========================================  =======================================
 
 Nothing that an open call needs has a lifetime, nor what its client has not read yet: a laptop may sleep for a month. A

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 _T = TypeVar("_T")
 
 __all__ = [
+    "MOST_TOGETHER",
     "Call",
     "Charge",
     "Fetched",
@@ -24,15 +25,21 @@ __all__ = [
     "Report",
     "RunningTask",
     "Setting",
+    "Several",
     "WorkerLimits",
     "WorkerState",
 ]
 
 
+# As many calls lie in a bundle.
+MOST_TOGETHER = 64
+
+
 class Call(NamedTuple):
     """A call on its way out. `digests` name the blobs that it needs: its function first. `needs` are the open calls
     whose values it is to be given, which `digests` name as well. `stream` is where it goes: 0 before all others, 1 in
-    order, 2 behind."""
+    order, 2 behind. With `names`, rising, it is a bundle of the calls of one item that they name: `n` is the last of
+    them, and `items` are 0."""
 
     n: int
     digests: tuple[str, ...]
@@ -41,13 +48,15 @@ class Call(NamedTuple):
     first: int = 0
     needs: tuple[str, ...] = ()
     stream: str = "1"
+    names: tuple[str, ...] = ()
 
 
 class Fetched(NamedTuple):
     """A call as a worker receives it.
 
     `attempt` counts from 1. `first` is the first item that still has to run. `charged` is the item that was
-    running when an earlier worker died, or -1; `crashes` is how often, or -1 if that item has ended.
+    running when an earlier worker died, or -1; `crashes` is how often, or -1 if that item has ended. One that lies in
+    a bundle, whose `payload` is that of all, has an `entry` of its own: ``<stream>*<id>+<n>``.
     """
 
     entry: str
@@ -60,6 +69,10 @@ class Fetched(NamedTuple):
     first: int
     charged: int
     payload: bytes
+
+    @property
+    def bundled(self) -> bool:
+        return self.entry[1] == "*"
 
 
 class Report(NamedTuple):
@@ -78,6 +91,13 @@ class Report(NamedTuple):
     retry_payload: bytes = b""
 
 
+class Several(NamedTuple):
+    """Calls of one item, of one client and with the same digests, that gave values; `message` is the sealed one."""
+
+    calls: tuple[Fetched, ...]
+    message: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Charge:
     """`item` of an entry was running when its worker died. `cap` is how many crashes it may survive, -1 ends it now;
@@ -90,8 +110,8 @@ class Charge:
 
 
 class Incoming(NamedTuple):
-    """One message of a client's reply stream; `kind` is ``r`` (a reply), ``e`` (an event) or ``x`` (the
-    call was refused)."""
+    """One message of a client's reply stream; `kind` is ``r`` (a reply), ``m`` (of several calls, whose names are in
+    `n` with commas between), ``e`` (an event) or ``x`` (the call was refused)."""
 
     id: bytes
     n: str

@@ -37,7 +37,9 @@ _SEQ, _STATE, _PID, _REDIS_ID, _STREAM, _MS, _ID_SEQ = range(7)
 _CLIENT, _N, _SPLIT, _ITEM, _ATTEMPT, _STARTED, _TIMEOUT = range(7, 14)
 _NAME, _NAME_WORDS = 14, 8
 _STOP, _FOR_STREAM, _FOR_MS, _FOR_SEQ, _FOR_ITEM, _FOR_WHY = range(22, 28)
-_PRINTED_OUT, _PRINTED_ERR, _LEAVE, _PASSED_OUT, _PASSED_ERR, _TAKEN, _PLACES_USED = range(28, 35)
+_PRINTED_OUT, _PRINTED_ERR, _LEAVE, _PASSED_OUT, _PASSED_ERR, _TAKEN, _PLACES_USED, _FOR_N = range(28, 36)
+# Beside the number of a stream: the entry is a bundle, in which the call has a place of its own.
+_BUNDLED = 16
 # From `_STREAM` to the end of the name, in one go.
 _CALL = struct.Struct(f"={_NAME - _STREAM}Q{_NAME_WORDS * 8}s")
 
@@ -154,11 +156,14 @@ class Slot:
         else:
             return None
         split = words[_SPLIT]
+        id = f"{words[_MS]}-{words[_ID_SEQ]}"
+        stream = words[_STREAM]
+        bundled = stream & _BUNDLED
         return Line(
             state=words[_STATE],
             pid=words[_PID],
             redis_id=words[_REDIS_ID],
-            entry=f"{words[_STREAM]}/{words[_MS]}-{words[_ID_SEQ]}",
+            entry=f"{stream - _BUNDLED}*{id}+{words[_N]}" if bundled else f"{stream}/{id}",
             client=f"{words[_CLIENT]:016x}",
             n=f"{words[_N]}.{split - 1}" if split else str(words[_N]),
             item=words[_ITEM],
@@ -193,10 +198,10 @@ class Slot:
 
     def aim(self, entry: str, item: int, why: int) -> None:
         """Say whom the SIGINT that follows is for: an item of an entry, or with item -1 whichever runs."""
-        stream, ms, seq = place_of(entry)
         w = self._words
         w[_FOR_WHY] = 0
-        w[_FOR_STREAM], w[_FOR_MS], w[_FOR_SEQ] = stream, ms, seq
+        w[_FOR_STREAM], w[_FOR_MS], w[_FOR_SEQ] = _words_of(entry)
+        w[_FOR_N] = int(entry.partition("+")[2] or -1) + 1
         w[_FOR_ITEM] = item + 1
         w[_FOR_WHY] = why
 
@@ -257,13 +262,22 @@ class Slot:
         started_ns: int = 0,
     ) -> None:
         """A call is about to run, this `item` of it first. It does from `busy` on; `item` names the others."""
-        stream, ms, seq = place_of(entry)
+        stream, ms, seq = _words_of(entry)
         number, _, split = n.partition(".")
         part = int(split) + 1 if split else 0
         words = (stream, ms, seq, int(client, 16), int(number), part, item, attempt, started_ns, timeout_ms)
         w = self._words
         w[_SEQ] += 1
         _CALL.pack_into(self._bytes, _STREAM * 8, *words, name.encode())
+        w[_PRINTED_OUT], w[_PRINTED_ERR] = printed
+        w[_SEQ] += 1
+
+    def follows(self, n: str, printed: tuple[int, int], started_ns: int) -> None:
+        """The next call of the same bundle is about to run. It does from `busy` on."""
+        w = self._words
+        w[_SEQ] += 1
+        w[_N] = int(n)
+        w[_STARTED] = started_ns
         w[_PRINTED_OUT], w[_PRINTED_ERR] = printed
         w[_SEQ] += 1
 
@@ -298,10 +312,19 @@ class Slot:
         why = w[_FOR_WHY]
         if not why or (w[_FOR_STREAM], w[_FOR_MS], w[_FOR_SEQ]) != (w[_STREAM], w[_MS], w[_ID_SEQ]):
             return 0
+        if w[_FOR_N] not in (0, w[_N] + 1):
+            # It is for another call of the bundle.
+            return 0
         return why if w[_FOR_ITEM] in (0, w[_ITEM] + 1) else 0
 
 
 def place_of(entry: str) -> tuple[int, int, int]:
-    """Stream, time and number of an entry: a worker begins what it has fetched together in this order."""
-    stream, ms, seq = entry.replace("/", "-").split("-")
-    return int(stream), int(ms), int(seq)
+    """Stream, time and number of an entry: a worker begins what it has fetched together in this order. The calls of a
+    bundle have the same."""
+    ms, _, seq = entry[2:].partition("+")[0].partition("-")
+    return int(entry[0]), int(ms), int(seq)
+
+
+def _words_of(entry: str) -> tuple[int, int, int]:
+    stream, ms, seq = place_of(entry)
+    return stream | _BUNDLED if entry[1] == "*" else stream, ms, seq

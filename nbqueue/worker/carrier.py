@@ -14,9 +14,9 @@ from typing import Any
 
 from nbqueue.codec.messages import call_id
 from nbqueue.errors import BadMessage, ServerError
-from nbqueue.stream.broker import BLOCK_MS
+from nbqueue.stream.broker import BLOCK_MS, given_back
 from nbqueue.stream.connect import LOWEST_LIMIT_BYTES, CommandError, ForgotScripts, may_be_too_large
-from nbqueue.stream.records import Fetched, Report
+from nbqueue.stream.records import Fetched, Report, Several
 from nbqueue.worker import board
 from nbqueue.worker.outbox import Outbox
 from nbqueue.worker.supplies import Supplies, WorkerSpec
@@ -45,7 +45,8 @@ class Carrier(Supplies):
         self._unsure = False  # connected again while a task ran: entries may lie unread in our pending list
         self._look_again_at: float | None = None  # when a read over the connection before this one has ended for sure
         self._suspect = 0  # bytes of the largest reply that was on its way when the connection was lost
-        self._seconds = 0.0  # a call's run time, smoothed; 0 before the first
+        self._seconds = 0.0  # an entry's run time, smoothed; 0 before the first
+        self._bundle_s = 0.0  # what the calls of the bundle that is being run have taken
         self._left = spec.max_tasks or -1  # items that it may still run; -1: as many as come
         self._reads: dict[tuple[int, int, int | None], tuple[Any, ...]] = {}  # commands that were sent before
 
@@ -116,7 +117,7 @@ class Carrier(Supplies):
 
     def _exchange(
         self,
-        reports: list[Report],
+        reports: list[Report | Several],
         count: int,
         streams: int,
         block_ms: int | None,
@@ -161,34 +162,53 @@ class Carrier(Supplies):
         with self._lock:
             return self._ahead.popleft() if self._ahead else None
 
+    def _note_pace(self, call: Fetched, function: str, seconds: float) -> None:
+        """A call has run for so long. Of a bundle, all its calls are what another fetch would bring."""
+        self._paces[function] = seconds
+        if call.bundled:
+            self._bundle_s += seconds
+            with self._lock:
+                # Or it could be given back between two looks.
+                goes_on = bool(self._ahead) and self._ahead[0].payload is call.payload
+            if goes_on:
+                return
+            seconds, self._bundle_s = self._bundle_s, 0.0
+        self._seconds = seconds if not self._seconds else 0.7 * self._seconds + 0.3 * seconds
+
     def _report(
-        self, reports: list[Report], *more: tuple[Any, ...], meanwhile: Callable[[], object] | None = None
+        self, reports: list[Report | Several], *more: tuple[Any, ...], meanwhile: Callable[[], object] | None = None
     ) -> None:
-        """Send FINISH, with other commands in the same write, and read its answer. There is time `meanwhile`."""
+        """Send FINISH and VALUES, with other commands in the same write, and read their answers. There is time
+        `meanwhile`."""
         if self._suspect:
             if not self._new_wire().takes(self._suspect):
                 reports = self._outbox.with_smaller(self._suspect)
             self._suspect = 0
         try:
-            self._broker.wire.send(self._broker.finish_command(reports), *more)
+            single = [report for report in reports if isinstance(report, Report)]
+            several = [report for report in reports if isinstance(report, Several)]
+            finish = [self._broker.finish_command(single)] if single else []
+            self._broker.wire.send(*finish, *map(self._broker.values_command, several), *more)
             if meanwhile is not None:
                 meanwhile()
-            self._settle(reports)
+            if single:
+                self._outbox.settle(single, self._read_answer())
+            for report in several:
+                self._outbox.settle_several(report, self._read_answer())
         except (ServerError, CommandError) as error:
             if not may_be_too_large(error):
                 raise
-            largest = max(len(report.reply) for report in reports)
+            largest = max((len(report.reply) for report in single), default=0)
             self._suspect = largest if largest > LOWEST_LIMIT_BYTES else 0
             raise
 
-    def _settle(self, reports: list[Report]) -> None:
-        """Read the answer to a FINISH that was sent with `reports`."""
+    def _read_answer(self) -> list[bool]:
+        """To a FINISH or a VALUES that was sent."""
         try:
-            answers = self._broker.parse_finish(self._broker.wire.receive())
+            return self._broker.parse_finish(self._broker.wire.receive())
         except ForgotScripts as error:
             # SCRIPT FLUSH on a living server. The fetch that left in the same write goes unread.
             raise ServerError("the server forgot its scripts") from error
-        self._outbox.settle(reports, answers)
 
     def _flush_now(self) -> None:
         """Report what is finished. The wire's lock is held."""
@@ -214,7 +234,7 @@ class Carrier(Supplies):
     def _return_ahead(self) -> None:
         """Give back what was fetched and not started; what was cancelled meanwhile goes no further."""
         with self._lock:
-            entries = [call.entry for call in self._ahead]
+            entries = given_back(self._ahead)
             self._ahead.clear()
         if not entries:
             return

@@ -18,6 +18,7 @@ from nbqueue.codec.functions import all_short
 from nbqueue.codec.messages import call_id
 from nbqueue.codec.values import LONG_BYTES
 from nbqueue.errors import ServerError
+from nbqueue.stream.broker import given_back
 from nbqueue.stream.connect import CommandError
 from nbqueue.stream.records import Fetched
 from nbqueue.worker import board
@@ -81,7 +82,7 @@ class Courier(Carrier):
         if not self._broker.wire.connected:
             return
         with self._lock:
-            waiting = [call.entry for call in self._ahead] if not self._slot.stop_asked() else []
+            waiting = given_back(self._ahead) if not self._slot.stop_asked() else []
             if waiting:
                 self._ahead.clear()
         if waiting:

@@ -118,6 +118,10 @@ class Worker(Courier):
         self._waits = 0
         self._pid = os.getpid()
         self._pump: Pump | None = None  # there from the first call of an async function on
+        self._bundle = b""  # the message of the last bundle, whose calls have these bodies
+        self._bodies: dict[str, CallBody] = {}
+        self._next_of: Any = None  # the function of the bundle of which a call has just run
+        self._task: context.TaskContext | None = None  # and what that found around it
 
     def run(self) -> int:
         """Work until asked to stop. Returns the exit code."""
@@ -171,9 +175,12 @@ class Worker(Courier):
         began = time.monotonic()
         self._outbox.stale.clear()
         self._why = 0
-        id = call_id(call.client, call.n)
+        if self._next_of is not None and call.payload is self._bundle and call.n in self._bodies:
+            self._run_next_of_bundle(call, self._next_of, began)
+            return
+        self._next_of = None
         try:
-            body = messages.load_call(self._seal.open("call", id, call.payload))
+            body = self._body_of(call)
             plain = messages.plain_items(body, call.items)
         except BadMessage as error:
             # What its entry claims (whose it is, how many items) is not to be believed either.
@@ -213,10 +220,43 @@ class Worker(Courier):
             if not (isinstance(error, Interrupted) and self._why == board.CANCEL):
                 self._all_fail(call, error)
             return
+        if call.bundled:
+            self._next_of = function
+        self._run_items(call, body, function, plain, printed, values)
+        self._note_pace(call, body.function, time.monotonic() - began)
+
+    def _run_next_of_bundle(self, call: Fetched, function: Any, began: float) -> None:
+        """The call before this one has the same function and setting, and all is as that one found it."""
+        slot, body = self._slot, self._bodies[call.n]
+        printed = self._prints.begin(slot.passed_on())
+        slot.follows(call.n, printed, int(began * 1e9))
+        if slot.taken_back():
+            self._forget_ahead()
+            return
+        self._surroundings.clean = False
+        self._run_items(call, body, function, None, printed, None, named=True)
+        self._note_pace(call, body.function, time.monotonic() - began)
+
+    def _run_items(
+        self,
+        call: Fetched,
+        body: CallBody,
+        function: Any,
+        plain: Sequence[Any] | None,
+        printed: tuple[int, int],
+        values: dict[str, Callable[[], Any]] | None,
+        *,
+        named: bool = False,
+    ) -> None:
+        """Run what is left of a call. `values` make those that it needs; the board has `named` its first item."""
         if self._outbox.waiting and self._paces.get(body.function, carrier.AHEAD_S) >= carrier.AHEAD_S:
             # It may hold the interpreter, and with it what is finished.
             self._try_flush()
-        task = self._context(body, call, self, self._post, shows=self._surroundings.shows)
+        task = self._task if call.payload is self._bundle else None
+        if task is None or task.used:
+            task = self._context(body, call, self, self._post, shows=self._surroundings.shows)
+            if call.bundled:
+                self._task = task
         context.set_current(task)
         if values:
             inputs.hold(values)
@@ -229,7 +269,7 @@ class Worker(Courier):
                 if length > 1 and plain is not None and kwargs is not None and not self._prints.touched:
                     ended = self._run_short(call, body, function, plain, item, length, kwargs)
                 else:
-                    ended = int(self._run_item(call, body, function, plain, item))
+                    ended = int(self._run_item(call, body, function, plain, item, named=named))
                 if not ended:
                     break
                 item += ended
@@ -249,9 +289,19 @@ class Worker(Courier):
                 inputs.let_go(values)
         self._outbox.close()
         self._leave_if_spoiled()
-        took = time.monotonic() - began
-        self._paces[body.function] = took
-        self._seconds = took if not self._seconds else 0.7 * self._seconds + 0.3 * took
+
+    def _body_of(self, call: Fetched) -> CallBody:
+        """What the call carries. Raises BadMessage."""
+        if not call.bundled:
+            return messages.load_call(self._seal.open("call", call_id(call.client, call.n), call.payload))
+        if call.payload is not self._bundle:
+            data = self._seal.open("calls", call.client, call.payload)
+            self._bodies = messages.from_each(messages.load_call(data))
+            self._bundle, self._task = call.payload, None
+        try:
+            return self._bodies[call.n]
+        except KeyError:
+            raise BadMessage(f"A bundle was to hold the call {call.n}, and does not. It was not run.") from None
 
     def _run_several(self, call: Fetched, body: CallBody, plain: Sequence[Any] | None) -> None:
         if self._pump is None:
@@ -322,7 +372,16 @@ class Worker(Courier):
         self._surroundings.clean = False
         return self._load(body)
 
-    def _run_item(self, call: Fetched, body: CallBody, function: Any, plain: Sequence[Any] | None, item: int) -> bool:
+    def _run_item(
+        self,
+        call: Fetched,
+        body: CallBody,
+        function: Any,
+        plain: Sequence[Any] | None,
+        item: int,
+        *,
+        named: bool = False,
+    ) -> bool:
         """Run one item and note how it ended. False when the rest of the call is not wanted."""
         if call.charged == item and call.crashes != 0:
             if call.crashes < 0:
@@ -333,7 +392,8 @@ class Worker(Courier):
             # It has killed a worker before: nothing that is finished may depend on its good conduct.
             self._try_flush()
         self._running_call = call, item
-        self._slot.item(item, time.monotonic_ns())
+        if not named:
+            self._slot.item(item, time.monotonic_ns())
         self._item_since = began = time.monotonic()
         self._why = 0
         kind, value, is_one_pickle = VALUE, None, True
@@ -362,7 +422,10 @@ class Worker(Courier):
             if call.items == 1 and self._surroundings.is_silent(self._prints.start):
                 # Nothing more to look at, as after most single calls.
                 self._looked = self._running_call
-                self._outbox.note_whole(call, value, seconds)
+                if call.bundled:
+                    self._outbox.note_bundled(call, value, seconds)
+                else:
+                    self._outbox.note_whole(call, value, seconds)
                 return True
         return self._conclude(call, body, plain, item, kind, value, is_one_pickle, error, seconds, ended)
 
@@ -545,9 +608,9 @@ class Worker(Courier):
         said: Said,
     ) -> None:
         payload = b""
-        if call.items > 1:
-            # The item goes on alone, as the call "<n>.<item>".
-            id = call_id(call.client, f"{call.n}.{item}")
+        if call.items > 1 or call.bundled:
+            # The item goes on alone, as the call "<n>.<item>", and a call of a bundle as itself.
+            id = call_id(call.client, f"{call.n}.{item}" if call.items > 1 else call.n)
             payload = self._seal.close("call", id, messages.dump_call(messages.only_item(body, plain, item)))
         self._outbox.note_retry(call, item, error, seconds, delay_s, payload, said)
         self._try_flush()

@@ -12,20 +12,23 @@ import time
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from nbqueue.codec import messages
 from nbqueue.codec.frames import SHARED_BYTES, Frame, load_frame, refer
-from nbqueue.codec.messages import ERROR, EXCEPTION, PACKED, RETRYING, VALUE, ReplyBody, call_id
+from nbqueue.codec.functions import is_long
+from nbqueue.codec.messages import ERROR, EXCEPTION, PACKED, RETRYING, VALUE, RepliesBody, ReplyBody, call_id
 from nbqueue.codec.seal import Seal, body_of
 from nbqueue.codec.segments import Shelf
 from nbqueue.errors import ResultNotSendable
 from nbqueue.stream.connect import LOWEST_LIMIT_BYTES
-from nbqueue.stream.records import Fetched, Report
+from nbqueue.stream.records import MOST_TOGETHER, Fetched, Report, Several
 from nbqueue.worker.telling.prints import NOTHING, Said
 
 __all__ = ["Outbox"]
 
+# A text or number that is longer travels in a reply of its own.
+SHORT_BYTES = 1_000
 # Finished values that are larger than this together leave at once: one reply must stay far below 512 MB.
 FLUSH_BYTES = 8_000_000
 _SIZED = frozenset({str, bytes})
@@ -87,6 +90,15 @@ class _Piece:
         self.values += values
 
 
+class _Whole(NamedTuple):
+    """A call of a bundle that has ended with a short plain value, and has said nothing."""
+
+    call: Fetched
+    value: Any
+    started: float
+    seconds: float
+
+
 class Outbox:
     """Reports that the server has not answered yet, and the open piece, which grows item by item.
 
@@ -105,12 +117,13 @@ class Outbox:
         self._worker = worker
         self._lock = threading.Lock()
         self._piece: _Piece | None = None
-        self._reports: list[Report] = []
+        self._wholes: list[_Whole] = []  # which become one report
+        self._reports: list[Report | Several] = []
 
     @property
     def waiting(self) -> bool:
         """Whether a report waits, apart from the open piece."""
-        return bool(self._reports)
+        return bool(self._reports or self._wholes)
 
     def is_due(self, now: float, after_s: float) -> bool:
         """Whether the open piece is older than that, or large."""
@@ -126,15 +139,62 @@ class Outbox:
 
     def note_whole(self, call: Fetched, value: Any, seconds: float) -> None:
         """A call of one item has ended with a plain value, and said nothing: its report, in one go."""
-        started = time.time() - seconds
-        packed = pickle.dumps([value], protocol=5)
-        body = ReplyBody(0, 1, b"", packed, (), self._worker, call.attempt, started, seconds)
-        reply = self._seal.close("reply", call_id(call.client, call.n), messages.dump_reply(body))
-        report = Report(call, 0, 1, 0, reply)
+        report = self._report_of(_Whole(call, value, time.time() - seconds, seconds))
         with self._lock:
             if self._piece is not None:
                 self._close()
             self._reports.append(report)
+
+    def note_bundled(self, call: Fetched, value: Any, seconds: float) -> None:
+        """The same of a call that lay in a bundle: it is reported with others of its kind, if the value is short."""
+        if is_long(value, SHORT_BYTES):
+            self.note_whole(call, value, seconds)
+            return
+        whole = _Whole(call, value, time.time() - seconds, seconds)
+        with self._lock:
+            if self._piece is not None:
+                self._close()
+            self._wholes.append(whole)
+
+    def _report_of(self, whole: _Whole) -> Report:
+        call, value, started, seconds = whole
+        packed = pickle.dumps([value], protocol=5)
+        body = ReplyBody(0, 1, b"", packed, (), self._worker, call.attempt, started, seconds)
+        reply = self._seal.close("reply", call_id(call.client, call.n), messages.dump_reply(body))
+        return Report(call, 0, 1, 0, reply)
+
+    def _close_wholes(self) -> None:
+        alike: dict[tuple[object, ...], list[_Whole]] = {}
+        together: list[_Whole] = []
+        last: Fetched | None = None
+        for whole in self._wholes:
+            call = whole.call
+            # Those of one bundle have the very same.
+            same = last is not None and call.digests is last.digests and call.client is last.client
+            if not (same and last is not None and call.attempt == last.attempt):
+                together = alike.setdefault((call.client, call.digests, call.attempt), [])
+                last = call
+            together.append(whole)
+        self._wholes = []
+        for wholes in alike.values():
+            if len(wholes) == 1:
+                self._reports.append(self._report_of(wholes[0]))
+            else:
+                for at in range(0, len(wholes), MOST_TOGETHER):
+                    self._reports.append(self._report_of_several(wholes[at : at + MOST_TOGETHER]))
+
+    def _report_of_several(self, wholes: Sequence[_Whole]) -> Several:
+        calls, values, started, seconds = zip(*wholes, strict=True)
+        first: Fetched = calls[0]
+        body = RepliesBody(
+            names=tuple(call.n for call in calls),
+            packed=pickle.dumps(list(values), protocol=5),
+            worker=self._worker,
+            attempt=first.attempt,
+            started=started,
+            seconds=seconds,
+        )
+        return Several(calls, self._seal.close("replies", first.client, messages.dump_replies(body)))
 
     def note_plain(
         self, call: Fetched, first: int, values: Sequence[Any], seconds: float, kinds: AbstractSet[type]
@@ -185,11 +245,13 @@ class Outbox:
         piece.add(kind, value, plain)
         piece.seconds += seconds
 
-    def reports(self) -> list[Report]:
+    def reports(self) -> list[Report | Several]:
         """All that is to be reported now, the open piece included. It stays here until it is settled."""
         with self._lock:
             if self._piece is not None:
                 self._close()
+            if self._wholes:
+                self._close_wholes()
             return self._reports.copy()
 
     def settle(self, reports: Sequence[Report], counted: Sequence[bool]) -> None:
@@ -200,13 +262,21 @@ class Outbox:
                 if not counts:
                     self.stale.add(report.call.entry)
 
-    def with_smaller(self, size: int) -> list[Report]:
+    def settle_several(self, report: Several, counted: Sequence[bool]) -> None:
+        """The same for calls that were reported together."""
+        with self._lock:
+            self._reports.remove(report)
+            self.stale.update(call.entry for call, counts in zip(report.calls, counted, strict=True) if not counts)
+
+    def with_smaller(self, size: int) -> list[Report | Several]:
         """All reports, those split whose reply has `size` bytes or more: so much the server does not let in."""
         with self._lock:
             self._reports = [
                 smaller
                 for report in self._reports
-                for smaller in (self._smaller(report) if len(report.reply) >= size else [report])
+                for smaller in (
+                    self._smaller(report) if isinstance(report, Report) and len(report.reply) >= size else [report]
+                )
             ]
             return list(self._reports)
 

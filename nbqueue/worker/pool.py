@@ -504,6 +504,9 @@ class Pool:
             # What comes before is finished, and its report on the way.
             here = place_of(line.entry)
             waiting = [entry for entry in self._broker.pending(member.consumer) if place_of(entry) > here]
+            bundle, _, n = line.entry.partition("+")
+            if n:
+                waiting.insert(0, f"{bundle}+{int(n) + 1}")
             if not waiting:
                 return
             member.slot.take_back()

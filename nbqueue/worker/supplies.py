@@ -16,7 +16,7 @@ from nbqueue.codec import messages
 from nbqueue.codec.blobs import Put, Store
 from nbqueue.codec.frames import is_reference, load_frame
 from nbqueue.codec.functions import digest as digest_of
-from nbqueue.codec.messages import CallBody, call_id, value_in
+from nbqueue.codec.messages import CallBody, call_id, value_in, value_of
 from nbqueue.codec.seal import Seal, body_of
 from nbqueue.errors import BadMessage
 from nbqueue.stream.broker import Broker
@@ -98,11 +98,22 @@ class Supplies:
             if message is None:
                 # The server lost its data, then the client submits the call again and this answer counts no more.
                 raise BadMessage("The value of another call, which this one needs, is no longer on the server.")
-            reply = messages.load_reply(self._seal.open("reply", call_id(call.client, n), message))
-            if reply.items != 1 or reply.kinds:
-                raise BadMessage("Another call, whose value this one needs, has none.")
-            values[name] = partial(value_in, reply)
+            values[name] = self._value(call.client, n, message)
         return values
+
+    def _value(self, client: str, n: str, message: bytes) -> Callable[[], Any]:
+        """What makes the value of a call, out of its reply or of that of several. Raises BadMessage."""
+        try:
+            data = self._seal.open("reply", call_id(client, n), message)
+        except BadMessage:
+            replies = messages.load_replies(self._seal.open("replies", client, message))
+            if n not in replies.names:
+                raise
+            return partial(value_of, replies, n)
+        reply = messages.load_reply(data)
+        if reply.items != 1 or reply.kinds:
+            raise BadMessage("Another call, whose value this one needs, has none.")
+        return partial(value_in, reply)
 
     def _load(self, body: CallBody) -> Any:
         function = self._functions[body.function]

@@ -120,7 +120,7 @@ def test_it_shows_as_a_table(queue: Any) -> None:
 
 def test_what_it_keeps_is_bounded(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "LARGEST_BYTES", 1_000)
-    monkeypatch.setattr(history, "BYTES_KEPT", 500)
+    monkeypatch.setattr(history, "BYTES_KEPT", 150)
     for size in (10, 5_000, 20, 30, 40):
         queue.submit(len, "x" * size).result(timeout=30)
     told = [task.arguments for task in queue.history()]
@@ -129,7 +129,7 @@ def test_what_it_keeps_is_bounded(queue: Any, monkeypatch: pytest.MonkeyPatch) -
     assert told[:2] == ["…", "…"]
     assert told[-1].startswith("'xxx")
     kept = queue._core.link.history
-    assert sum(len(note.payload or b"") for note in kept._notes) <= 500
+    assert 0 < sum(note.size for note in kept._notes) <= 150
 
 
 def test_arguments_that_cannot_be_shown_cost_only_themselves(queue: Any) -> None:

@@ -123,6 +123,7 @@ class Tallied:
     wrong: list[str] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
     repeats: int = 0
+    together: int = 0  # tasks of whose end one message told with that of others
     leftovers: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     resolved_s: float = 0.0  # from the end of the last fault to the end of the last task
@@ -241,6 +242,9 @@ class Chaos:
         if kind == "poison map":
             poison = task(chunksize=job.chunksize)(tasks.poison)
             return poison.starmap(each(lambda i: (number, i, "SIGKILL" if i == 1 else "", seconds)))
+        if kind == "burst":
+            short = queue.task(tasks.short)
+            return _Burst([short(number, i) for i in range(job.size)])
         if kind == "refuse":
             return task(tasks.refuse)(number, seconds)
         if kind == "flaky":
@@ -284,7 +288,9 @@ class Chaos:
         told = 0
         for job, handle in self._sent:
             expected = endings(job)
-            if job.kind.endswith("map"):
+            if job.kind == "burst":
+                futures = handle.futures
+            elif job.kind.endswith("map"):
                 futures = [handle.future(i) for i in range(job.size)]
                 counted = handle.progress.settled
                 if counted > job.size:
@@ -302,7 +308,7 @@ class Chaos:
                     # One that is cancelled may end without a word of the server's.
                     told += ending.what != "either"
         out.duplicates += watcher.duplicates()
-        out.repeats = watcher.repeats()
+        out.repeats, out.together = watcher.repeats(), watcher.together
         if watcher.told() < told:
             out.broken.append(f"{told} tasks ended by a reply, and {watcher.told()} final replies were seen")
 
@@ -595,6 +601,17 @@ class _Server:
             self._deaths.append(time.monotonic())
 
 
+class _Burst:
+    """Calls that were made at once."""
+
+    def __init__(self, futures: list[Any]) -> None:
+        self.futures = futures
+
+    @property
+    def done(self) -> bool:
+        return all(future.done() for future in self.futures)
+
+
 class _Watcher:
     """Reads along what the listener of a queue is told, by itself: what the kernel makes of it is not asked."""
 
@@ -603,6 +620,7 @@ class _Watcher:
         self._items: dict[str, int] = {}
         # (memory of the server, call, item) → final replies
         self._final: Counter[tuple[str, str, int]] = Counter()
+        self.together = 0  # calls of which one message told with others
 
     def note_submit(self, opened: Any) -> None:
         self._items[str(opened.call.n)] = opened.call.items
@@ -610,6 +628,12 @@ class _Watcher:
     def note(self, arrived: list[Any]) -> None:
         link = self._link
         for incoming in arrived:
+            if incoming.kind == "m":
+                told = messages.load_replies(link._seal.open("replies", link.client, incoming.message))
+                for n in incoming.n.split(","):
+                    assert n in told.names
+                    self._final[link._epoch, n, 0] += 1
+                    self.together += 1
             if incoming.kind != "r":
                 continue
             body = messages.load_reply(link._seal.open("reply", call_id(link.client, incoming.n), incoming.message))
@@ -657,10 +681,14 @@ def _watched(queue: TaskQueue) -> Iterator[_Watcher]:
         dispatch(arrived)
 
     link.submit, link._dispatch = watched_submit, watched_dispatch  # type: ignore[method-assign]
+    # However few are open, and whatever a blow has made of their pace.
+    together = link._most_together
+    link._most_together = lambda light: 8 if light.name == tasks.short.__name__ else 1  # type: ignore[method-assign]
     try:
         yield watcher
     finally:
         link.submit, link._dispatch = submit, dispatch  # type: ignore[method-assign]
+        link._most_together = together  # type: ignore[method-assign]
 
 
 def _nested(queue: TaskQueue) -> Callable[[int, float], int]:

@@ -27,7 +27,8 @@ CALM: Mapping[str, int] = {"server": 30, "cut": 30, "freeze": 20, "host": 20}
 
 # Shares of the tasks.
 KINDS: Mapping[str, int] = {
-    "quick": 22,  # returns at once
+    "quick": 14,  # returns at once
+    "burst": 8,  # 8 to 32 calls that return at once, every seventh of which raises: they travel together
     "nap": 28,  # 5 to 60 ms
     "long": 4,  # 0.3 to 0.8 s
     "map": 12,  # 3 to 12 items in chunks, every seventh of which raises
@@ -54,7 +55,7 @@ DOWN_S = (0.0, 0.02, 0.2, 0.6)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One call, or one map of `size` items, sent `at_s` seconds after the start."""
+    """One call, or `size` of them, or a map of so many items, sent `at_s` seconds after the start."""
 
     at_s: float
     number: int
@@ -138,13 +139,14 @@ def _jobs(rng: random.Random, tasks: int, until_s: float, shares: Mapping[str, i
     left = tasks
     while left:
         kind = rng.choices(list(shares), list(shares.values()))[0]
-        size = min(left, rng.randint(3, 12)) if kind.endswith("map") else 1
+        most = {"burst": (8, 32)}.get(kind, (3, 12) if kind.endswith("map") else (1, 1))
+        size = min(left, rng.randint(*most))
         sizes.append((kind, size))
         left -= size
     sent = sorted((_time(rng, kind, until_s), kind, size) for kind, size in sizes)
     for number, (at_s, kind, size) in enumerate(sent):
         seconds = rng.uniform(0.3, 0.8) if kind == "long" else rng.uniform(0.005, 0.06)
-        yield Job(at_s, number, kind, size, 0.0 if kind == "quick" else seconds, rng.choice((None, 1, 3, 8)))
+        yield Job(at_s, number, kind, size, 0.0 if kind in ("quick", "burst") else seconds, rng.choice((None, 1, 3, 8)))
 
 
 def _time(rng: random.Random, kind: str, until_s: float) -> float:
@@ -160,7 +162,7 @@ def value_of(number: int, item: int = 0) -> int:
 def endings(job: Job) -> list[Ending]:
     """How each task of a job has to end; where a crash is meant, with its signal."""
     number = job.number
-    if job.kind in ("map", "async map"):
+    if job.kind in ("map", "async map", "burst"):
         return [
             Ending("raises", item) if refuses(item) else Ending("value", value_of(number, item))
             for item in range(job.size)

@@ -27,6 +27,12 @@ def item(number: int, i: int, seconds: float) -> int:
     return value_of(number, i)
 
 
+def short(number: int, i: int) -> int:
+    if refuses(i):
+        raise Refused(i)
+    return value_of(number, i)
+
+
 async def awaits(number: int, i: int, seconds: float) -> int:
     import asyncio
 

@@ -12,7 +12,7 @@ import pytest
 RUNS: pytest.StashKey[list[Any]] = pytest.StashKey()
 MEASURED: pytest.StashKey[list[str]] = pytest.StashKey()
 COLUMNS = (
-    *("run", "tasks", "faults", "deaths", "servers"),
+    *("run", "tasks", "bundled", "faults", "deaths", "servers"),
     *("lost", "wrong", "dupl.", "left", "repeats", "resolved", "took"),
 )
 
@@ -50,8 +50,9 @@ def _table(runs: list[Any]) -> list[str]:
         faults = sum(run.made.values()) - run.made["missed"]
         found = (len(run.lost), len(run.wrong), len(run.duplicates), len(run.leftovers) + len(run.broken), run.repeats)
         times = (f"{run.resolved_s:.2f} s", f"{run.took_s:.0f} s")
-        rows.append((run.name, *map(str, (run.tasks, faults, run.deaths, run.made["server"], *found)), *times))
-    total = [str(sum(int(row[column]) for row in rows[1:])) for column in range(1, 10)]
+        told = run.tasks, run.together, faults, run.deaths, run.made["server"], *found
+        rows.append((run.name, *map(str, told), *times))
+    total = [str(sum(int(row[column]) for row in rows[1:])) for column in range(1, 11)]
     slowest = f"≤ {max(run.resolved_s for run in runs):.2f} s"
     rows.append(("all", *total, slowest, f"{sum(run.took_s for run in runs):.0f} s"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -59,5 +60,6 @@ def _table(runs: list[Any]) -> list[str]:
     made = sum((run.made for run in runs), Counter())
     kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(made.items(), key=lambda pair: -pair[1]))
     soon = statistics.median(run.resolved_s for run in runs)
-    note = f"resolved: from the end of the last fault to the end of the last task; median {soon:.2f} s"
+    note = "bundled: tasks of whose end one message told with that of others\n"
+    note += f"resolved: from the end of the last fault to the end of the last task; median {soon:.2f} s"
     return [*lines, f"faults: {kinds}", note]

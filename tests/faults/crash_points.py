@@ -57,16 +57,16 @@ def _rows(answer: Any) -> bool:
 class Step:
     """Commands that leave in one write; the step has been done when the first `parts` of them have.
 
-    `counts` looks at the last reply: a read that brought nothing loses nothing.
+    `counts` looks at the last reply: a read that brought nothing loses nothing. Of several VALUES, one is named.
     """
 
     names: tuple[str, ...]
     parts: int = 0
     counts: Callable[[Any], bool] = _any
 
-    @property
-    def replies(self) -> int:
-        return self.parts or len(self.names)
+    def replies(self, names: tuple[str, ...]) -> int:
+        """Of those commands that have left."""
+        return self.parts or len(names)
 
     @property
     def points(self) -> tuple[str, ...]:
@@ -85,6 +85,9 @@ STEPS: dict[str, Step] = {
     "own": Step(("own",), counts=_rows),
     "fetch": Step(("fetch",), counts=_rows),
     "finish+fetch": Step(("finish", "fetch"), counts=_rows),
+    "finish+values": Step(("finish", "values")),
+    "finish+values+fetch": Step(("finish", "values", "fetch"), counts=_rows),
+    "values+fetch": Step(("values", "fetch"), counts=_rows),
     "stand": Step(("stand",)),
     "blob": Step(("blob",)),
     # A supervisor.
@@ -105,6 +108,7 @@ STEPS: dict[str, Step] = {
 TABLE: dict[str, tuple[str, ...]] = {
     "worker": (
         *("load", "prepare", "id", "own", "fetch", "stand", "blob", "finish", "finish+fetch", "release", "refuse"),
+        *("values", "values+fetch", "finish+values", "finish+values+fetch"),
     ),
     "pool": (
         *("load", "prepare", "register", "hosts", "beat", "reap", "leave", "reclaim", "announce", "inbox", "unblock"),
@@ -144,6 +148,11 @@ _WORDS = {
 }
 
 
+def step_of(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Of several VALUES one after the other, one: there are as many as there are clients and functions."""
+    return tuple(name for i, name in enumerate(names) if i == 0 or (names[i - 1], name) != ("values", "values"))
+
+
 def name_of(command: Sequence[Any]) -> str:
     """The step that a command belongs to."""
     word = command[0]
@@ -162,7 +171,9 @@ def name_of(command: Sequence[Any]) -> str:
     if word == "HGETALL":
         return "counters" if command[1].endswith("hb") else "counts"
     if word == "HGET":
-        return "blob" if ":f:" in command[1] else "stand"
+        return "blob"
+    if word == "HMGET":
+        return "stand"
     if word == "HVALS":
         return "hosts"
     return _WORDS.get(word, str(word))
@@ -194,7 +205,7 @@ class Plan:
             return None
         for index, stage in enumerate(self._stages):
             if not self.token(index).exists():
-                meant = (stage.actor, stage.point) == (actor, point) and STEPS[stage.step].names == names
+                meant = (stage.actor, stage.point) == (actor, point) and STEPS[stage.step].names == step_of(names)
                 return index if meant else None
         return None
 
@@ -207,7 +218,7 @@ class Plan:
         if set(names) in ({"stand"}, {"blob"}):
             # For as many calls as were fetched, or as many values as one needs.
             names = names[:1]
-        word = f"{actor} {' '.join(names)}\n"
+        word = f"{actor} {' '.join(step_of(names))}\n"
         if actor and word not in self._seen:
             self._seen.add(word)
             with (self._folder / "seen").open("a") as file:
@@ -276,7 +287,7 @@ def install(plan: Plan, replace: Callable[[object, str, Any], None] = setattr) -
         stage = plan.now(names, LOST) if group[1] == 0 else None
         if stage is not None:
             step = plan.step(stage)
-            answers = [_caught(receive, wire) for _ in range(step.replies)]
+            answers = [_caught(receive, wire) for _ in range(step.replies(names))]
             if step.counts(answers[-1]):
                 plan.happen(stage, connection)
                 # What was read is forgotten; this one finds the end of the connection.
@@ -289,7 +300,7 @@ def install(plan: Plan, replace: Callable[[object, str, Any], None] = setattr) -
         stage = plan.now(names, AFTER)
         if stage is not None:
             step = plan.step(stage)
-            if group[1] == step.replies and step.counts(answer):
+            if group[1] == step.replies(names) and step.counts(answer):
                 plan.soon(stage, connection)
         if isinstance(answer, Exception):
             raise answer
@@ -379,6 +390,11 @@ def _kernel(order: dict[str, Any]) -> int:
             time.sleep(0.005)
 
     assert [future.result(20) for future in [square(i) for i in range(4)]] == [0, 1, 4, 9]
+    if order["bundles"]:
+        # Only now is it known that they may travel together.
+        (folder / "armed").touch()
+        while True:
+            assert [future.result(20) for future in [square(i) for i in range(40)]] == [i * i for i in range(40)]
     # Each leaves with the question for its reply.
     assert [square(i).result(20) for i in range(10)] == [i * i for i in range(10)]
     queue.status()

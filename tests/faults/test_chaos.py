@@ -21,7 +21,7 @@ SHORT_SEEDS = range(1)
 SOAK_SEEDS = range(100, 120)
 # Of each seed; times 20 that is 700 and 40.
 DEATHS, SERVER_KILLS = 35, 2
-POISONED: dict[str, Any] = {"tasks": 60, "faults": 6, "gap_s": 0.4, "weights": CALM, "cap": 1, "poison": True}
+POISONED: dict[str, Any] = {"tasks": 90, "faults": 6, "gap_s": 0.4, "weights": CALM, "cap": 1, "poison": True}
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_seed_decides_tasks_and_faults() -> None:
     assert shares(plans[0]) == shares(plans[2])
     assert shares(plans[0]).keys() == CHAOS.keys()
     assert {job.kind for seed in SOAK_SEEDS for job in make_plan(seed, tasks=250, faults=1).jobs} == KINDS.keys()
-    assert {job.kind for job in make_plan(1, **POISONED).jobs} >= POISON.keys()
+    assert {job.kind for job in make_plan(5, **POISONED).jobs} >= POISON.keys()
 
 
 @pytest.mark.parametrize("seed", SHORT_SEEDS)
@@ -71,7 +71,7 @@ def test_a_server_that_forgets_everything_loses_nothing_while_the_kernel_lives(
 def test_tasks_that_kill_their_workers_all_end_as_worker_died_and_the_others_do_not(
     ends_right: Callable[..., Tallied],
 ) -> None:
-    ends_right("poison 1", 1, **POISONED)
+    ends_right("poison 5", 5, **POISONED)
 
 
 @pytest.mark.soak
@@ -80,6 +80,7 @@ def test_soak_every_task_ends_once_and_right(seed: int, ends_right: Callable[...
     tallied = ends_right(f"seed {seed}", seed, tasks=250, faults=64)
     assert tallied.deaths >= DEATHS
     assert tallied.made["server"] >= SERVER_KILLS
+    assert tallied.together
 
 
 @pytest.mark.soak

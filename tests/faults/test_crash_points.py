@@ -59,6 +59,8 @@ FAST = {
     "worker.supplies.REPLY_TIMEOUT_S": 100.0,
     # However long the last call took, fetch several: only so there is something to give back.
     "worker.carrier.AHEAD_S": 60.0,
+    # And however long they take, calls travel together once that is known.
+    "client.sending.outgoing.TOGETHER_S": 60.0,
 }
 NEVER = -1
 
@@ -79,7 +81,8 @@ class Play:
         folder.mkdir()
         if armed:
             (folder / "armed").touch()
-        order = {"what": what, "url": self.url, "key": self.key, "folder": str(folder), "workers": 1, "run": False}
+        order = {"what": what, "url": self.url, "key": self.key, "folder": str(folder), "workers": 1}
+        order |= {"run": False, "bundles": False}
         order |= {"settings": FAST, "stages": [stage.to_list() for stage in stages], **more}
         self.pids.append(self.nursery.fork(order))
         if stages:
@@ -198,6 +201,12 @@ def healthy(nursery: Nursery, url: str, session_home: Path) -> Iterator[Play]:
 FOLDERS: list[Path] = []
 
 
+@pytest.fixture(autouse=True)
+def calls_travel_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the client that lives, as well."""
+    monkeypatch.setattr(outgoing, "TOGETHER_S", FAST["client.sending.outgoing.TOGETHER_S"])
+
+
 # The promises
 
 
@@ -242,10 +251,18 @@ def _keeps_its_promises(play: Play, hosts: int, items: int, wait_until: Callable
     assert sum(counts.get(name, 0) for name in ("done", "failed", "cancelled")) == items
 
 
+def _marks(action: str, point: str) -> list[pytest.MarkDecorator]:
+    if point == AFTER or (action, point) == (CUT, BEFORE):
+        return [pytest.mark.soak]
+    # A connection that is cut is what a plain run can do without: deaths are in it.
+    return [pytest.mark.apart] if action == CUT else []
+
+
 def _points(actor: str, *variants: str) -> list[Any]:
     """``actor-step-point-action`` for each row of the table; a variant ``step/name`` is another way to the step.
 
     After a reply is before the next step, and a cut before a step is one after the last: these are left to the soak.
+    The other cuts are a part of the step that is run apart.
     """
     rows = [*TABLE[actor], *variants]
     return [
@@ -253,7 +270,7 @@ def _points(actor: str, *variants: str) -> list[Any]:
             row,
             Stage(actor, row.partition("/")[0], point, action),
             id=f"{actor}-{row}-{point}-{action}",
-            marks=[pytest.mark.soak] if point == AFTER or (action, point) == (CUT, BEFORE) else [],
+            marks=_marks(action, point),
         )
         for row in rows
         for point in STEPS[row.partition("/")[0]].points
@@ -368,6 +385,78 @@ def _graph(play: Play, _wait_until: Callable[..., Any]) -> int:
     return 8
 
 
+# Arguments: of a call whose value is reported alone; those below it are of calls that fail once each.
+LONG = -1
+
+
+def _known(play: Play) -> Any:
+    """A function of which its client and worker know how long it takes: it has been called four times."""
+    fresh, folder = secrets.token_hex(4), play.folder
+
+    @play.queue.task(retries=3)
+    def known(i: int) -> Any:
+        assert fresh
+        time.sleep(0.0005)
+        failed = folder / f"failed{i}"
+        if i < LONG and not failed.exists():
+            failed.touch()
+            raise ValueError("once")
+        return i * i if i != LONG else "long" * 1000
+
+    _are_squares([known(i) for i in range(4)])
+    return known
+
+
+def _together(*, fails: bool = False, is_long: bool = False, behind: bool = False) -> Callable[..., int]:
+    """Calls that travel together, until the stage has happened. One of them may fail once, or give what is reported
+    alone; and `behind` them may be one of which nobody knows whether it holds the interpreter."""
+
+    def work(play: Play, wait_until: Callable[..., Any]) -> int:
+        known = _known(play)
+        items = 4
+
+        def again() -> bool:
+            nonlocal items
+            futures = [known(i) for i in range(40)]
+            long = [known(LONG)] if is_long else []
+            failing = {i: known(i) for i in [LONG - items] if fails}
+            others = [known(i) for i in range(4)]
+            last = play.squares(1) if behind else []
+            _are_squares(futures)
+            _are_squares(others)
+            _are_squares(last)
+            assert {future.result(timeout=20) for future in long} <= {"long" * 1000}
+            assert all(future.result(timeout=20) == i * i for i, future in failing.items())
+            items += sum(map(len, (futures, long, failing, others, last)))
+            return play.happened()
+
+        wait_until(again, timeout=30)
+        return items
+
+    return work
+
+
+def _long_in_a_bundle(play: Play, wait_until: Callable[..., Any]) -> int:
+    """Those behind a call that runs for long are given back, though they came in one entry with it."""
+    started, go = play.folder / "started", play.folder / "go"
+
+    @play.queue.task
+    def step(i: int) -> int:
+        if i == 6:
+            started.touch()
+            while not go.exists():
+                time.sleep(0.005)
+        return i * i
+
+    _are_squares([step(i) for i in range(4)])
+    futures = [step(i) for i in range(20)]
+    wait_until(lambda: play.started)
+    wait_until(lambda: play.happened() or go.exists())
+    play.go()
+    _are_squares(futures)
+    return 24
+
+
 WORKER_WORK = {
     "blob/graph": _graph,
     "finish+fetch/graph": _graph,
@@ -375,17 +464,26 @@ WORKER_WORK = {
     "finish/retry": _flaky,
     "release": _ahead,
     "release/nested": _nested,
+    "release/bundle": _long_in_a_bundle,
     "refuse": _foreign,
+    "stand/bundle": _together(),
+    "own/bundle": _together(),
+    "values": _together(behind=True),
+    "values+fetch": _together(),
+    "finish+values": _together(is_long=True, behind=True),
+    "finish+values/retry": _together(fails=True),
+    "finish+values+fetch": _together(is_long=True),
 }
 
 
 VARIANTS = ("finish/retry", "release/nested", "blob/graph", "finish+fetch/graph")
+VARIANTS += ("finish+values/retry", "release/bundle", "stand/bundle", "own/bundle")
 
 
 @pytest.mark.parametrize(("row", "stage"), _points("worker", *VARIANTS))
 def test_a_worker_dies_or_is_cut_off(row: str, stage: Stage, play: Play, wait_until: Callable[..., Any]) -> None:
     # An own list that holds something is read after a reply was lost.
-    before = [Stage("worker", "fetch", LOST, CUT)] if row == "own" else []
+    before = [Stage("worker", "values+fetch" if "/" in row else "fetch", LOST, CUT)] if "own" in row else []
     play.fork("host", [*before, stage], armed=True)
     items = WORKER_WORK.get(row, _calls)(play, wait_until)
     wait_until(play.happened)
@@ -519,12 +617,14 @@ def test_a_host_that_lives_takes_over_when_the_lease_of_a_dead_one_ends(
 def _one_reply_for_each_call(play: Play) -> None:
     with redis.Redis.from_url(play.url) as client:
         for key in client.scan_iter(f"*{play.key}*:r:*", count=1000):
-            calls = [fields[b"n"] for _, fields in client.xrange(key) if fields[b"k"] == b"r"]
+            told = [fields for _, fields in client.xrange(key) if fields[b"k"] in (b"r", b"m")]
+            calls = [name for fields in told for name in fields[b"n"].split(b",")]
             assert len(calls) == len(set(calls)), f"{key}: {calls}"
 
 
-CLIENT_KILLS = [param for param in _points("client") if param.values[1].action == KILL]
-CLIENT_CUTS = [param for param in _points("client") if param.values[1].action == CUT]
+CLIENT_POINTS = _points("client", "submit/bundle", "read/bundle", "trim/bundle")
+CLIENT_KILLS = [param for param in CLIENT_POINTS if param.values[1].action == KILL]
+CLIENT_CUTS = [param for param in CLIENT_POINTS if param.values[1].action == CUT]
 # These are made by the thread that asks, and fail there.
 ASKED = ("info", "counters", "poke", "counts")
 
@@ -532,7 +632,8 @@ ASKED = ("info", "counters", "poke", "counts")
 @pytest.mark.parametrize(("row", "stage"), CLIENT_KILLS)
 def test_a_client_dies(row: str, stage: Stage, healthy: Play, play: Play, wait_until: Callable[..., Any]) -> None:
     play.key = healthy.key
-    kernel = play.fork("kernel", [stage], armed=True)
+    bundles = row.endswith("/bundle")
+    kernel = play.fork("kernel", [stage], armed=not bundles, bundles=bundles)
     wait_until(play.happened)
     (play.stage_folder / "go").touch()
     wait_until(lambda: not psutil.pid_exists(kernel))
@@ -551,6 +652,17 @@ def test_a_client_is_cut_off(
     monkeypatch.setattr(queue_module, "_checked", set())
     outcomes: list[str] = []
     crash_points.install(Plan(play.folder, [stage], lambda: "client"), monkeypatch.setattr)
+    if row.endswith("/bundle"):
+        known = _known(play)
+        play.arm()
+
+        def again() -> bool:
+            _are_squares([known(i) for i in range(40)])
+            return play.happened()
+
+        wait_until(again)
+        _keeps_its_promises(play, 1, _taken(play), wait_until)
+        return
     play.arm()
     refused = []
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbqueue import InputFailed, NotSendable, TaskCancelled, TaskQueue
+from nbqueue import InputFailed, NotSendable, TaskCancelled, TaskFuture, TaskQueue
 from nbqueue.codec.frames import is_reference
 
 HERE = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="shared memory")
@@ -336,3 +336,30 @@ def test_a_long_chain_keeps_nothing_of_what_is_behind(queue: Any) -> None:
     assert future.result(timeout=20) == 50
     gc.collect()
     assert first() is None
+
+
+def test_a_call_that_is_wanted_while_others_end_that_came_with_it_gives_its_value(
+    queue: Any, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., Any]
+) -> None:
+    """Its future has ended, and the call is still open: whoever wanted it then was told that it had failed."""
+    link = queue._core.link
+    calls: list[Any] = []
+    wanted: list[Any] = []
+    end = TaskFuture.on_value
+
+    def end_and_want(self: Any, *told: Any) -> None:
+        end(self, *told)
+        wanted.extend(call for call in calls if link.want(call))
+
+    assert queue.submit(abs, -1).result(timeout=20) == 1
+    link.workers = 1
+    link._paces = dict.fromkeys(link._paces, 1e-6)
+    monkeypatch.setattr(TaskFuture, "on_value", end_and_want)
+    with link._helm:
+        futures = [queue.submit(abs, -i) for i in range(8)]
+        # Of those that have ended, none is open: but those that came with it.
+        calls += [future._call for future in futures[:3]]
+    assert [future.result(timeout=20) for future in futures] == list(range(8))
+    wait_until(lambda: not link._open)
+    assert wanted
+    assert all(call.node.reply for call in wanted), "what it gave is not kept for whoever wanted it"

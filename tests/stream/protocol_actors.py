@@ -8,7 +8,9 @@ the protocol asks of the real ones:
 - A worker that (re)connects reads its own pending entries first and keeps copies that it still holds. It
   keeps its reports until they are answered, in order, and sends them before it fetches; it closes one before
   it goes past an item that has ended while another worker ran it. FINISH and the next fetch leave in one write.
+- It may report calls of one item that gave values, of one client and with the same blobs, in one message.
 - A supervisor never uses a consumer's name twice, and lists a worker as living before it fetches.
+- A call of a bundle that is to run again is reported with a message of its own.
 - Whoever cancels a call names its retried items as well: ``7``, ``7.0``, ``7.1`` …
 - A client that hears that a needed call has ended reads its replies to their end, and sends again: with the value, or
   not at all where there is none. What it needs was numbered before.
@@ -28,10 +30,10 @@ from typing import Any
 import hiredis
 from protocol_model import HELD, PARKED, QUEUED, STREAMS, WAITING, Model
 
-from nbqueue.stream.broker import Broker, Ended, Forgot, NeedBlobs, OtherEpoch, Taken
+from nbqueue.stream.broker import Broker, Ended, Forgot, NeedBlobs, OtherEpoch, Taken, entry_of, given_back
 from nbqueue.stream.connect import CommandError, ForgotScripts, Wire
 from nbqueue.stream.keys import GROUP, Keys, value_name
-from nbqueue.stream.records import Call, Charge, Fetched, HostState, Report
+from nbqueue.stream.records import Call, Charge, Fetched, HostState, Report, Several
 from nbqueue.stream.server import PrivateServer
 
 FORGED = b"forged"
@@ -65,6 +67,18 @@ class Sent:
         payload = json.dumps({"offset": 0, "values": values}).encode()
         return Call(self.n, self.digests, len(self.values), payload, first, needs, self.stream)
 
+    def fits(self, other: Sent) -> bool:
+        """Whether both can lie in one bundle."""
+        alike = (self.digests, self.stream, 1) == (other.digests, other.stream, len(self.values))
+        return alike and len(other.values) == 1
+
+
+def bundle_of(together: Sequence[Sent], *, forged: bool = False) -> Call:
+    values = {str(sent.n): "forged" if forged else sent.values[0] for sent in together}
+    payload = json.dumps({"bundle": values}).encode()
+    last = together[-1]
+    return Call(last.n, last.digests, 0, payload, stream=last.stream, names=tuple(values))
+
 
 @dataclass
 class Client:
@@ -74,6 +88,7 @@ class Client:
     calls: dict[int, Sent] = field(default_factory=dict)
     unsure: bool = False  # a SUBMIT has had no answer
     submits: list[tuple[str, list[int], dict[int, tuple[str, ...]]]] = field(default_factory=list)
+    resends: int = 0
 
     def needs(self, n: int) -> tuple[str, ...]:
         """What this call needs and has not come yet, as far as the client knows."""
@@ -106,12 +121,41 @@ class Copy:
 
 
 @dataclass
+class Parcel:
+    """What is reported in one step: with a message for each, or with one for `several`."""
+
+    reports: list[Report]
+    several: Several | None = None
+
+
+def parcels(reports: Sequence[Report], *, gathers: bool) -> list[Parcel]:
+    """First what has to be told one by one, then values, by their clients and digests."""
+    single: list[Report] = []
+    alike: dict[tuple[str, tuple[str, ...]], list[Report]] = {}
+    for report in reports:
+        call = report.call
+        is_value = (call.items, report.failed, report.retry_delay_s) == (1, 0, None)
+        # A retried item of a chunk is none of those that its client has numbered.
+        if gathers and is_value and "." not in call.n:
+            alike.setdefault((call.client, call.digests), []).append(report)
+        else:
+            single.append(report)
+    packed = [Parcel(single)] if single else []
+    for together in alike.values():
+        message = {report.call.n: json.loads(report.reply)[0][2] for report in together}
+        several = Several(tuple(report.call for report in together), json.dumps(message).encode())
+        packed.append(Parcel(together, several))
+    return packed
+
+
+@dataclass
 class Worker:
     name: str
     copies: list[Copy] = field(default_factory=list)
     reconnects: bool = True
     outbox: list[Report] = field(default_factory=list)  # what no answer has come for
-    last: list[Report] = field(default_factory=list)
+    last: list[Parcel] = field(default_factory=list)
+    gathers: bool = False  # values, to report several in one message
     line: tuple[Fetched, int, int] | None = None  # on the slot board: call, offset, item that was last begun
 
 
@@ -140,6 +184,7 @@ class Actors:
     reads_before_it_resends = True
     resends_in_order = True
     cancels_retried_items = True
+    repacks_what_it_retries = True
 
     def __init__(self) -> None:
         self.broker = Broker(Wire(self.server.address, timeout_s=self.timeout_s), Keys.of("model", "0"))
@@ -226,7 +271,9 @@ class Actors:
         lost = [n for n, sent in sorted(client.calls.items()) if sent.unsettled and n > hello.mark]
         client.unsure = False
         if lost:
-            self.send(client, lost if self.resends_in_order else lost[::-1])
+            # They need not lie together as they did.
+            client.resends += 1
+            self.send(client, lost if self.resends_in_order else lost[::-1], together=client.resends % 4)
         self.read(client)
 
     def send(
@@ -238,15 +285,13 @@ class Actors:
         epoch: str = "",
         forged: bool = False,
         needs: dict[int, tuple[str, ...]] | None = None,
+        together: int = 0,
     ) -> Any:
-        """One SUBMIT, and further ones with the blobs that the server asks for, and for what has ended meanwhile."""
+        """One SUBMIT, and further ones with the blobs that the server asks for, and for what has ended meanwhile. With
+        `together`, so many calls lie in a bundle at most, where they fit."""
         epoch = epoch or client.epoch
         for _ in range(4):
-            calls = []
-            for n in numbers:
-                sent = client.calls[n]
-                needed = client.needs(n) if needs is None else needs[n]
-                calls.append(sent.call(first=min(sent.unsettled, default=0), forged=forged, needs=needed))
+            calls = self.calls_of(client, numbers, forged, needs, together)
             answer = self.broker.submit(client.name, epoch, calls, {d: client.content(d) for d in blobs})
             expected = self.model.submit(client.name, epoch, calls, blobs)
             if isinstance(answer, NeedBlobs):
@@ -265,6 +310,31 @@ class Actors:
             assert isinstance(answer, OtherEpoch)
             assert expected == "epoch"
         return answer
+
+    @staticmethod
+    def calls_of(
+        client: Client,
+        numbers: Sequence[int],
+        forged: bool,
+        needs: dict[int, tuple[str, ...]] | None,
+        together: int,
+    ) -> list[Call]:
+        calls: list[Call] = []
+        bundle: list[Sent] = []
+        for n in numbers:
+            sent = client.calls[n]
+            needed = client.needs(n) if needs is None else needs[n]
+            if together and len(sent.values) == 1 and not needed:
+                if bundle and len(bundle) < together and sent.fits(bundle[-1]):
+                    bundle.append(sent)
+                    calls.pop()
+                else:
+                    bundle = [sent]
+                calls.append(bundle_of(bundle, forged=forged))
+            else:
+                bundle = []
+                calls.append(sent.call(first=min(sent.unsettled, default=0), forged=forged, needs=needed))
+        return calls
 
     def make_calls(
         self, client: Client, counts: Sequence[int], kind: int = 0, reach: Sequence[int] = (), stream: str = "1"
@@ -288,6 +358,7 @@ class Actors:
         fate: str = "",
         reach: Sequence[int] = (),
         stream: str = "1",
+        together: int = 0,
     ) -> list[int]:
         if client.unsure:
             self.resync(client)
@@ -297,7 +368,7 @@ class Actors:
             return numbers
         blobs = [d for d in client.calls[numbers[0]].digests if d in BLOBS] if kind >= 3 else ()
         client.submits.append((client.epoch, numbers, {n: client.needs(n) for n in numbers}))
-        answer = self.send(client, numbers, blobs=blobs)
+        answer = self.send(client, numbers, blobs=blobs, together=together)
         client.unsure = fate == "reply lost"
         if isinstance(answer, OtherEpoch) and not client.unsure:
             self.resync(client)
@@ -311,6 +382,10 @@ class Actors:
                     n = int(message.n.partition(".")[0])
                     for i, kind, value in json.loads(message.message):
                         self.settle(client, client.calls[n], i, kind, value)
+                elif message.kind == "m":
+                    values = json.loads(message.message)
+                    for name in message.n.split(","):
+                        self.settle(client, client.calls[int(name)], 0, OK, values[name])
                 elif message.kind == "x":
                     assert message.message == REFUSAL
                     number, _, split = message.n.partition(".")
@@ -380,20 +455,27 @@ class Actors:
 
     def delivered(self, worker: Worker, answer: Any, *, own: bool) -> None:
         calls, foreign = self.sort(answer)
+        bundles: dict[str, list[Fetched]] = {}
         for got in calls:
-            self.model.fetch(worker.name, got, own)
+            if got.bundled:
+                bundles.setdefault(entry_of(got.entry), []).append(got)
+            else:
+                self.model.fetch(worker.name, got, own)
+        for listed in bundles.values():
+            self.model.fetch_bundle(worker.name, listed, own)
         for entry in foreign:
             self.model.fetch_foreign(worker.name, entry, own)
 
     def sort(self, answer: Any) -> tuple[list[Fetched], list[str]]:
-        """True calls, and entries of strangers."""
+        """True calls, those included that have left a bundle, and entries of strangers."""
         calls, foreign = self.broker.parse_fetch(answer)
-        foreign += [got.entry for got in calls if got.payload == FORGED]
+        foreign += {entry_of(got.entry): None for got in calls if got.payload == FORGED}
         return [got for got in calls if got.payload != FORGED], foreign
 
     def sift(self, worker: Worker, answer: Any, *, cut: bool = False) -> list[Fetched]:
         """What may run: strangers' entries are refused. With `cut` the answer to that is lost."""
         calls, foreign = self.sort(answer)
+        calls = [got for got in calls if not got.bundled or self.model.is_current(got)]
         if cut and foreign:
             assert self.broker.refuse(foreign) == self.model.refuse(foreign)
             worker.reconnects = True
@@ -429,10 +511,14 @@ class Actors:
                     assert content == digest.encode(), "an open call lost its blob"
                     continue
                 number = digest.rpartition(".")[2]
-                reply = [[0, OK, f"{got.client}/{number}/0"]]
+                value = f"{got.client}/{number}/0"
                 assert content is not None, "a value that a call needs is not there"
-                assert json.loads(content) == reply
+                reply = json.loads(content)
+                # Of one that was told together with others, there is all that was told.
+                assert (reply[number] == value) if isinstance(reply, dict) else (reply == [[0, OK, value]])
             content = json.loads(got.payload)
+            if got.bundled:
+                content = {"offset": 0, "values": [content["bundle"][got.n]]}
             worker.copies.append(Copy(got, content["offset"], content["values"], got.first, got.first))
 
     def refuse(self, worker: Worker) -> None:
@@ -452,38 +538,53 @@ class Actors:
             self.fetch(worker, count)
             return
         self.connect()
-        worker.last = reports = list(worker.outbox)
-        finish = self.broker.finish_command(reports)
+        worker.last = sent = parcels(worker.outbox, gathers=worker.gathers)
+        told = [self.command(parcel) for parcel in sent]
         fetch = self.broker.fetch_command(worker.name, count, block_ms=None)
         before = self.server_ms()
         if fate == "cut":
-            self.cut_after(finish, fetch)
-            self.model.finish(reports)
+            # Behind the first of them.
+            self.cut_after(told[0], [*told, fetch][1])
+            self.told(sent[0])
             self.note_due_times(before)
             worker.reconnects = True
             return
         if fate == "scripts forgotten":
             self.broker.wire.call("SCRIPT", "FLUSH")
-        self.broker.wire.send(finish, fetch)
-        try:
-            answers = self.broker.parse_finish(self.broker.wire.receive())
-        except ForgotScripts:
-            self.delivered(worker, self.broker.wire.receive(), own=False)
+        self.broker.wire.send(*told, fetch)
+        answers = []
+        for _ in sent:
+            try:
+                answers.append(self.broker.parse_finish(self.broker.wire.receive()))
+            except ForgotScripts:
+                assert fate == "scripts forgotten"
+        fetched = self.broker.wire.receive()
+        if fate == "scripts forgotten":
+            assert not answers
+            self.delivered(worker, fetched, own=False)
             self.connect()
             worker.reconnects = True
             return
-        fetched = self.broker.wire.receive()
-        assert answers == self.model.finish(reports)
+        assert answers == [self.told(parcel) for parcel in sent]
         self.note_due_times(before)
         self.delivered(worker, fetched, own=False)
         if fate == "both lost":
             worker.reconnects = True
             return
-        self.settle_reports(worker, reports, answers)
+        self.settle_reports(worker, sent, answers)
         if fate == "fetch lost":
             worker.reconnects = True
             return
         self.take(worker, self.sift(worker, fetched))
+
+    def command(self, parcel: Parcel) -> tuple[Any, ...]:
+        if parcel.several:
+            return self.broker.values_command(parcel.several)
+        return self.broker.finish_command(parcel.reports)
+
+    def told(self, parcel: Parcel) -> list[bool]:
+        """What the server has to answer."""
+        return self.model.values(parcel.several) if parcel.several else self.model.finish(parcel.reports)
 
     def cut_after(self, whole: Sequence[Any], half: Sequence[Any]) -> None:
         """One command and a piece of another on a connection that then ends."""
@@ -517,7 +618,8 @@ class Actors:
     def run(self, worker: Worker, outcomes: Sequence[str], *, report: bool = True, away: bool = False) -> None:
         """Run one item for each of `outcomes`; report them, or keep them for later.
 
-        While the server is `away`, what must be told at once waits in the outbox, and the work goes on.
+        While the server is `away`, what must be told at once waits in the outbox, and the work goes on; so it does
+        where the worker gathers values.
         """
         for kind in outcomes:
             if not worker.copies:
@@ -535,7 +637,7 @@ class Actors:
                 self.close_piece(copy, worker)
                 if over:
                     worker.copies.remove(copy)
-                if not away:
+                if not away and not worker.gathers:
                     self.flush(worker)
         if report:
             self.report(worker)
@@ -552,7 +654,7 @@ class Actors:
         delay, payload = None, b""
         if outcomes[-1] in (RETRY, LATER):
             delay = 0.0 if outcomes[-1] == RETRY else LATER_S
-            if copy.got.items > 1:
+            if copy.got.items > 1 or (copy.got.bundled and self.repacks_what_it_retries):
                 last = {"offset": copy.offset + copy.at - 1, "values": copy.values[copy.at - 1 : copy.at]}
                 payload = json.dumps(last).encode()
         reply = [(copy.offset + i, kind, copy.values[i]) for i, kind in enumerate(outcomes, copy.reported)]
@@ -573,28 +675,43 @@ class Actors:
         """Send the outbox: it may never arrive, or the answer may get lost."""
         if not worker.outbox:
             return
-        worker.last = reports = list(worker.outbox)
+        worker.last = sent = parcels(worker.outbox, gathers=worker.gathers)
         if fate == "never arrived":
             worker.reconnects = True
             worker.outbox = worker.outbox if self.keeps_reports else []
             return
-        answers = self.finish(reports)
+        answers = self.tell(sent)
         if fate == "reply lost":
             worker.reconnects = True
         else:
-            self.settle_reports(worker, reports, answers)
+            self.settle_reports(worker, sent, answers)
 
     def repeat(self, worker: Worker) -> None:
-        """The last FINISH once more: its answer was lost, or a client library sent it twice."""
-        self.settle_reports(worker, worker.last, self.finish(worker.last))
+        """The last words once more: their answer was lost, or a client library sent them twice."""
+        self.settle_reports(worker, worker.last, self.tell(worker.last))
         self.server_and_model_agree()
 
-    def finish(self, reports: list[Report]) -> list[bool]:
-        before = self.server_ms()
-        answers = self.broker.finish(reports)
-        assert answers == self.model.finish(reports)
-        self.note_due_times(before)
+    def tell(self, sent: Sequence[Parcel]) -> list[list[bool]]:
+        answers = []
+        for parcel in sent:
+            before = self.server_ms()
+            if parcel.several:
+                answers.append(self.broker.values(parcel.several))
+                self.names_those_that_counted(parcel.several, answers[-1])
+            else:
+                answers.append(self.broker.finish(parcel.reports))
+            assert answers[-1] == self.told(parcel)
+            self.note_due_times(before)
         return answers
+
+    def names_those_that_counted(self, several: Several, counted: Sequence[bool]) -> None:
+        """The message of several does, to its client."""
+        names = [call.n for call, counts in zip(several.calls, counted, strict=True) if counts]
+        if names:
+            ((_, fields),) = self.broker.wire.call(
+                "XREVRANGE", self.broker.keys.replies(several.calls[0].client), "+", "-", "COUNT", "1"
+            )
+            assert fields == [b"n", ",".join(names).encode(), b"k", b"m", b"p", several.message]
 
     def note_due_times(self, before: int) -> None:
         """Retries are parked since then, by the server's clock."""
@@ -610,9 +727,10 @@ class Actors:
         return int(s) * 1000 + int(us) // 1000
 
     @staticmethod
-    def settle_reports(worker: Worker, reports: list[Report], answers: list[bool]) -> None:
+    def settle_reports(worker: Worker, sent: Sequence[Parcel], answers: list[list[bool]]) -> None:
+        reports = [report for parcel in sent for report in parcel.reports]
         worker.outbox = [report for report in worker.outbox if report not in reports]
-        for report, counted in zip(reports, answers, strict=True):
+        for report, counted in zip(reports, [counted for each in answers for counted in each], strict=True):
             if not counted:
                 worker.copies = [copy for copy in worker.copies if copy.got.entry != report.call.entry]
 
@@ -623,7 +741,7 @@ class Actors:
     def release(self, worker: Worker) -> None:
         """Give back all but the first copy, twice: the reply may be lost."""
         given = [copy for i, copy in enumerate(worker.copies) if i and copy.unstarted]
-        entries = [copy.got.entry for copy in given]
+        entries = given_back(copy.got for copy in given)
         if entries:
             worker.copies = [copy for copy in worker.copies if copy not in given]
             assert self.broker.release(worker.name, entries) == self.model.release(worker.name, entries)
@@ -787,10 +905,11 @@ class Actors:
                     self.model.faults[client.name, str(sent.n)] += bool(sent.unsettled)
 
     def intrude(self, stream: str, what: str, client: str = "?", n: str = "?") -> str:
-        """A stranger writes: ``words``, what is ``like a call``, or what says it is one and is ``forged``. The
-        streams' next step is somebody's."""
-        state = "1 0 0 -1" if what == "forged" else "who knows"
-        words = ("c", client, "n", n, "d", "", "i", "1", "s", state, "p", FORGED)
+        """A stranger writes: ``words``, what is ``like a call``, or what says it is one and is ``forged``, or that it
+        is ``a bundle``. The streams' next step is somebody's."""
+        state = "who knows" if what == "like a call" else "1 0 0 -1"
+        names, items = (f"{n},{int(n) + 1}", "0") if what == "a bundle" else (n, "1")
+        words = ("c", client, "n", names, "d", "", "i", items, "s", state, "p", FORGED)
         if what == "words":
             words = words[:2]
         id = self.broker.wire.call("XADD", self.broker.keys.prefix + stream, "*", *words)
@@ -810,7 +929,7 @@ class Actors:
         commands += [("ZRANGE", keys.delayed, 0, -1, "WITHSCORES"), ("HKEYS", keys.prefix + "zp")]
         commands += [("HGETALL", keys.counts)]
         commands += [("HGETALL", keys.beats), ("HGETALL", keys.prefix + "hw"), ("HGETALL", keys.pool)]
-        blobs = [*BLOBS, *model.values()]
+        blobs = [*BLOBS, *model.value_blobs()]
         commands += [("HMGET", keys.blob(digest), "b", "refs") for digest in blobs]
         for client in self.clients:
             commands += [("HMGET", f"{keys.prefix}c:{client.name}", "epoch", "mark")]
@@ -832,7 +951,8 @@ class Actors:
             assert span, f"nobody knows when {name} is due"
             assert span[0] <= int(due[name]) <= span[1], f"{name} is due when its delay is over"
         counts = {name: int(n) for name, n in pairs(next(answers)).items()}
-        assert counts == {name: n for name, n in model.counts.items() if n}
+        assert counts.pop("bundled", 0) == model.counts["bundled"] == model.bundled()
+        assert counts == {name: n for name, n in model.counts.items() if n and name != "bundled"}
         assert {host: int(n) for host, n in pairs(next(answers)).items()} == model.hosts
         offers = {name: model.offers[name] for name in model.hosts}
         assert {host: int(n) for host, n in pairs(next(answers)).items()} == offers
@@ -843,6 +963,7 @@ class Actors:
             content, count = next(answers)
             assert (content is not None) == (digest in model.blobs)
             assert int(count or 0) == refs[digest], f"references of {digest}"
+        bundles: dict[int, set[str]] = {}
         for client in self.clients:
             (epoch, mark), open_calls, replies = (next(answers) for _ in range(3))
             expected = model.open_of(client.name)
@@ -855,8 +976,13 @@ class Actors:
                 assert entry == f"z/{call.attempt}" or call.where != PARKED
                 assert entry == f"w/{len(call.needs)}" or call.where != WAITING
                 assert "s:" + entry[0] == call.stream or call.where != QUEUED
+                assert (entry[1] == "*") == bool(call.bundle), "it has an entry of its own, or lies in a bundle"
+                if call.bundle:
+                    assert entry.endswith("+" + name)
+                    bundles.setdefault(call.bundle, set()).add(entry_of(entry))
             assert not expected, "a call is forgotten"
             assert replies == model.replies[client.name], "a reply for every report that counted"
+        assert sorted(map(len, bundles.values())) == [1] * len(set.union(set(), *bundles.values())), "together or apart"
         for name in hosts:
             assert next(answers) == len(model.inbox[name[2:]])
 
@@ -878,8 +1004,7 @@ class Actors:
         """What a person is shown."""
         counts, model = self.broker.counts(), self.model
         model.prepare()
-        waiting = [model.length(stream) - model.pending(stream) for stream in STREAMS]
-        assert counts.queued == max(0, sum(waiting))
+        assert counts.queued == len(model.on_streams()) + len(model.foreign) - sum(map(model.pending, STREAMS))
         assert counts.fetched == sum(model.pending(stream) for stream in STREAMS)
         assert counts.delayed == len(model.parked()) + len(model.waiting())
         told = {"done": counts.done, "failed": counts.failed, "cancelled": counts.cancelled}

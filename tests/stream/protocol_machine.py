@@ -16,7 +16,7 @@ import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from protocol_actors import BLOBS, FAIL, LATER_S, OK, Host, Worker
 from protocol_model import STREAMS
-from protocol_sequences import HardSequences, cuts, needed, picks, runs, sizes, strange, streams
+from protocol_sequences import HardSequences, bundles, cuts, needed, picks, runs, sizes, strange, streams
 
 from nbqueue.stream.connect import CommandError
 from nbqueue.stream.keys import GROUP
@@ -42,9 +42,9 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
 
     # Rules: everyday work
 
-    @initialize(counts=sizes, stream=streams)
-    def something_to_do(self, counts: list[int], stream: str) -> None:
-        self.submit(self.clients[0], counts, 3, stream=stream)
+    @initialize(counts=sizes, stream=streams, together=bundles)
+    def something_to_do(self, counts: list[int], stream: str, together: int) -> None:
+        self.submit(self.clients[0], counts, 3, stream=stream, together=together)
 
     @rule(
         c=picks,
@@ -53,11 +53,16 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
         fate=st.sampled_from(["", "", "reply lost", "never arrived"]),
         reach=needed,
         stream=streams,
+        together=bundles,
     )
     def client_submits(
-        self, c: int, counts: list[int], kind: int, fate: str, reach: list[int], stream: str
+        self, c: int, counts: list[int], kind: int, fate: str, reach: list[int], stream: str, together: int
     ) -> None:
-        self.submit(self.clients[c % len(self.clients)], counts, kind, fate, reach, stream)
+        self.submit(self.clients[c % len(self.clients)], counts, kind, fate, reach, stream, together)
+
+    @rule(c=picks, number=st.integers(2, 6), kind=picks, stream=streams, together=st.integers(2, 4))
+    def client_submits_short_calls(self, c: int, number: int, kind: int, stream: str, together: int) -> None:
+        self.submit(self.clients[c % len(self.clients)], [1] * number, kind, stream=stream, together=together)
 
     @rule(c=picks, trim=st.booleans())
     def client_reads(self, c: int, trim: bool) -> None:
@@ -75,13 +80,13 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
         self.add_client()
 
     @precondition(lambda self: any(client.submits for client in self.clients))
-    @rule(c=picks, s=picks)
-    def client_repeats_a_submit(self, c: int, s: int) -> None:
+    @rule(c=picks, s=picks, together=bundles)
+    def client_repeats_a_submit(self, c: int, s: int, together: int) -> None:
         """The words are old and must count for nothing: they are told from the first by forged values."""
         client = self.clients[c % len(self.clients)]
         if client.submits:
             epoch, numbers, needs = client.submits[s % len(client.submits)]
-            self.send(client, numbers, blobs=BLOBS, epoch=epoch, forged=True, needs=needs)
+            self.send(client, numbers, blobs=BLOBS, epoch=epoch, forged=True, needs=needs, together=together)
 
     @rule(c=picks, k=picks, many=st.integers(1, 2))
     def client_cancels(self, c: int, k: int, many: int) -> None:
@@ -96,24 +101,27 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
         self.fetch(self.working[w % len(self.working)], count, reads=reads, lost=fate == "lost", cut=fate == "cut")
 
     @precondition(lambda self: self.working)
-    @rule(w=picks, outcomes=runs, report=st.booleans(), away=st.booleans())
-    def worker_runs(self, w: int, outcomes: list[str], report: bool, away: bool) -> None:
+    @rule(w=picks, outcomes=runs, report=st.booleans(), away=st.booleans(), gathers=st.booleans())
+    def worker_runs(self, w: int, outcomes: list[str], report: bool, away: bool, gathers: bool) -> None:
         worker = self.busy(w)
+        worker.gathers = gathers
         if not worker.copies:
             self.fetch(worker)
         self.run(worker, outcomes, report=report and not away, away=away)
 
     @precondition(lambda self: self.working)
-    @rule(w=picks, outcomes=runs, count=st.integers(1, 3), fate=cuts)
-    def worker_reports_and_fetches(self, w: int, outcomes: list[str], count: int, fate: str) -> None:
+    @rule(w=picks, outcomes=runs, count=st.integers(1, 3), fate=cuts, gathers=st.booleans())
+    def worker_reports_and_fetches(self, w: int, outcomes: list[str], count: int, fate: str, gathers: bool) -> None:
         worker = self.busy(w)
+        worker.gathers = gathers
         self.run(worker, outcomes, report=False, away=True)
         self.report_and_fetch(worker, count, fate)
 
     @precondition(lambda self: self.working)
-    @rule(w=picks, outcomes=runs, fate=st.sampled_from(["reply lost", "never arrived"]))
-    def worker_gets_no_answer_to_a_finish(self, w: int, outcomes: list[str], fate: str) -> None:
+    @rule(w=picks, outcomes=runs, fate=st.sampled_from(["reply lost", "never arrived"]), gathers=st.booleans())
+    def worker_gets_no_answer_to_a_finish(self, w: int, outcomes: list[str], fate: str, gathers: bool) -> None:
         worker = self.busy(w)
+        worker.gathers = gathers
         self.run(worker, outcomes, report=False, away=True)
         self.report(worker, fate=fate)
 
@@ -127,7 +135,7 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
     @precondition(lambda self: self.working)
     @rule(w=picks)
     def worker_releases(self, w: int) -> None:
-        self.release(self.working[w % len(self.working)])
+        self.release(self.busy(w))
 
     @precondition(lambda self: self.working)
     @rule(w=picks)
@@ -179,9 +187,10 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
         self.crash(worker, how=how, cap=cap, zombie=zombie)
 
     @precondition(lambda self: self.zombies)
-    @rule(z=picks, outcomes=runs, fetches=st.booleans())
-    def zombie_answers_late(self, z: int, outcomes: list[str], fetches: bool) -> None:
+    @rule(z=picks, outcomes=runs, fetches=st.booleans(), gathers=st.booleans())
+    def zombie_answers_late(self, z: int, outcomes: list[str], fetches: bool, gathers: bool) -> None:
         zombie = self.zombies[z % len(self.zombies)]
+        zombie.gathers = gathers
         if fetches:
             self.fetch(zombie)
         self.run(zombie, outcomes)
@@ -237,8 +246,8 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
     def stranger_writes(self, stream: str, what: str, c: int, n: int) -> None:
         self.intrude(stream, what, self.clients[c % len(self.clients)].name, str(n))
 
-    @rule(c=picks, w=picks, outcomes=runs)
-    def memory_is_full(self, c: int, w: int, outcomes: list[str]) -> None:
+    @rule(c=picks, w=picks, outcomes=runs, together=bundles, gathers=st.booleans())
+    def memory_is_full(self, c: int, w: int, outcomes: list[str], together: int, gathers: bool) -> None:
         """New calls are refused. All else goes on, or the memory would stay full."""
         client = self.clients[c % len(self.clients)]
         self.resync(client)
@@ -248,7 +257,7 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
             (n,) = self.make_calls(client, [1])
             # Its type differs from version to version.
             with pytest.raises(CommandError, match="used memory > 'maxmemory'"):
-                self.send(client, [n])
+                self.send(client, [n], together=together)
             del client.calls[n]
             self.connect()
             self.resync(client)
@@ -257,6 +266,7 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
             self.ask(newest)
             self.beat(self.hosts[0])
             for worker in self.working[w % len(self.working) :][:1]:
+                worker.gathers = gathers
                 self.fetch(worker, 2)
                 self.run(worker, outcomes)
                 self.release(worker)
@@ -296,6 +306,7 @@ class ProtocolMachine(HardSequences, RuleBasedStateMachine):
             self.pass_time(LATER_S)
             self.beat(crew[0])
             self.fetch(worker, 100)
+            worker.gathers = not worker.gathers
             while worker.copies:
                 self.run(worker, [OK])
             for client in self.clients:

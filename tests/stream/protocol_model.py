@@ -3,7 +3,7 @@
 `protocol_machine` tells it what its actors do and compares its forecast with the server's answer. The model
 knows nothing of scripts: a call is queued, held by a consumer, parked or waiting for what others give; a copy of
 it in a worker's hands is current or old. Items are counted over all copies of a call, so that one that runs too
-often is noticed.
+often is noticed. Calls may lie together in a bundle, which is queued or held as one; each leaves it on its own.
 Every key of the queue has its place here as well: until when it lives, or that it lives on.
 """
 
@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from nbqueue.stream.broker import entry_of
 from nbqueue.stream.keys import value_name
-from nbqueue.stream.records import Call, Charge, Fetched, Report
+from nbqueue.stream.records import Call, Charge, Fetched, Report, Several
 
 QUEUED, HELD, PARKED, WAITING = "queued", "held", "parked", "waiting"
 STREAMS = FIRST, NORMAL, LOW = "s:0", "s:1", "s:2"
@@ -44,6 +45,7 @@ class Open:
     due: float = 0.0
     due_ms: tuple[int, int] | None = None  # not before, not after; by the server's clock
     needs: set[str] = field(default_factory=set)  # calls whose values have not come
+    bundle: int = 0  # those with the same lie together; 0: it has an entry of its own
 
     @property
     def base(self) -> tuple[str, str]:
@@ -71,6 +73,7 @@ class Model:
     # host → (entry, consumer) of what was cancelled; ("", "") where it was only asked for its state
     inbox: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     foreign: dict[str, str] = field(default_factory=dict)  # entry that a stranger wrote → its holder, or ""
+    bundles: list[tuple[str, ...]] = field(default_factory=list)  # whom each was made of, the first one first
     clock: float = 0.0  # seconds that were made to pass
     dies: dict[str, float] = field(default_factory=dict)  # key without its prefix → when, by that clock
     # For the promises that span copies of a call; an item is (client, number, index).
@@ -102,20 +105,29 @@ class Model:
         if missing:
             return missing
         new = [call for call in calls if call.n > record[1]]
-        there = {name for who, name in self.open if who == client} | {str(call.n) for call in new}
+        there = {name for who, name in self.open if who == client}
+        there |= {name for call in new for name in call.names or (str(call.n),) if int(name) > record[1]}
         ended = [int(need) for call in new for need in call.needs if need not in there]
         if ended:
             return ended
         for call in new:
-            record[1] = call.n
-            name = str(call.n)
-            opened = Open(client, name, call.items, call.digests, done=call.first, first=call.first)
-            opened.stream = "s:" + call.stream
-            self.open[client, name] = opened
-            if call.needs:
-                opened.where, opened.needs = WAITING, set(call.needs)
-            else:
-                self._keep(opened.stream, IDLE_S)
+            taken = []
+            for name in call.names or (str(call.n),):
+                if int(name) <= record[1]:
+                    # Of a bundle, what was taken before is left out.
+                    continue
+                record[1] = int(name)
+                items = 1 if call.names else call.items
+                opened = Open(client, name, items, call.digests, done=call.first, first=call.first)
+                opened.stream = "s:" + call.stream
+                self.open[client, name] = opened
+                taken.append(opened)
+                if call.needs:
+                    opened.where, opened.needs = WAITING, set(call.needs)
+                else:
+                    self._keep(opened.stream, IDLE_S)
+            if call.names:
+                self._put_together(taken)
         self._keep_client(client)
         return record[1]
 
@@ -149,6 +161,21 @@ class Model:
 
     # What a worker does
 
+    def fetch_bundle(self, consumer: str, listed: list[Fetched], own: bool) -> None:
+        """A bundle was delivered, with all that it was made of. It is there as long as any of those is."""
+        client, names = listed[0].client, tuple(got.n for got in listed)
+        entry = entry_of(listed[0].entry)
+        there = [call for call in self.open_of(client).values() if call.bundle and self.made_of(call) == names]
+        if own:
+            there = [call for call in there if call.where == HELD and entry_of(call.entry) == entry]
+        assert there, f"{entry} of {names} was delivered, of which nobody is there"
+        assert len({call.bundle for call in there}) == 1
+        standing = {call.name for call in there}
+        for got in listed:
+            assert got.entry == f"{entry[0]}*{entry[2:]}+{got.n}"
+            if got.n in standing:
+                self.fetch(consumer, got, own)
+
     def fetch(self, consumer: str, got: Fetched, own: bool) -> None:
         """An entry was delivered, whether or not its reader saw it."""
         call = self.open.get((got.client, got.n))
@@ -160,6 +187,7 @@ class Model:
             assert call.where == QUEUED, f"{got} was delivered while {call}"
         said = (got.items, got.attempt, got.crashes, got.first, got.charged, got.digests)
         assert said == (call.items, call.attempt, call.crashes, call.first, call.charged, call.digests)
+        assert got.bundled == bool(call.bundle)
         call.where, call.holder, call.entry = HELD, consumer, got.entry
         assert call.stream == "s:" + got.entry[0]
 
@@ -182,11 +210,13 @@ class Model:
             call = self.open[got.client, got.n]
             for i in range(call.done, call.items):
                 self._end(call, i)
+            self._leave_bundle(call)
             self._close(call)
             self._tell(call.client)
             self._count("failed", 1)
             self._count("refused", 1)
-        self._see("s:" + got.entry[0])
+        if current or not got.bundled:
+            self._see("s:" + got.entry[0])
         return current
 
     def start(self, got: Fetched, offset: int, i: int) -> None:
@@ -203,6 +233,23 @@ class Model:
 
     def finish(self, reports: Iterable[Report]) -> list[bool]:
         return [self._finish(report) for report in reports]
+
+    def values(self, several: Several) -> list[bool]:
+        """Of calls that gave values, in one message: who has already ended is not in it."""
+        counted = []
+        for got in several.calls:
+            call = self.open.get((got.client, got.n))
+            counted.append(call is not None)
+            if call is None:
+                self._see("s:" + got.entry[0])
+                continue
+            self._leave_stream(call)
+            self._end(call, 0)
+            self._close(call, has_value=True)
+        if any(counted):
+            self._tell(several.calls[0].client)
+        self._count("done", sum(counted))
+        return counted
 
     def _finish(self, report: Report) -> bool:
         got = report.call
@@ -244,14 +291,24 @@ class Model:
         return True
 
     def release(self, consumer: str, entries: Iterable[str]) -> int:
-        moved = [c for c in self.open.values() if c.where == HELD and c.holder == consumer and c.entry in entries]
+        moved = [call for call in self._held_by(consumer) if any(self._goes_back(call, entry) for entry in entries)]
         for call in moved:
+            if call.bundle:
+                self._leave_bundle(call)
+                self._put_together([call])
             call.queue()
         for entry in entries:
             if self.foreign.get(entry) == consumer:
                 del self.foreign[entry]
         self.prepare()
         return len(moved)
+
+    @staticmethod
+    def _goes_back(call: Open, entry: str) -> bool:
+        """Of a bundle, all from one call on; or all."""
+        if not call.bundle or entry[1] != "*":
+            return entry_of(call.entry) == entry
+        return entry_of(call.entry) == entry_of(entry) and int(call.name) >= int(entry.partition("+")[2])
 
     # What a supervisor does
 
@@ -264,7 +321,9 @@ class Model:
         moved = ended = 0
         for entry in [entry for entry, holder in self.foreign.items() if holder == consumer]:
             del self.foreign[entry]
-        for call in [c for c in self.open.values() if c.where == HELD and c.holder == consumer]:
+        held = self._held_by(consumer)
+        self._part_bundles(held, charges)
+        for call in held:
             self.faults[call.base] += 1
             charge = charges.get(call.entry)
             item = -1 if charge is None else charge.item
@@ -290,6 +349,18 @@ class Model:
             else:
                 moved += 1
         return moved, ended
+
+    def _part_bundles(self, held: list[Open], charges: Mapping[str, Charge]) -> None:
+        """Whoever was running goes back alone, and all others of its bundle together."""
+        for bundle in sorted({call.bundle for call in held} - {0}):
+            there = [call for call in held if call.bundle == bundle]
+            rest = [call for call in there if call.entry not in charges]
+            self._count("bundled", 1 - len(there))
+            for call in there:
+                if call.entry in charges:
+                    self._put_together([call])
+            if rest:
+                self._put_together(rest)
 
     def register(self, host: str, fresh: str, offers: int) -> str:
         self.hosts[host] = 0
@@ -382,6 +453,8 @@ class Model:
                 keys[name] = None
             if "r:" + call.client in keys:
                 keys["r:" + call.client] = None
+        if self.bundled():
+            keys["n"] = None
         return keys
 
     def refs(self) -> Counter:
@@ -403,18 +476,30 @@ class Model:
     def waiting(self) -> list[Open]:
         return [call for call in self.open.values() if call.where == WAITING]
 
-    def values(self) -> list[str]:
+    def made_of(self, call: Open) -> tuple[str, ...]:
+        """All that its bundle was made of."""
+        return self.bundles[call.bundle - 1]
+
+    def value_blobs(self) -> list[str]:
         """Names of the blobs that are values of calls, or will be."""
         return sorted(key[2:] for key in self.lifetimes() if key.startswith("f:v"))
 
+    def on_streams(self) -> list[Open]:
+        return [call for call in self.open.values() if call.where in (QUEUED, HELD)]
+
+    def bundled(self) -> int:
+        """By how many there are more calls on the streams than entries that they lie in."""
+        together = [call.bundle for call in self.on_streams() if call.bundle]
+        return len(together) - len(set(together))
+
     def length(self, stream: str) -> int:
-        there = (QUEUED, HELD)
-        calls = sum(call.where in there and call.stream == stream for call in self.open.values())
-        return calls + sum("s:" + entry[0] == stream for entry in self.foreign)
+        calls = [call for call in self.on_streams() if call.stream == stream]
+        entries = {call.bundle or (call.client, call.name) for call in calls}
+        return len(entries) + sum("s:" + entry[0] == stream for entry in self.foreign)
 
     def pending(self, stream: str) -> int:
-        entries = [call.entry for call in self.open.values() if call.where == HELD]
-        entries += [entry for entry, holder in self.foreign.items() if holder]
+        entries = {entry_of(call.entry) for call in self.open.values() if call.where == HELD}
+        entries |= {entry for entry, holder in self.foreign.items() if holder}
         return sum("s:" + entry[0] == stream for entry in entries)
 
     def prepare(self) -> None:
@@ -430,6 +515,21 @@ class Model:
     def _leave_stream(self, call: Open) -> None:
         if call.where not in (PARKED, WAITING):
             self._see(call.stream)
+        self._leave_bundle(call)
+
+    def _leave_bundle(self, call: Open) -> None:
+        if sum(other.bundle == call.bundle for other in self.on_streams()) > 1 and call.bundle:
+            self._count("bundled", -1)
+        call.bundle = 0
+
+    def _put_together(self, calls: list[Open]) -> None:
+        self.bundles.append(tuple(call.name for call in calls))
+        for call in calls:
+            call.bundle = len(self.bundles)
+        self._count("bundled", len(calls) - 1)
+
+    def _held_by(self, consumer: str) -> list[Open]:
+        return [call for call in self.open.values() if call.where == HELD and call.holder == consumer]
 
     def _holders(self) -> set[str]:
         holders = {call.holder for call in self.open.values() if call.where == HELD}

@@ -46,6 +46,13 @@ BACK = "string.sub(entry, 1, 1) == '2' and '2' or '0'"
 MOVE = "stand(e.c, e.n, add(back(entry), e), done)\n              moved"
 LOOP = "  for stream = 0, 2 do\n    local key = P .. 's:' .. stream\n"
 GO = "    redis.call('XGROUP', 'DELCONSUMER', key, GROUP, consumer)\n"
+LEFT = "left[bundle] = (left[bundle] or 0) + 1"
+STANDS = "if places[at] == bundle .. '+' .. name .. '|0' then"
+OLD_CALL = "if tonumber(name) > mark then"
+CRASHES = "crashes = crashes + 1\n  if"
+GIVEN = "local given = charges[bundle .. '+' .. name]"
+FROM = "if not from or tonumber(name) >= tonumber(from) then"
+GO_TOGETHER = "if #rest > 0 then add_together(back(entry), e, rest) end"
 
 MUTANTS = [
     mutant("submit does not compare the mark", "submit", "if tonumber(n) > mark then", "if true then"),
@@ -90,7 +97,7 @@ MUTANTS = [
     mutant("a blob is held once by all calls of a step", "_common", DOUBLE, "by"),
     mutant("of several ends in a step one is counted", "_common", COUNTED, "by"),
     mutant("streams with calls may die", "_common", STREAM_LIVES, "how == 'put'"),
-    mutant("emptied streams live for ever", "_common", "    seen[key_of(entry)] = true\n"),
+    mutant("emptied streams live for ever", "_common", "  seen[key_of(entry)] = true\n"),
     mutant("a closed client lives for ever", "_common", RECORD_DIES),
     mutant("replies live for ever", "_common", REPLIES_DIE),
     mutant("an open client may die", "submit", "redis.call('PERSIST', key)"),
@@ -136,6 +143,88 @@ MUTANTS = [
     ),
     mutant("hello cannot pass the memory limit", "hello", "pass_memory_limit()"),
     mutant("register cannot pass the memory limit", "register", "pass_memory_limit()"),
+    # Calls that lie together
+    mutant("submit takes a call of a bundle twice", "submit", OLD_CALL, "if true then"),
+    mutant(
+        "submit takes no bundle of which it has a call", "submit", OLD_CALL, "if tonumber(n:match('%d+')) > mark then"
+    ),
+    mutant("a bundle holds its blobs once", "submit", "hold(digests, #names)", "hold(digests, 1)"),
+    mutant("submit puts all bundles into one stream", "submit", "add_together(stream, {", "add_together('1', {"),
+    mutant("calls lie together uncounted", "_common", "  count('bundled', #names - 1)\n"),
+    mutant(
+        "a bundle goes with the first that leaves it", "_common", "elseif is_bundled(entry) then", "elseif false then"
+    ),
+    mutant("a bundle goes though some are there", "_common", "if there == 0 then", "if true then"),
+    mutant("a bundle stays that all have left", "_common", "if there == 0 then", "if false then"),
+    mutant("of several that leave at once one is counted", "_common", LEFT, "left[bundle] = 1"),
+    mutant("the last that leaves is counted", "_common", "      number = number - 1\n"),
+    mutant("who has left a bundle is taken for there", "_common", STANDS, "if places[at] then"),
+    mutant(
+        "the number of those that lie together may die", "_common", "redis.call('PERSIST', P .. 'n')", "local _ = 0"
+    ),
+    mutant("take-back leaves those behind that did not run", "_common", GO_TOGETHER),
+    mutant(
+        "take-back brings bundles first that are low", "_common", GO_TOGETHER, GO_TOGETHER.replace("back(entry)", "'0'")
+    ),
+    mutant("take-back charges nobody of a bundle", "_common", GIVEN, "local given = nil"),
+    mutant("take-back charges all of a bundle", "_common", GIVEN, "local given = charges[next(charges)]"),
+    mutant(
+        "take-back charges only one of a bundle",
+        "_common",
+        "= moved + back_again, ended + over\n    else",
+        "= back_again, over\n    else",
+    ),
+    mutant("a call of a bundle may crash for ever", "_common", CRASHES, "crashes = 1\n  if"),
+    mutant(
+        "a call of a bundle may not crash at all",
+        "_common",
+        "if crashes > cap then\n    tell",
+        "if true then\n    tell",
+    ),
+    mutant(
+        "a charged call of a bundle is no new attempt",
+        "_common",
+        "attempt + 1 .. ' ' .. crashes",
+        "attempt .. ' ' .. crashes",
+    ),
+    mutant("take-back counts a bundle twice", "_common", "  if #names > 0 then count('bundled', 1 - #names) end\n"),
+    mutant("finish leaves empty bundles", "finish", "settle_bundles()"),
+    mutant("values leaves empty bundles", "values", "settle_bundles()"),
+    mutant("cancel leaves empty bundles", "cancel", "settle_bundles()"),
+    mutant("refuse leaves empty bundles", "refuse", "settle_bundles()"),
+    mutant("release leaves empty bundles", "release", "settle_bundles()"),
+    mutant(
+        "finish of a bundle cannot pass the memory limit",
+        "finish",
+        "upto < total or is_bundled(current)",
+        "upto < total",
+    ),
+    mutant("a retry takes its whole bundle along", "finish", "parked.n, parked.i, parked.p = n, '1', payload\n"),
+    mutant("release gives back what runs", "release", FROM, "if true then"),
+    mutant("release gives back one", "release", ">= tonumber(from)", "== tonumber(from)"),
+    mutant("release gives bundles back twice", "release", "drop(e.c, name, bundle .. '+' .. name)\n"),
+    mutant(
+        "a low call that is given back from a bundle goes first",
+        "release",
+        "add_together(back(entry), e",
+        "add_together('0', e",
+    ),
+    mutant("refuse ends a call of a bundle and leaves it there", "refuse", "if stands then drop(client, n, entry) end"),
+    mutant("refuse takes the whole bundle", "refuse", "if is_bundled(entry) then", "if false then", soak=True),
+    # Values that are told together
+    mutant("values does not drop", "values", "    drop(client, n, current)\n"),
+    mutant("values ends one twice", "values", "not ended[n] and "),
+    mutant("values drops the old attempt", "values", "drop(client, n, current)", "drop(client, n, entry)"),
+    mutant("values does not close", "values", "  redis.call('HDEL', key, unpack(names))\n"),
+    mutant("values does not let blobs go", "values", "  hold(digests, -#names)\n"),
+    mutant("values lets clients live for ever", "values", "  idle[client] = true\n"),
+    mutant("values keeps what others need", "values", "pass_on(client, n, message)", "pass_on(client, n)"),
+    mutant("values forgets who waits", "values", "if do_some_wait() then", "if false then"),
+    mutant("values tells of all", "values", "table.concat(names, ',')", "table.concat(given, ',')"),
+    mutant("values tells nothing", "values", "  tell(client, table.concat(names, ','), 'm', message)\n"),
+    mutant("values tells of nobody", "values", "if #names > 0 then", "if true then"),
+    mutant("values counts what no longer counts", "values", "count('done', #names)", "count('done', #out)"),
+    mutant("values refuses an old success", "values", "if current then", "if current == ARGV[2 + 2 * at] then"),
     mutant(
         "announce speaks for old attempts",
         "announce",
@@ -155,6 +244,7 @@ HABITS = [
     "reads_before_it_resends",
     "resends_in_order",
     "cancels_retried_items",
+    "repacks_what_it_retries",
 ]
 
 
@@ -172,6 +262,7 @@ def test_the_model_notices_nothing_where_nothing_is_wrong(one_server: PrivateSer
         assert not turns_red(one_server, 15)
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_the_model_notices_when(mutant: Mutant, one_server: PrivateServer) -> None:
     with planted(plant(mutant)):

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from nbqueue.stream.broker import Beat, Broker, Taken
-from nbqueue.stream.records import Call, Charge, Fetched, HostState, Report
+from nbqueue.stream.broker import Beat, Broker, Taken, entry_of
+from nbqueue.stream.records import Call, Charge, Fetched, HostState, Report, Several
 
 STATE = HostState("h", "laptop", 1)
 GOOD = {"c": "c", "n": "1", "d": "", "i": "3", "s": "1 0 0 -1", "p": "payload"}
@@ -267,6 +267,54 @@ def test_what_others_have_parked_does_not_stop_a_beat_or_a_cancel(broker: Broker
     assert sorted(found) == [key.encode() for key in broker.keys.streams]
 
 
+@pytest.mark.parametrize("how", ["cancelled", "told together", "told one by one", "without a record"])
+def test_what_lay_in_a_bundle_that_others_have_deleted_leaves_nothing_pending(broker: Broker, how: str) -> None:
+    submit(broker, Call(2, (), 0, b"payload", names=("1", "2")))
+    calls = broker.sift(fetch(broker))
+    broker.wire.call("XDEL", broker.keys.normal, entry_of(calls[0].entry)[2:])
+    several = Several(tuple(calls), b"m")
+    if how == "cancelled":
+        assert broker.cancel("c", ["1", "2"]) == ["1", "2"]
+    elif how == "told together":
+        assert broker.values(several) == [True, True]
+    elif how == "told one by one":
+        assert broker.finish([Report(call, 0, 1, 0, b"reply") for call in calls]) == [True, True]
+    else:
+        broker.wire.call("DEL", broker.keys.open_calls("c"))
+        assert broker.values(several) == [False, False]
+    assert broker.wire.call("XPENDING", broker.keys.normal, "w")[0] == 0
+
+
+def test_values_sent_again_leave_the_entry_alone_that_has_their_name_by_now(broker: Broker) -> None:
+    """A stream that is emptied and made anew within a millisecond gives the same name twice."""
+    submit(broker, Call(1, (), 1, b"payload"))
+    (first,) = broker.sift(fetch(broker))
+    assert broker.values(Several((first,), b"m")) == [True]
+    submit(broker, Call(3, (), 0, b"payload", names=("2", "3")))
+    second = broker.sift(fetch(broker))
+    again = first._replace(entry=second[0].entry)
+    assert broker.values(Several((again,), b"m")) == [False]
+    assert broker.sift(fetch(broker, own=True)) == second
+
+
+def test_a_bundle_that_others_have_changed_stops_nobody(broker: Broker) -> None:
+    """Its calls are taken from where they are said to stand, whatever is there."""
+    epoch = broker.register("h", 1, STATE, "e")
+    for change in ({"n": "x"}, {"n": "1," * 9000 + "1"}, {"s": "x"}, {"i": "x"}, {"i": "1"}, {"i": "2", "n": "1"}):
+        id = add(broker, {**GOOD, "n": "1,2", "i": "0", **change})
+        for name in ("1", "2"):
+            broker.wire.call("HSET", broker.keys.open_calls("c"), name, b"1*" + id + b"+" + name.encode() + b"|0")
+        fetch(broker)
+        entry = f"1*{id.decode()}+1"
+        assert broker.release("h:1", [entry]) in (0, 1)
+        assert broker.reclaim("h:1", Charge(entry, 0, 1, b"reply"))[1] == 0
+        assert isinstance(broker.beat("h", 1, STATE, [], epoch), Beat)
+        assert broker.cancel("c", ["1", "2"]) == ["1", "2"]
+        assert [broker.wire.call("XLEN", stream) for stream in broker.keys.streams] == [0, 0, 0]
+    broker.leave("h")
+    submit(broker)
+
+
 def test_a_retry_whose_entry_others_have_deleted_does_not_stop_its_worker(broker: Broker) -> None:
     """Its report was refused with an error, and sent again for ever."""
     submit(broker, Call(1, (), 1, b"payload"))
@@ -275,6 +323,19 @@ def test_a_retry_whose_entry_others_have_deleted_does_not_stop_its_worker(broker
     assert broker.finish([Report(got, 0, 1, 0, b"reply", retry_delay_s=0.0)]) == [False]
     assert broker.counts().fetched == 0
     broker.cancel("c", ["1"])
+
+
+@pytest.mark.parametrize("place", ["", "|", "|0", "1/1-1", "1/1-1|", "1/1-1|x", "*", "1*1-1+1|0"], ids=repr)
+def test_a_record_of_a_call_that_others_have_spoilt_does_not_stop_its_worker(broker: Broker, place: str) -> None:
+    submit(broker, Call(1, (), 0, b"payload", names=("1", "2")))
+    calls = broker.sift(fetch(broker))
+    broker.wire.call("HSET", broker.keys.open_calls("c"), "1", place)
+    answers = broker.values(Several(tuple(calls), b"m"))
+    assert answers[1] is True
+    assert broker.finish([Report(calls[0], 0, 1, 0, b"reply")]) == [False]
+    assert broker.refuse_call(calls[0], b"sealed") is False
+    assert broker.release("h:1", [calls[0].entry]) == 0
+    broker.wire.call("DEL", broker.keys.open_calls("c"))
 
 
 @pytest.mark.parametrize("failed", [0, 1], ids=["value", "failure"])

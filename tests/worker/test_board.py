@@ -7,7 +7,7 @@ import os
 import pytest
 
 from nbqueue.worker import board
-from nbqueue.worker.board import CANCEL, TIMEOUT, Board, Slot
+from nbqueue.worker.board import CANCEL, TIMEOUT, Board, Slot, place_of
 
 CLIENT = "00ab34cd56ef7890"
 ENTRY = "1/1700000000123-7"
@@ -163,3 +163,54 @@ def test_a_signal_finds_the_place_that_it_is_for(slot: Slot):
     places[1].aim("1/17-1", -1, CANCEL)
     places[0].aim("1/17-9", -1, TIMEOUT)
     assert [place.aimed_at_me() for place in places] == [0, CANCEL]
+
+
+BUNDLE = "1*1700000000123-7"
+
+
+def test_a_call_of_a_bundle_keeps_the_name_of_its_entry(slot: Slot):
+    for stream, n in (("0", 1), ("1", 12), ("2", 10**18 - 1)):
+        entry = f"{stream}*1700000000123-7+{n}"
+        slot.call(entry, CLIENT, str(n), 1, 0, "f")
+        line = slot.read()
+        assert line is not None
+        assert (line.entry, line.n) == (entry, str(n))
+
+
+def test_the_next_call_of_a_bundle_is_another_in_the_same_place(slot: Slot):
+    slot.call(f"{BUNDLE}+12", CLIENT, "12", 2, 1500, "simulate", (30, 40), 0, 1)
+    slot.follows("13", (50, 60), 123_456_789)
+    line = slot.read()
+    assert line is not None
+    assert (line.entry, line.n, line.item, line.attempt) == (f"{BUNDLE}+13", "13", 0, 2)
+    assert (line.printed, line.started_ns, line.timeout_ms) == ((50, 60), 123_456_789, 1500)
+    assert (line.client, line.name) == (CLIENT, "simulate")
+
+
+def test_a_signal_for_a_call_of_a_bundle_meets_no_other_of_it(slot: Slot):
+    slot.call(f"{BUNDLE}+12", CLIENT, "12", 1, 0, "one")
+    slot.item(0, 1)
+    for why, item in ((TIMEOUT, 0), (CANCEL, -1)):
+        slot.aim(f"{BUNDLE}+12", item, why)
+        assert slot.aimed_at_me() == why
+        for other in (f"{BUNDLE}+13", f"{BUNDLE}+1", "1*1700000000123-8+12", "0*1700000000123-7+12"):
+            slot.aim(other, item, why)
+            assert slot.aimed_at_me() == 0, other
+    slot.aim(f"{BUNDLE}+12", -1, CANCEL)
+    slot.follows("13", (0, 0), 2)
+    assert slot.aimed_at_me() == 0, "it came too late"
+
+
+def test_a_bundle_is_not_a_call_that_lies_alone_at_the_same_place(slot: Slot):
+    slot.call(ENTRY, CLIENT, "12", 1, 0, "alone")
+    slot.item(0, 1)
+    slot.aim(f"{BUNDLE}+12", -1, CANCEL)
+    assert slot.aimed_at_me() == 0
+    slot.call(f"{BUNDLE}+12", CLIENT, "12", 1, 0, "bundled")
+    slot.aim(ENTRY, -1, CANCEL)
+    assert slot.aimed_at_me() == 0
+
+
+def test_the_calls_of_a_bundle_have_one_place_among_what_was_fetched():
+    assert place_of(f"{BUNDLE}+12") == place_of(f"{BUNDLE}+13") == place_of(ENTRY) == (1, 1700000000123, 7)
+    assert place_of("0/9-9") < place_of("1/1-0") < place_of("1*1-1+5") < place_of("1/2-0") < place_of("2/1-0")

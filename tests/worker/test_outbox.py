@@ -10,13 +10,13 @@ import pytest
 
 from nbqueue.client.sending import claims
 from nbqueue.codec import messages, shelves
-from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, VALUE, CallBody, ReplyBody
+from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, VALUE, CallBody, RepliesBody, ReplyBody
 from nbqueue.codec.seal import Seal, body_of
 from nbqueue.codec.segments import Guest
 from nbqueue.errors import ResultNotSendable
 from nbqueue.stream.connect import LOWEST_LIMIT_BYTES
-from nbqueue.stream.records import Fetched, Report
-from nbqueue.worker.outbox import Outbox
+from nbqueue.stream.records import MOST_TOGETHER, Fetched, Report, Several
+from nbqueue.worker.outbox import SHORT_BYTES, Outbox
 from nbqueue.worker.telling.prints import NOTHING, Said
 
 PAYLOAD = Seal(b"s" * 32, "q").close("call", "c:1", messages.dump_call(CallBody("work", "f", "s", None, 0)))
@@ -159,6 +159,105 @@ def test_an_item_alone_that_is_too_large_gives_up_what_it_printed_first(outbox: 
     body = reply(smaller)
     assert (body.printed, body.shown) == (((0, 1, 600_000, ()),), ())
     assert body.frames == (b"v" * 200_000,), "its value is kept"
+
+
+# Calls of bundles
+
+
+def one_of(n: int, entry: str = "1*1-0", client: str = "c", attempt: int = 1, digests: str = "f") -> Fetched:
+    """A call of a bundle."""
+    return Fetched(f"{entry}+{n}", client, str(n), (digests,), 1, attempt, 0, 0, -1, PAYLOAD)
+
+
+def together(report: Report | Several, client: str = "c") -> RepliesBody:
+    assert isinstance(report, Several)
+    return messages.load_replies(Seal(b"s" * 32, "q").open("replies", client, report.message))
+
+
+def test_calls_of_bundles_that_gave_short_values_are_reported_together(outbox: Outbox) -> None:
+    for n in (5, 6):
+        outbox.note_bundled(one_of(n), n * 10, 0.5)
+    outbox.note_bundled(one_of(9, "2*8-0"), "x" * SHORT_BYTES, 0.25)
+    assert outbox.waiting
+    (report,) = outbox.reports()
+    body = together(report)
+    assert (body.names, pickle.loads(body.packed)) == (("5", "6", "9"), [50, 60, "x" * SHORT_BYTES])
+    assert (body.worker, body.attempt, body.seconds) == ("host:0:1", 1, (0.5, 0.5, 0.25))
+    assert body.started[0] <= body.started[1] <= body.started[2]
+    assert isinstance(report, Several)
+    assert [each.entry for each in report.calls] == ["1*1-0+5", "1*1-0+6", "2*8-0+9"]
+
+
+def test_what_ends_alone_is_reported_like_any_call(outbox: Outbox) -> None:
+    outbox.note_bundled(one_of(5), 50, 0.5)
+    outbox.note_whole(one_of(5), 50, 0.5)
+    bundled, whole = sorted(outbox.reports(), key=lambda report: reply(report).started)  # type: ignore[arg-type]
+    assert reply(bundled)._replace(started=0.0) == reply(whole)._replace(started=0.0)
+    assert bundled._replace(reply=b"") == whole._replace(reply=b"")
+
+
+def test_a_long_value_travels_alone(outbox: Outbox) -> None:
+    outbox.note_bundled(one_of(5), 50, 0.5)
+    outbox.note_bundled(one_of(6), "x" * (SHORT_BYTES + 1), 0.5)
+    outbox.note_bundled(one_of(7), 70, 0.5)
+    long, several = outbox.reports()
+    assert isinstance(long, Report)
+    assert pickle.loads(reply(long).packed) == ["x" * (SHORT_BYTES + 1)]
+    assert together(several).names == ("5", "7")
+
+
+def test_calls_of_several_kinds_are_not_reported_together(outbox: Outbox) -> None:
+    """Of one message there is one client, and one attempt; and what is said of the blobs holds for all."""
+    different = [{}, {"client": "d"}, {"attempt": 2}, {"digests": "g"}]
+    for at in range(2):
+        for kind, difference in enumerate(different):
+            outbox.note_bundled(one_of(10 * kind + at, **difference), at, 0.0)  # type: ignore[arg-type]
+    reports = outbox.reports()
+    clients = ["c", "d", "c", "c"]
+    assert [together(each, client).names for each, client in zip(reports, clients, strict=True)] == [
+        ("0", "1"), ("10", "11"), ("20", "21"), ("30", "31")
+    ]  # fmt: skip
+    assert [together(each, client).attempt for each, client in zip(reports, clients, strict=True)] == [1, 1, 2, 1]
+
+
+def test_no_more_are_reported_together_than_a_step_takes(outbox: Outbox) -> None:
+    number = 2 * MOST_TOGETHER + 1
+    for n in range(number):
+        outbox.note_bundled(one_of(n), n, 0.0)
+    names = [together(each).names for each in outbox.reports()]
+    assert [len(each) for each in names] == [MOST_TOGETHER, MOST_TOGETHER, 1]
+    assert [n for each in names for n in each] == [str(n) for n in range(number)]
+
+
+def test_calls_that_were_reported_together_are_kept_until_they_are_settled(outbox: Outbox) -> None:
+    outbox.note_bundled(one_of(5), 50, 0.0)
+    outbox.note_bundled(one_of(6), 60, 0.0)
+    (first,) = outbox.reports()
+    outbox.note_bundled(one_of(7), 70, 0.0)
+    assert outbox.reports()[0] is first, "what was sent once is the same when it is sent again"
+    assert len(outbox.reports()) == 2
+    outbox.settle_several(first, [True, False])  # type: ignore[arg-type]
+    assert outbox.stale == {"1*1-0+6"}
+    (second,) = outbox.reports()
+    outbox.settle([second], [True])  # type: ignore[list-item]
+    assert not outbox.reports()
+    assert not outbox.waiting
+
+
+def test_what_ended_before_a_call_of_a_bundle_is_not_kept_open_by_it(outbox: Outbox) -> None:
+    outbox.note(call(), 0, VALUE, 1, True, 0.0)
+    outbox.note_bundled(one_of(5), 50, 0.0)
+    outbox.note(call("1/2-0"), 0, VALUE, 2, True, 0.0)
+    assert {report.call.entry for report in outbox.reports()} == {"1/1-0", "1/2-0", "1*1-0+5"}  # type: ignore[union-attr]
+
+
+def test_calls_that_were_reported_together_are_small_enough_for_any_server(outbox: Outbox) -> None:
+    for n in range(MOST_TOGETHER):
+        outbox.note_bundled(one_of(n), "ä" * SHORT_BYTES, 0.0)
+    (report,) = outbox.reports()
+    assert isinstance(report, Several)
+    assert len(report.message) < LOWEST_LIMIT_BYTES // 4
+    assert outbox.with_smaller(1) == [report], "so it is never split"
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from nbqueue.client.results.card import CallCard
 from nbqueue.client.results.failures import not_an_end, note_of
 from nbqueue.client.results.frames import hand_out, user_frames_only
 from nbqueue.client.results.late import DONE, LateFuture
-from nbqueue.client.results.outcome import Outcome, Unmet, first_outcome
+from nbqueue.client.results.outcome import Outcome, PlainOutcome, Unmet, first_outcome
 from nbqueue.client.results.replay import Kept, replay
 from nbqueue.client.results.waiting import Interrupted, because, tick, wait_until
 from nbqueue.client.sending.listener import Link, OpenCall
@@ -439,6 +439,9 @@ class TaskFuture(LateFuture[R], Generic[R]):
         if body is not None:
             self.attempts, self.worker = max(self.attempts, body.attempt), body.worker
             self.seconds = body.seconds / body.items
+        self._end(outcome)
+
+    def _end(self, outcome: Outcome) -> None:
         if not (self._end_unwatched(outcome) or self._end_watched(outcome)):
             return
         if outcome.kind == VALUE:
@@ -472,6 +475,10 @@ class TaskFuture(LateFuture[R], Generic[R]):
             return False
         self._arrive(first_outcome(kind, body), body)
         return True
+
+    def on_value(self, value: Any, worker: str, attempt: int, seconds: float) -> None:
+        self.attempts, self.worker, self.seconds = max(self.attempts, attempt), worker, seconds
+        self._end(PlainOutcome(value))
 
     def on_event(self, call: OpenCall, item: int, event: Mapping[str, Any]) -> None:
         if event["kind"] == "started":

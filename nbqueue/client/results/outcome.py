@@ -19,7 +19,7 @@ from nbqueue.codec.segments import Segment
 from nbqueue.codec.tracebacks import Gist, gist_of, load_exception
 from nbqueue.errors import BadMessage, InputFailed, RemoteError
 
-__all__ = ["Outcome", "Unmet", "first_outcome", "skipped"]
+__all__ = ["Outcome", "PlainOutcome", "Unmet", "first_outcome", "skipped"]
 
 
 class Failed(Protocol):
@@ -108,7 +108,7 @@ class Outcome:
             return Gist("RemoteError", f"cannot be read: {type(error).__name__}")
 
 
-class _Plain(Outcome):
+class PlainOutcome(Outcome):
     """A plain value, which came with its reply: nothing is left to decode, and nothing to guard."""
 
     __slots__ = ()
@@ -147,7 +147,7 @@ def first_outcome(kind: int, body: ReplyBody) -> Outcome:
         return skipped()
     if body.packed:
         # Packed are values only, all of them plain.
-        return _Plain(pickle.loads(body.packed)[0])
+        return PlainOutcome(pickle.loads(body.packed)[0])
     return Outcome(kind, body.frames[0], False)
 
 

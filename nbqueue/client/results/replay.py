@@ -21,8 +21,6 @@ from nbqueue.codec.blobs import are_put, load_keywords
 from nbqueue.codec.frames import load_frame
 from nbqueue.codec.glimpse import glimpse_arguments, glimpse_keywords, glimpse_values
 from nbqueue.codec.inputs import holding
-from nbqueue.codec.messages import load_call
-from nbqueue.codec.seal import body_of
 from nbqueue.codec.seeds import Rng, generator
 from nbqueue.errors import NbqueueError, NotSendable
 from nbqueue.stream.keys import value_name
@@ -46,7 +44,7 @@ class Kept:
     @classmethod
     def of(cls, fn: Callable[..., Any], call: OpenCall, item: int = 0) -> Kept:
         """From a call's sealed message, which is of our own making."""
-        body = load_call(body_of(call.call.payload))
+        body = call.body()
         rng = None if body.rng is None else (*body.rng[:2], body.rng[2] + item)
         inputs: dict[str, Any] = {}
         if call.node is not None:

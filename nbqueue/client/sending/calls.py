@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 from nbqueue.codec.blobs import Put
-from nbqueue.codec.messages import ReplyBody
+from nbqueue.codec.messages import CallBody, ReplyBody, load_call
+from nbqueue.codec.seal import body_of
 from nbqueue.codec.segments import Segment
 from nbqueue.errors import NbqueueError
 from nbqueue.stream.records import Call
 
-__all__ = ["Input", "Node", "OpenCall", "Sink"]
+__all__ = ["Input", "Node", "OpenCall", "Sink", "ValueSink"]
 
 
 class Input(Protocol):
@@ -61,9 +62,21 @@ class Sink(Protocol):
         be called before anybody can hear of it, with the error, or None if it is cancelled as that one was."""
 
 
+class ValueSink(Sink, Protocol):
+    """That of a light call."""
+
+    def on_value(self, value: Any, worker: str, attempt: int, seconds: float) -> None:
+        """The call has ended with this plain value."""
+
+
 @dataclass(slots=True)
 class OpenCall:
-    """A call between its submission and the end of its last item. `base` is its first item's place in a batch."""
+    """A call between its submission and the end of its last item. `base` is its first item's place in a batch.
+
+    A *light* call has one item with short arguments, and needs nothing but its function: it may travel in a bundle with
+    others. Until it leaves, it is not sealed: its payload is the frame of its arguments, and `light` has the rest of
+    what it carries; it is the same object for all that may travel together.
+    """
 
     call: Call
     blobs: Mapping[str, bytes]
@@ -74,6 +87,13 @@ class OpenCall:
     puts: Mapping[str, Put[Any]] = field(default_factory=dict)  # what its function and items hold, by digest
     held: tuple[Segment, ...] = ()  # where its large arguments lie
     node: Node | None = None  # of one that needs others, or is needed
+    light: CallBody | None = None
+
+    def body(self) -> CallBody:
+        """What it carries: of our own making, so no seal is checked."""
+        if self.light is not None:
+            return self.light._replace(frames=(self.call.payload,))
+        return load_call(body_of(self.call.payload))
 
     def apart(self) -> OpenCall:
         """What was sent, for whoever keeps it when the call is over: it leads to nobody, so it is in no circle."""

@@ -7,13 +7,15 @@ found right; no lock is held while a sink is told.
 from __future__ import annotations
 
 import os
+import pickle
 import secrets
 import sys
 import threading
 from collections.abc import Iterable
+from typing import cast
 
 from nbqueue.client.sending import claims, graph
-from nbqueue.client.sending.calls import OpenCall
+from nbqueue.client.sending.calls import OpenCall, ValueSink
 from nbqueue.client.sending.history import History
 from nbqueue.codec import messages
 from nbqueue.codec.messages import ReplyBody, call_id
@@ -23,6 +25,7 @@ from nbqueue.stream.records import Incoming
 
 __all__ = ["Ends"]
 
+PACES_KEPT = 1_000
 # What a message in the reply stream is signed as.
 _KINDS = {"r": "reply", "e": "event", "x": "refusal"}
 
@@ -64,6 +67,7 @@ class Ends:
         os.set_blocking(self._wake_w, False)
         self._awake = False
         self._closed = False
+        self._paces: dict[str, float] = {}  # how long light calls of each function take
         # Below: guarded by the helm.
         self._helmsman = 0  # the thread that has it, while it may call others
         self._cursor = b"0"
@@ -142,6 +146,9 @@ class Ends:
             self._untrimmed += 1
             self._untrimmed_bytes += len(incoming.message)
             n = incoming.n
+            if incoming.kind == "m":
+                self._hand_out_several(n.split(","), incoming.message)
+                continue
             number, shift = (int(n), 0) if n.isdigit() else map(int, n.split("."))
             # One step, so it needs no lock.
             opened = self._open.get(number)
@@ -171,6 +178,8 @@ class Ends:
                     body = messages.load_reply(data)
                     if body.large:
                         body = claims.claimed(body)
+                    if opened.light is not None:
+                        self._note_pace(opened.light.function, body.seconds)
                     # Before anybody can hear of it, and look.
                     self.history.note(opened, body.first + shift, body)
                     ended = opened.sink.on_reply(opened, body.first + shift, body)
@@ -178,13 +187,55 @@ class Ends:
                 sys.excepthook(*sys.exc_info())
                 body = None
                 ended = self._end_broken(opened, shift, BadMessage(f"A reply could not be read: {error!r}"))
-            if ended and opened.node is not None:
+            if ended:
                 self._over(opened, incoming.message, body)
-            elif ended:
-                with self._lock:
-                    self._open.pop(number, None)
-                    if not self._open:
-                        self._changed.notify_all()
+
+    def _hand_out_several(self, names: list[str], message: bytes) -> None:
+        """Light calls of these names have ended with values, as one message tells."""
+        # Each once, whatever the names say, which nobody has signed.
+        calls = {n: opened for n in map(int, names) if (opened := self._open.get(n)) is not None}
+        try:
+            body = messages.load_replies(self._seal.open("replies", self.client, message))
+            told = dict(zip(map(int, body.names), pickle.loads(body.packed), strict=True))
+            took = dict(zip(map(int, body.names), zip(body.started, body.seconds, strict=True), strict=True))
+            if not all(n in told and opened.light is not None for n, opened in calls.items()):
+                raise BadMessage("A reply names other calls than those that it is for.")
+        except Exception as error:  # noqa: BLE001 - of a version that speaks otherwise: it must not stop all others
+            self.refused += 1
+            refusal = error if isinstance(error, BadMessage) else BadMessage(f"A reply could not be read: {error!r}")
+            for opened in calls.values():
+                self._end_broken(opened, 0, refusal)
+                self._over(opened, b"", None)
+            return
+        if not calls:
+            # Cancelled, or late second answers, or nobody's.
+            return
+        light = next(iter(calls.values())).light
+        assert light is not None
+        self._note_pace(light.function, sum(body.seconds) / len(body.seconds))
+        # Before anybody can hear of it, and look.
+        self.history.note_several(list(calls.values()), [took[n] for n in calls], body)
+        for n, opened in calls.items():
+            try:
+                cast(ValueSink, opened.sink).on_value(told[n], body.worker, body.attempt, took[n][1])
+            except BaseException as error:  # noqa: BLE001 - a bad callback must not stop all others
+                sys.excepthook(*sys.exc_info())
+                self._end_broken(opened, 0, BadMessage(f"A reply could not be read: {error!r}"))
+        with self._lock:
+            for n, opened in calls.items():
+                self._open.pop(n, None)
+                # Asked here: it may have been wanted until now.
+                if opened.node is not None:
+                    reply = ReplyBody(0, 1, b"", b"", (), body.worker, body.attempt, *took[n])
+                    graph.pass_on(self.client, opened, message, reply)
+            if not self._open:
+                self._changed.notify_all()
+
+    def _note_pace(self, function: str, seconds: float) -> None:
+        """A long one is soon believed, short ones by and by."""
+        if len(self._paces) >= PACES_KEPT:
+            self._paces.clear()
+        self._paces[function] = max(seconds, 0.8 * self._paces.get(function, 0.0))
 
     def _over(self, opened: OpenCall, message: bytes, body: ReplyBody | None) -> None:
         """A call has ended, with this reply if there was one that could be read."""

@@ -134,10 +134,11 @@ class Helm(Outgoing):
                 return False
             waits = False
             while not (presses.number or ended() or self._closing):
-                left = until - time.monotonic()
+                now = time.monotonic()
+                left = until - now
                 if left <= 0:
                     break
-                if waits := self._has_to_wait(time.monotonic()):
+                if waits := self._has_to_wait(now):
                     break
                 spins = self._brief and len(self._open) == 1
                 self._turn(self._poller_here, min(left, STEER_S), began + SPIN_S if spins else 0.0)

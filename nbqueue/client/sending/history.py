@@ -20,7 +20,7 @@ from typing import Any, Protocol, overload
 
 from nbqueue.codec.columns import load_items
 from nbqueue.codec.glimpse import glimpse_arguments, glimpse_keywords, glimpse_values
-from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, ReplyBody, load_call
+from nbqueue.codec.messages import ERROR, EXCEPTION, RETRYING, SKIPPED, VALUE, RepliesBody, ReplyBody, load_call
 from nbqueue.codec.seal import body_of
 from nbqueue.codec.tracebacks import gist_of
 from nbqueue.progress.static import GREEN, GREY_TEXT, RED, css, seconds_text
@@ -28,8 +28,10 @@ from nbqueue.stream.records import Call
 
 __all__ = ["History", "TaskHistory", "TaskRecord"]
 
-# One note is a reply: an item, or a piece of a map.
+# One note is a reply: a call, several that were told of together, an item, or a piece of a map.
 NOTES_KEPT = 5_000
+# Of those that were told of together, each costs as much memory as a note.
+CALLS_KEPT = 5_000
 # What is larger is not kept for the sake of a look back; of all that is kept, the newest.
 LARGEST_BYTES = 200_000
 BYTES_KEPT = 16_000_000
@@ -167,15 +169,18 @@ class Sent(Protocol):
     base: int
     sink: Any
     sent_at: float
+    light: Any
 
 
 class _Note:
     """Items ``first … first + items - 1`` of a call, as one reply told of them."""
 
     __slots__ = (
-        *("attempt", "base", "errors", "finished", "first", "instead", "items", "kinds", "many", "name", "owner"),
-        *("payload", "seconds", "sent_at", "started", "worker"),
+        *("attempt", "base", "errors", "finished", "first", "instead", "items", "kinds", "light", "many", "name"),
+        *("owner", "payload", "seconds", "sent_at", "started", "worker"),
     )
+
+    calls = 1
 
     def __init__(self, sent: Sent, first: int, items: int, finished: float) -> None:
         self.name: str = sent.sink.name
@@ -185,6 +190,7 @@ class _Note:
         self.instead: str = sent.sink.in_history
         self.base = sent.base
         self.payload: bytes | None = sent.call.payload
+        self.light = sent.light is not None  # then it is the arguments
         self.sent_at = sent.sent_at
         self.first = first
         self.items = items
@@ -234,14 +240,67 @@ class _Note:
         outcome = _ENDINGS.get(gist.type_name, "failed") if kind == ERROR else "failed"
         return outcome, _cut(_said(gist.type_name.rpartition(".")[2], gist.text), ERROR_LENGTH)
 
+    @property
+    def size(self) -> int:
+        return len(self.payload or b"")
+
+    def lighten(self) -> None:
+        """Forget what is only kept for the sake of a look back."""
+        self.payload = None
+
     def _arguments(self) -> Sequence[Any]:
         if self.payload is None:
             return ()
+        if self.light:
+            return (self.payload,)
         body = load_call(body_of(self.payload))
         if body.packed:
             common = glimpse_keywords(body.common)
             return [(args, common) for args in load_items(body.packed)]
         return body.frames
+
+
+class _Values:
+    """Light calls that have ended with values, as one message told of them."""
+
+    __slots__ = ("attempt", "payloads", "sinks", "size", "times", "worker")
+
+    kinds = b""
+    owner = None
+
+    def __init__(self, calls: Sequence[Sent], took: Sequence[tuple[float, float]], body: RepliesBody) -> None:
+        self.worker, self.attempt = body.worker, body.attempt
+        # Not the sinks themselves, which hold their values.
+        self.sinks = [(call.sink.name, call.sink.in_history) for call in calls]
+        self.times = [(call.sent_at, *times) for call, times in zip(calls, took, strict=True)]
+        self.payloads: list[bytes] | None = [call.call.payload for call in calls]
+        self.size = sum(map(len, self.payloads))
+
+    @property
+    def calls(self) -> int:
+        return len(self.times)
+
+    def lighten(self) -> None:
+        self.payloads = None
+        self.size = 0
+
+    def records(self) -> Iterator[TaskRecord]:
+        """Of each call, the last one first."""
+        for i in reversed(range(len(self.times))):
+            name, instead = self.sinks[i]
+            sent_at, started, seconds = self.times[i]
+            yield TaskRecord(
+                name=name,
+                arguments=instead or ("…" if self.payloads is None else _short(self.payloads[i])),
+                outcome="done",
+                error="",
+                worker=self.worker,
+                attempts=self.attempt,
+                queued=sent_at,
+                started=started,
+                finished=started + seconds,
+                seconds=seconds,
+            )
 
 
 _CANCELLED = ord("c")
@@ -252,8 +311,9 @@ class History:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._notes: deque[_Note] = deque(maxlen=NOTES_KEPT)
-        self._heavy: deque[_Note] = deque()  # those that keep a payload
+        self._notes: deque[_Note | _Values] = deque()
+        self._calls = 0  # in all of them
+        self._heavy: deque[_Note | _Values] = deque()  # those that keep a payload
         self._bytes = 0
 
     def note(self, sent: Sent, first: int, body: ReplyBody) -> None:
@@ -269,6 +329,10 @@ class History:
                 for i, kind in enumerate(body.kinds)
             )
         self._keep(note)
+
+    def note_several(self, calls: Sequence[Sent], took: Sequence[tuple[float, float]], body: RepliesBody) -> None:
+        """These light calls have ended with values. Each `took` from its start, as Unix time, so many seconds."""
+        self._keep(_Values(calls, took, body))
 
     def note_broken(self, sent: Sent, items: Sequence[int], error: BaseException) -> None:
         """These items of a call have ended with an error of ours."""
@@ -292,25 +356,34 @@ class History:
         note.kinds = bytes(kinds)
         return note
 
-    def _keep(self, note: _Note) -> None:
-        size = len(note.payload or b"")
+    def _keep(self, note: _Note | _Values) -> None:
+        size = note.size
         if size > LARGEST_BYTES:
-            note.payload = None
+            note.lighten()
         with self._lock:
             self._notes.append(note)
-            if note.payload is None:
-                return
-            self._heavy.append(note)
-            self._bytes += size
-            while self._bytes > BYTES_KEPT or len(self._heavy) > NOTES_KEPT:
-                oldest = self._heavy.popleft()
-                self._bytes -= len(oldest.payload or b"")
-                oldest.payload = None
+            self._calls += note.calls
+            if size <= LARGEST_BYTES:
+                self._heavy.append(note)
+                self._bytes += size
+            while len(self._notes) > NOTES_KEPT or self._calls > CALLS_KEPT:
+                gone = self._notes.popleft()
+                self._calls -= gone.calls
+                if self._heavy and self._heavy[0] is gone:
+                    self._lighten_oldest()
+            while self._bytes > BYTES_KEPT:
+                self._lighten_oldest()
+
+    def _lighten_oldest(self) -> None:
+        oldest = self._heavy.popleft()
+        self._bytes -= oldest.size
+        oldest.lighten()
 
     def of(self, sink: object) -> list[_Note]:
         """What is still kept of one batch."""
         with self._lock:
-            return [note for note in self._notes if note.owner is not None and note.owner() is sink]
+            notes = [note for note in self._notes if isinstance(note, _Note)]
+        return [note for note in notes if note.owner is not None and note.owner() is sink]
 
     def last(self, n: int, *, failed: bool = False) -> TaskHistory:
         """The newest `n` records, or the newest `n` of those that did not end well."""

@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, finalize
 
+from nbqueue import context
 from nbqueue.client.sending import graph
 from nbqueue.client.sending.calls import Input, OpenCall, Sink
 from nbqueue.client.sending.helm import Helm
 from nbqueue.client.sending.outgoing import STEP_TIMEOUT_S
 from nbqueue.codec.blobs import Put
-from nbqueue.codec.messages import ReplyBody, call_id, dump_reply
+from nbqueue.codec.messages import CallBody, ReplyBody, call_id, dump_reply
 from nbqueue.codec.seal import Seal
 from nbqueue.codec.segments import Segment
 from nbqueue.errors import ForkedQueue, NbqueueError
@@ -56,7 +57,7 @@ class Link(Helm):
         self.private = False  # nobody else can reach the server
         self.served_here = False  # this process keeps workers, though the server may not know them yet
         self.hinted = ""  # the reason for waiting that the user was told last
-        self._pid = os.getpid()
+        self._pid = context.pid()
         self._last = 0
         self._inputs: dict[int, Input] = {}
         self._blobs: OrderedDict[str, bytes] = OrderedDict()
@@ -66,7 +67,7 @@ class Link(Helm):
 
     def check_process(self) -> None:
         """Raises ForkedQueue in a forked child of the process that made this link."""
-        if os.getpid() != self._pid:
+        if context.pid() != self._pid:
             raise ForkedQueue(
                 "This process is a fork of the one that made the queue and must not use its connections. Call tasks "
                 "in the notebook's own process, or make a new TaskQueue here."
@@ -130,8 +131,10 @@ class Link(Helm):
         held: tuple[Segment, ...] = (),
         inputs: Sequence[OpenCall] = (),
         stream: str = NORMAL,
+        light: CallBody | None = None,
     ) -> OpenCall:
-        """Put a call on its way; returns at once. It goes with the values of its `inputs`, which were wanted.
+        """Put a call on its way; returns at once. It goes with the values of its `inputs`, which were wanted. Of a
+        `light` one, the `body` is the frame of its arguments alone.
 
         Raises
         ------
@@ -146,9 +149,9 @@ class Link(Helm):
         unmet: OpenCall | None = None
         with self._lock:
             self._last = n = self._last + 1
-            payload = self._seal.close("call", call_id(self.client, n), body)
+            payload = self._seal.close("call", call_id(self.client, n), body) if light is None else body
             call = Call(n, digests, items, payload, stream=stream)
-            opened = OpenCall(call, blobs, sink, base, splits, time.time(), puts, held)
+            opened = OpenCall(call, blobs, sink, base, splits, time.time(), puts, held, light=light)
             if inputs:
                 unmet = graph.join(self.client, opened, inputs, self._open)
             if unmet is None:

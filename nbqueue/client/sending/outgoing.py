@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from nbqueue.client.sending import graph
+from nbqueue.client.sending.calls import OpenCall
 from nbqueue.client.sending.ends import Ends
-from nbqueue.codec import messages
-from nbqueue.codec.seal import Seal, body_of
+from nbqueue.codec.messages import CallBody, call_id, dump_call
+from nbqueue.codec.seal import Seal
 from nbqueue.errors import BadMessage, NbqueueError, NotSendable, ServerError, ServerUnreachable
 from nbqueue.stream.broker import BLOCK_MS, Broker, Ended, Hello, OtherEpoch, Taken
 from nbqueue.stream.connect import (
@@ -29,7 +30,7 @@ from nbqueue.stream.connect import (
     may_be_too_large,
 )
 from nbqueue.stream.keys import Keys
-from nbqueue.stream.records import Call
+from nbqueue.stream.records import MOST_TOGETHER, Call
 
 __all__ = ["STEP_TIMEOUT_S", "Outgoing"]
 
@@ -39,6 +40,9 @@ REPLY_TIMEOUT_S = BLOCK_MS / 1000 + 10
 # One SUBMIT: as many calls as a script does in a few milliseconds, as many bytes as pass quickly.
 MOST_CALLS = 500
 MOST_BYTES = 8_000_000
+# Calls that travel together take so long together, as far as those before them tell: whoever waits for one of them
+# waits for all, and other workers cannot help.
+TOGETHER_S = 0.001
 # Replies that were read are deleted when so many, or so large ones, have come together.
 TRIM_EVERY = 200
 TRIM_BYTES = 8_000_000
@@ -177,10 +181,10 @@ class Outgoing(Ends):
         """Send what has come together; `_settle` reads the answer. Where somebody is `listening`, it goes there, and
         the question for the replies with it."""
         while self._outbox and self._asked is None:
-            calls: list[Call] = []
+            together: list[list[OpenCall] | Call] = []
             blobs: dict[str, bytes] = {}
             looked_at: Mapping[str, bytes] | None = None
-            size = largest = 0
+            size = largest = room = 0
             with self._lock:
                 taken = 0
                 for n in self._outbox:
@@ -192,11 +196,21 @@ class Outgoing(Ends):
                         # Cancelled, or ended, before it left.
                         continue
                     call = opened.call
-                    if call.items > 1 and (first := opened.sink.first_open(opened)):
-                        call = call._replace(first=first)
-                    if opened.node is not None:
-                        call = call._replace(needs=graph.needs(opened, self._open))
-                    calls.append(call)
+                    if opened.light is not None:
+                        bundle = together[-1] if room else None
+                        if isinstance(bundle, list) and bundle[0].light is opened.light:
+                            bundle.append(opened)
+                            room -= 1
+                        else:
+                            together.append([opened])
+                            room = self._most_together(opened.light) - 1
+                    else:
+                        if call.items > 1 and (first := opened.sink.first_open(opened)):
+                            call = call._replace(first=first)
+                        if opened.node is not None:
+                            call = call._replace(needs=graph.needs(opened, self._open))
+                        together.append(call)
+                        room = 0
                     bytes_of_it = len(call.payload)
                     size += bytes_of_it
                     largest = max(largest, bytes_of_it)
@@ -209,9 +223,10 @@ class Outgoing(Ends):
                             blobs[digest] = data
                             size += len(data)
                 last = self._outbox[taken - 1]
-            if not calls:
+            if not together:
                 self._taken(taken, last)
                 continue
+            calls = [self._sealed(each) if isinstance(each, list) else each for each in together]
             if blobs:
                 # A large one goes alone: a server takes one gigabyte in one command at most.
                 large = next((digest for digest, data in blobs.items() if len(data) > MOST_BYTES), None)
@@ -229,6 +244,28 @@ class Outgoing(Ends):
             except (ServerError, CommandError) as error:
                 self._suspect_size(largest, error)
                 raise
+
+    def _most_together(self, light: CallBody) -> int:
+        """Of calls that are all short, as many as are done in a moment, as long as there are enough for all workers.
+        The lock is held."""
+        pace_s = self._paces.get(light.function)
+        if pace_s is None:
+            return 1
+        share = len(self._open) // (2 * max(1, self.workers))
+        return max(1, min(MOST_TOGETHER, share, int(TOGETHER_S / max(pace_s, 1e-6))))
+
+    def _sealed(self, together: list[OpenCall]) -> Call:
+        """A light call, or a bundle of several."""
+        first = together[0]
+        if len(together) == 1:
+            id = call_id(self.client, first.call.n)
+            return first.call._replace(payload=self._seal.close("call", id, dump_call(first.body())))
+        light = first.light
+        assert light is not None
+        names = tuple([str(opened.call.n) for opened in together])
+        body = light._replace(frames=tuple([opened.call.payload for opened in together]), names=names)
+        payload = self._seal.close("calls", self.client, dump_call(body))
+        return together[-1].call._replace(items=0, payload=payload, names=names)
 
     def _suspect_size(self, largest: int, error: Exception) -> None:
         """What was on its way when the connection was lost, or refused, may have been too large for the server."""
@@ -328,7 +365,7 @@ class Outgoing(Ends):
             largest = max(len(opened.call.payload), *map(len, opened.blobs.values()))
             if largest < size:
                 continue
-            name = messages.load_call(body_of(opened.call.payload)).name
+            name = opened.body().name
             error = NotSendable(
                 f"`{name}` could not be sent: {largest:,} bytes are more than the server lets in at once. Raise its "
                 "proto-max-bulk-len, load the data in the task, or send it in parts."

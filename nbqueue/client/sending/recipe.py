@@ -16,8 +16,7 @@ from nbqueue.codec.columns import Columns, columns_of, dump_items, load_items
 from nbqueue.codec.frames import SHARED_BYTES, held_by, size_of
 from nbqueue.codec.functions import all_plain_and_short, dump_arguments, dump_frame, is_long, is_plain
 from nbqueue.codec.inputs import FutureMet
-from nbqueue.codec.messages import CallBody, dump_call, load_call
-from nbqueue.codec.seal import body_of
+from nbqueue.codec.messages import CallBody, dump_call
 from nbqueue.codec.seeds import Rng
 from nbqueue.codec.segments import Segment, Shelf
 from nbqueue.codec.wrappers import within
@@ -260,7 +259,7 @@ def are_short(items: Columns) -> bool:
 
 def items_of(call: OpenCall) -> Sequence[tuple[Any, ...] | bytes | Holding]:
     """The prepared items of a call, out of its sealed message, which is of our own making."""
-    body = load_call(body_of(call.call.payload))
+    body = call.body()
     if not body.frames:
         return load_items(body.packed)
     if not call.puts and not call.held:

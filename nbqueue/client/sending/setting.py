@@ -25,8 +25,8 @@ class SettingWatch:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._baseline = dict(os.environ)
-        self._seen: tuple[str, list[str], object, str] | None = None
-        self._blob = ("", b"")
+        # What was seen last, and digest and bytes of the setting that was made of it.
+        self._seen: tuple[str, list[str], object, str, tuple[str, bytes]] = ("", [], None, "", ("", b""))
 
     def current(self, shelf: str = "") -> tuple[str, bytes]:
         """Digest and bytes of the present `Setting`, for whoever wants large results on the shelf of that path."""
@@ -36,12 +36,15 @@ class SettingWatch:
             cwd = os.getcwd()
         except FileNotFoundError:
             cwd = ""
+        seen = self._seen
+        if seen[2] == environ and seen[0] == cwd and seen[1] == sys.path and seen[3] == shelf:
+            return seen[4]
         with self._lock:
-            if self._seen is None or self._seen != (cwd, sys.path, environ, shelf):
-                self._seen = (cwd, list(sys.path), dict(environ), shelf)
-                data = self._make(cwd, shelf).to_bytes()
-                self._blob = (digest(data), data)
-            return self._blob
+            path, environ = list(sys.path), dict(environ)
+            data = self._make(cwd, shelf).to_bytes()
+            made = digest(data), data
+            self._seen = cwd, path, environ, shelf, made
+            return made
 
     def _make(self, cwd: str, shelf: str) -> Setting:
         now = {name: value for name, value in os.environ.items() if name not in _OURS}

@@ -5,6 +5,8 @@
 -- An *entry* is written "<stream>/<id>", for example "1/1700000000000-0". The hash o:<client> maps an open
 -- call to "<current entry>|<items done>"; while a retry waits, the entry is "z/<attempt>", and while a call waits for
 -- what others give, "w/<how many of them are open>".
+-- A *bundle* is an entry that holds several calls of one item each, and names them: "17,18,19". Each has a place of its
+-- own in o:<client>, "<stream>*<id>+<call>|0", and may leave on its own; the entry goes with the last that stands there.
 local P = KEYS[1]
 local GROUP = 'w'
 -- Strings, since a number would be printed for each command.
@@ -15,8 +17,8 @@ local STATE = '^(%d+) (-?%d+) (%d+) (-?%d+)$'
 
 -- What a script does for each call and need write only once: `settle` does, at the end of every script.
 -- References to each blob that came (or went: negative), changes of each counter, clients that may have no open
--- call left, streams that were looked at, or into which something was 'put'.
-local refs, counted, idle, seen = {}, {}, {}, {}
+-- call left, streams that were looked at, or into which something was 'put', and how many calls have left each bundle.
+local refs, counted, idle, seen, left = {}, {}, {}, {}, {}
 
 -- The streams and their group. Each step that needs both makes them, since a server may have lost its data.
 local function ready()
@@ -36,7 +38,10 @@ end
 local function value_of(client, n) return P .. 'f:v' .. client .. '.' .. n end
 
 local function key_of(entry) return P .. 's:' .. string.sub(entry, 1, 1) end
-local function id_of(entry) return string.sub(entry, 3) end
+local function id_of(entry) return string.match(entry, '^..([^+]*)') end
+
+-- Whether a call lies in a bundle.
+local function is_bundled(entry) return string.sub(entry, 2, 2) == '*' end
 
 -- The stream where a call goes that was fetched and is to be fetched again: first, unless it is low and so stays low.
 local function back(entry) return string.sub(entry, 1, 1) == '2' and '2' or '0' end
@@ -53,12 +58,14 @@ local function stand(client, n, entry, done)
   redis.call('HSET', P .. 'o:' .. client, n, entry .. '|' .. done)
 end
 
--- Fields of an entry: c client, n call, d digests, i items, s state, p payload; nil for one that we did not write.
+-- Fields of an entry: c client, n call, d digests, i items, s state, p payload; nil for one that we did not write. A
+-- bundle has 0 items, and in n the calls that it was made with.
 local function read(entry)
   local rows = redis.call('XRANGE', key_of(entry), id_of(entry), id_of(entry))
   if #rows == 0 then return nil end
   local f = rows[1][2]
   if #f ~= 12 or not string.match(f[8], '^%d+$') or not string.match(f[10], STATE) then return nil end
+  if f[8] == '0' and (#f[4] > 1000 or not string.match(f[4], '^%d[%d,]*$')) then return nil end
   return {c = f[2], n = f[4], d = f[6], i = f[8], s = f[10], p = f[12]}
 end
 
@@ -94,15 +101,23 @@ local function add(stream, e)
 end
 
 -- XACK before XDEL: the other way round leaves a pending entry without content.
+local function remove(entry)
+  redis.call('XACK', key_of(entry), GROUP, id_of(entry))
+  redis.call('XDEL', key_of(entry), id_of(entry))
+  seen[key_of(entry)] = true
+end
+
+-- Of a bundle, only this call goes: `settle_bundles` sees to the rest.
 local function drop(client, n, entry)
   if is_parked(entry) then
     local member = client .. ' ' .. n
     redis.call('ZREM', P .. 'z', member)
     redis.call('HDEL', P .. 'zp', member)
+  elseif is_bundled(entry) then
+    local bundle = string.match(entry, '^[^+]*')
+    left[bundle] = (left[bundle] or 0) + 1
   else
-    redis.call('XACK', key_of(entry), GROUP, id_of(entry))
-    redis.call('XDEL', key_of(entry), id_of(entry))
-    seen[key_of(entry)] = true
+    remove(entry)
   end
 end
 
@@ -117,6 +132,30 @@ end
 
 local function count(name, by)
   if by ~= 0 then counted[name] = (counted[name] or 0) + by end
+end
+
+-- Put calls of one item into one entry. They have what `e` has but for the names.
+local function add_together(stream, e, names)
+  e.n, e.i = table.concat(names, ','), '0'
+  local bundle = stream .. '*' .. id_of(add(stream, e)) .. '+'
+  local places = {}
+  for _, name in ipairs(names) do
+    places[#places + 1] = name
+    places[#places + 1] = bundle .. name .. '|0'
+  end
+  redis.call('HSET', P .. 'o:' .. e.c, unpack(places))
+  count('bundled', #names - 1)
+end
+
+-- The calls of a bundle that stand there.
+local function standing_in(e, bundle)
+  local names, there = {}, {}
+  for name in string.gmatch(e.n, '%d+') do names[#names + 1] = name end
+  local places = redis.call('HMGET', P .. 'o:' .. e.c, unpack(names))
+  for at, name in ipairs(names) do
+    if places[at] == bundle .. '+' .. name .. '|0' then there[#there + 1] = name end
+  end
+  return there
 end
 
 -- A call that needs what others give is never due: the end of the last of those brings it to the stream.
@@ -188,6 +227,20 @@ local function close(client, n, digests, value)
   idle[client] = true
 end
 
+-- Bundles that calls have left: one goes when none is there any more. Every step that drops calls ends with this, and
+-- with `settle`.
+local function settle_bundles()
+  for bundle, number in pairs(left) do
+    local e = read(bundle)
+    local there = e and #standing_in(e, bundle) or 0
+    if there == 0 then
+      remove(bundle)
+      number = number - 1
+    end
+    count('bundled', -number)
+  end
+end
+
 -- Write what has come together. What is needed lives, what is not dies after a while.
 local function settle()
   for digest, by in pairs(refs) do
@@ -206,9 +259,14 @@ local function settle()
       redis.call('EXPIRE', P .. 'r:' .. client, IDLE_S)
     end
   end
-  for name, by in pairs(counted) do
-    redis.call('HINCRBY', P .. 'n', name, by)
-    redis.call('EXPIRE', P .. 'n', IDLE_S)
+  for name, by in pairs(counted) do redis.call('HINCRBY', P .. 'n', name, by) end
+  if next(counted) then
+    -- Calls that lie together may do so for a month, and each that leaves is taken off their number.
+    if (tonumber(redis.call('HGET', P .. 'n', 'bundled')) or 0) > 0 then
+      redis.call('PERSIST', P .. 'n')
+    else
+      redis.call('EXPIRE', P .. 'n', IDLE_S)
+    end
   end
   for key, how in pairs(seen) do
     if how == 'put' or redis.call('XLEN', key) > 0 then
@@ -223,6 +281,41 @@ local function workers()
   local sum = 0
   for _, n in ipairs(redis.call('HVALS', P .. 'hw')) do sum = sum + (tonumber(n) or 0) end
   return sum
+end
+
+-- A call of a bundle was running when its worker died: it goes back alone, or ends. Returns calls moved, items ended.
+local function charge(e, name, stream, cap, reply)
+  local attempt, crashes = string.match(e.s, STATE)
+  crashes = crashes + 1
+  if crashes > cap then
+    tell(e.c, name, 'r', reply)
+    count('failed', 1)
+    close(e.c, name, e.d)
+    return 0, 1
+  end
+  local state = attempt + 1 .. ' ' .. crashes .. ' 0 0'
+  add_together(stream, {c = e.c, d = e.d, s = state, p = e.p}, {name})
+  return 1, 0
+end
+
+-- The same for a whole bundle, which is pending no more. What was not running stays together.
+local function take_back_bundle(e, entry, charges)
+  local bundle = string.sub(entry, 1, 1) .. '*' .. id_of(entry)
+  local rest = {}
+  local moved, ended = 0, 0
+  local names = standing_in(e, bundle)
+  for _, name in ipairs(names) do
+    local given = charges[bundle .. '+' .. name]
+    if given then
+      local back_again, over = charge(e, name, back(entry), given[2], given[3])
+      moved, ended = moved + back_again, ended + over
+    else
+      rest[#rest + 1] = name
+    end
+  end
+  if #names > 0 then count('bundled', 1 - #names) end
+  if #rest > 0 then add_together(back(entry), e, rest) end
+  return moved + #rest, ended
 end
 
 -- Everything pending for a consumer goes back to be run, and the consumer goes, in one step: deleting a
@@ -241,12 +334,12 @@ local function take_back(consumer, charges)
       for _, row in ipairs(pending) do
         local entry = stream .. '/' .. row[1]
         local e = read(entry)
-        if not e then
-          redis.call('XACK', key, GROUP, row[1])
-          redis.call('XDEL', key, row[1])
-        else
+        remove(entry)
+        if e and e.i == '0' then
+          local back_again, over = take_back_bundle(e, entry, charges)
+          moved, ended = moved + back_again, ended + over
+        elseif e then
           local current, done = standing(e.c, e.n)
-          drop(e.c, e.n, entry)
           if current == entry then
             local attempt, crashes, _, charged = string.match(e.s, STATE)
             crashes, charged = tonumber(crashes), tonumber(charged)

@@ -29,5 +29,6 @@ for at = 2, #ARGV do
   end
 end
 count('cancelled', #out)
+settle_bundles()
 settle()
 return out

@@ -2,8 +2,8 @@
 -- the current one. Ack, result and counters are one step, the ack first (see pass_memory_limit).
 -- ARGV, 11 for each report: entry, client, n, digests, first item, number of items, items in the call,
 --   failed items, reply, retry delay in ms or '', payload of the retried item or ''.
--- With a delay, the last item of the report is to run again: a call with one item is parked as it is; an
--- item of a chunk becomes the call "<n>.<item>" with the payload given.
+-- With a delay, the last item of the report is to run again: a call with one item is parked as it is, or with the
+-- payload given if it has lain in a bundle; an item of a chunk becomes the call "<n>.<item>" with the payload given.
 -- Returns for each report 'OK' or 'STALE' (drop it, and whatever else is left of that entry).
 local out = {}
 local now = nil
@@ -20,7 +20,7 @@ for at = 1, #ARGV, 11 do
   if not current or (retry and not parked) then
     -- Of what others have deleted, its place among the pending is left. What is there is another call's by now: a
     -- stream that was emptied and made anew within a millisecond gives the same name twice.
-    if not read(entry) then drop(client, n, entry) end
+    if not read(entry) then remove(entry) end
     out[#out + 1] = 'STALE'
   elseif first > done or upto <= done or (current ~= entry and failed > 0) then
     -- Already reported (a reply was lost), or an old attempt that has no say and no entry left.
@@ -30,7 +30,8 @@ for at = 1, #ARGV, 11 do
       now = now or redis.call('TIME')
       parked.due = now[1] * 1000 + math.floor(now[2] / 1000) + tonumber(delay)
     end
-    if upto >= total then drop(client, n, current) else pass_memory_limit() end
+    if upto < total or is_bundled(current) then pass_memory_limit() end
+    if upto >= total then drop(client, n, current) end
     if retry then
       local attempt, crashes, _, charged = string.match(parked.s, STATE)
       attempt = attempt + 1
@@ -41,6 +42,8 @@ for at = 1, #ARGV, 11 do
         -- The item's own attempts are counted from here; the chunk's were for losing its worker.
         attempt, crashes, charged = 2, 0, -1
         hold(digests, 1)
+      elseif payload ~= '' then
+        parked.n, parked.i, parked.p = n, '1', payload
       end
       parked.s = attempt .. ' ' .. crashes .. ' 0 ' .. charged
       parked.t = back(entry)
@@ -60,5 +63,6 @@ for at = 1, #ARGV, 11 do
     out[#out + 1] = 'OK'
   end
 end
+settle_bundles()
 settle()
 return out

@@ -4,7 +4,8 @@
 --       number of needed digests, then each,
 --       number of calls, then (n, digests, items, first item, stream, payload, needs) each, n rising; the stream is '0'
 --       for a call that goes first, '1' for any other, '2' for one that can wait; needs are the names of open calls
---       whose values it is to be given, separated by blanks.
+--       whose values it is to be given, separated by blanks. Of a bundle, n has the names of its calls, rising, separated
+--       by commas, and items are 0.
 -- Returns {'OK', mark, workers}, {'EPOCH'} (the server lost this client's record: say hello first),
 -- {'NEED', digest...} (blobs that the server no longer has; nothing was taken) or {'ENDED', n...} (needed calls that
 -- are not open any more, what they gave is in the client's replies; nothing was taken).
@@ -46,7 +47,19 @@ if #ended > 1 then return ended end
 for _ = 1, tonumber(take()) do
   local n, digests, items, first, stream = take(), take(), take(), take(), take()
   local payload, needs = take(), take()
-  if tonumber(n) > mark then
+  if items == '0' then
+    local names = {}
+    for name in string.gmatch(n, '%d+') do
+      if tonumber(name) > mark then
+        mark, newest = tonumber(name), name
+        names[#names + 1] = name
+      end
+    end
+    if #names > 0 then
+      add_together(stream, {c = client, d = digests, s = '1 0 0 -1', p = payload}, names)
+      hold(digests, #names)
+    end
+  elseif tonumber(n) > mark then
     mark, newest = tonumber(n), n
     local e = {c = client, n = n, d = digests, i = items, s = '1 0 ' .. first .. ' -1', p = payload, t = stream}
     if needs == '' then stand(client, n, add(stream, e), first) else wait(e, needs, first) end

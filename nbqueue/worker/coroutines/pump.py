@@ -147,7 +147,7 @@ class Pump:
         """Begin a call beside the others. False if it has to wait until they are over."""
         w = self._w
         try:
-            body = messages.load_call(w._seal.open("call", call_id(call.client, call.n), call.payload))
+            body = w._body_of(call)
             plain = messages.plain_items(body, call.items)
         except BadMessage as error:
             w._refuse(call, error)

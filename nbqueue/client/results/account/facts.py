@@ -76,7 +76,7 @@ def facts_of(items: Arriving, *, arguments: bool = True) -> Facts:
             if not call.call.payload:
                 continue
             for place, prepared in enumerate(items_of(call), call.base):
-                seen[place] = _look(prepared, load_call(body_of(call.call.payload)).common)
+                seen[place] = _look(prepared, call.body().common)
         for place, item in failed.items():
             seen[place] = _look(item, items._recipe.keywords)
     names = _Names(items._recipe.fn)
