@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.apart
+
 Message = dict[str, Any]
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 START = """
