@@ -199,11 +199,18 @@ def chained():
 
 
 def test_a_recursion_without_end_was_shown_with_hundreds_of_frames(kernel: Any) -> None:
-    kernel.run("@queue.task\ndef without_end(): return without_end()\ndef plain(): return plain()")
-    for code in ("without_end().result()", "queue.submit(plain).result()"):
+    kernel.run("""
+@queue.task
+def without_end(): return without_end()
+def plain(): return plain()
+def deeper(n): return deeper(n - 1) if n else without_end.local()
+""")
+    # The last calls that there is room for are others each time.
+    deep = [(f"queue.submit(deeper, {n}).result()", 6 + n) for n in range(4)]
+    for code, most in (("without_end().result()", 6), ("queue.submit(plain).result()", 6), *deep):
         shown = text_of(kernel.run(code))
         assert f"----> 1 {code}" in shown
-        assert 2 <= shown.count("Cell In[") <= 6
+        assert 2 <= shown.count("Cell In[") <= most
         assert " frames in the middle are not shown)\ntask " in shown
         assert "During handling" not in shown
         assert "nbqueue/" not in shown

@@ -51,6 +51,14 @@ class _UserFramesOnly:
     ) -> None:
         if error is None or tb is None:
             return
+        try:
+            self._shorten(error, tb)
+        except RecursionError:
+            # There is no room here, at the end of a recursion without one: further out there is.
+            return
+
+    @staticmethod
+    def _shorten(error: BaseException, tb: TracebackType) -> None:
         meant = isinstance(error, _MEANT)
         if meant and _is_ours(_last(tb)):
             # Also what lies between: a library that we have called.
