@@ -346,9 +346,9 @@ class Core:
         if handles:
             puts = puts | {handle.digest: handle for handle in handles}
         held, stream = held_by(arguments), options.stream
-        light = None
-        if len(arguments) <= LIGHT_BYTES and make is TaskFuture and not (held or puts or rng or options.concurrency):
-            light = None if inputs is not None else self._light(made, options)
+        is_light = len(arguments) <= LIGHT_BYTES and make is TaskFuture and inputs is None
+        is_light = is_light and not (held or puts or rng or options.concurrency)
+        light = self._light(made, options) if is_light else None
         future = make(name, self.link)
         here = page()
         if here is not None:

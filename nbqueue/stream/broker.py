@@ -613,7 +613,7 @@ _STATE = re.compile(rb"([1-9][0-9]{0,8}) (-?[0-9]{1,9}) ([0-9]{1,9}) (-?[0-9]{1,
 
 
 def entry_of(entry: str) -> str:
-    """The entry in which a call lies, or those calls that are to be given back."""
+    """The entry in which a call lies, alone or with others."""
     return f"{entry[0]}/{entry[2:].partition('+')[0]}"
 
 

@@ -170,8 +170,12 @@ class Outbox:
         for whole in self._wholes:
             call = whole.call
             # Those of one bundle have the very same.
-            same = last is not None and call.digests is last.digests and call.client is last.client
-            if not (same and last is not None and call.attempt == last.attempt):
+            if (
+                last is None
+                or call.digests is not last.digests
+                or call.client is not last.client
+                or call.attempt != last.attempt
+            ):
                 together = alike.setdefault((call.client, call.digests, call.attempt), [])
                 last = call
             together.append(whole)

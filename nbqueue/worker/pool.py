@@ -506,6 +506,7 @@ class Pool:
             waiting = [entry for entry in self._broker.pending(member.consumer) if place_of(entry) > here]
             bundle, _, n = line.entry.partition("+")
             if n:
+                # And what is behind it in its bundle.
                 waiting.insert(0, f"{bundle}+{int(n) + 1}")
             if not waiting:
                 return
