@@ -35,31 +35,38 @@ def steered(queue: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return turns
 
 
-def keep_listener_away(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def keep_listener_away(queue: Any, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., Any]) -> None:
     """Else it looks in from time to time: where the machine is busy, between any two calls."""
     link = queue._core.link
     queue.submit(abs, -1).result(timeout=20)
+    parked: list[bool] = []
 
     def park(_link: Any) -> bool:
         time.sleep(0.005)
+        parked.append(True)
         return True
 
     monkeypatch.setattr(type(link), "_park", park)
-    # What it may be waiting for in this moment.
+    # It may be waiting in this moment, and sleeps through what is read by somebody else; until it wakes, whoever
+    # steers asks for more in its stead.
+    wait_until(lambda: queue.submit(abs, -1).result(timeout=20) == 1 and parked)
+    # What it asked for last.
     queue.submit(abs, -1).result(timeout=20)
 
 
-def test_a_thread_that_waits_takes_the_helm(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_listener_away(queue, monkeypatch)
+def test_a_thread_that_waits_takes_the_helm(
+    queue: Any, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., Any]
+) -> None:
+    keep_listener_away(queue, monkeypatch, wait_until)
     turns = steered(queue, monkeypatch)
     assert [queue.submit(abs, -i).result(timeout=20) for i in range(50)] == list(range(50))
     assert turns.count(True) >= 45
 
 
 def test_a_lone_call_and_the_question_for_its_reply_leave_in_one_write(
-    queue: Any, monkeypatch: pytest.MonkeyPatch
+    queue: Any, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., Any]
 ) -> None:
-    keep_listener_away(queue, monkeypatch)
+    keep_listener_away(queue, monkeypatch, wait_until)
     writes: list[int] = []
     send = Wire.send
 
@@ -90,7 +97,7 @@ def test_a_reply_that_comes_in_one_piece_with_the_answer_to_its_call_is_seen(
 ) -> None:
     """It is in the reader by then, so that no poll tells of it."""
     link = queue._core.link
-    keep_listener_away(queue, monkeypatch)
+    keep_listener_away(queue, monkeypatch, wait_until)
     together: list[bool] = []
     settle = type(link)._settle
 
