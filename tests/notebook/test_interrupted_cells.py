@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.apart
+
 SETUP = """
 import asyncio, os, sys, threading, time
 from pathlib import Path

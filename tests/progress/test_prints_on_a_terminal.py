@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from screen import read_all, screen_of
 
+pytestmark = pytest.mark.apart
+
 SCRIPT = """
 import sys, time
 from nbqueue import TaskQueue, track
