@@ -54,6 +54,7 @@ def test_the_bar_moves_while_the_cell_runs_and_its_last_state_is_saved(lab):
     assert "".join(card["data"]["text/plain"]).startswith("nbqueue: simulate 196/200 done · 4 failed")
 
 
+@pytest.mark.apart
 def test_the_cancel_button_reaches_a_cell_that_is_busy(lab):
     lab.open("cancel.ipynb", CELL.format(pause=0.1))
     lab.run_all()

@@ -132,6 +132,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize("before", ["nobody has taken it", "it has ended"])
 def test_who_sleeps_while_it_is_purged_hears_of_its_calls_later(
     nbqueue: Any, new_key: str, redis_server: Any, wait_until: Callable[..., Any], before: str

@@ -70,8 +70,10 @@ def test_a_loop_that_stands_still_has_a_bounded_number_of_results_ahead(
     assert source.taken <= max(before, 20 + AHEAD) + 1
     seen += itertools.islice(results, 3 * AHEAD)
     assert source.taken > 3 * AHEAD
-    assert sorted(seen)[:100] == list(range(100))
-    assert len(set(seen)) == len(seen)
+    # As they end, one of the first may come after many others.
+    assert len(set(seen)) == len(seen) == 20 + 3 * AHEAD
+    assert set(seen) <= set(range(source.taken))
+    assert seen == list(range(len(seen))) or way == "as_completed"
     batch.cancel()
 
 
@@ -187,10 +189,12 @@ def test_a_loop_over_futures_that_was_left_keeps_none(
 def test_what_was_read_long_ago_is_no_longer_kept(queue: Any, source: Source, way: str) -> None:
     batch = queue.map(abs, source())
     results = READ[way](batch)
-    number = 2_500
-    for _ in range(number):
-        next(results)
     items = batch._items
+    number = 0
+    # As they end, one of the first may come late, and what is behind it is kept until then.
+    while number < 2_500 or (not items._ledger.first and number < 100_000):
+        next(results)
+        number += 1
     assert 0 < items._ledger.first <= number - AHEAD
     assert len(items._details._lines) < number
     assert len(items._ended) <= 1, "the one that the loop holds"

@@ -16,6 +16,8 @@ from proxy import Connection, Proxy
 from nbqueue import TaskQueue
 from nbqueue.client.sending import outgoing
 
+pytestmark = pytest.mark.apart
+
 
 @pytest.fixture
 def proxies() -> Iterator[list[Proxy]]:
@@ -174,7 +176,7 @@ def _a_stall_delays(
     assert queue.submit(_square, 12).result(timeout=30) == 144
 
 
-@pytest.mark.parametrize("then_cut", [pytest.param(False, marks=pytest.mark.apart), True])
+@pytest.mark.parametrize("then_cut", [False, True])
 def test_a_stall_longer_than_every_patience_delays_and_loses_nothing(
     then_cut: bool,
     network: Callable[..., Proxy],
@@ -284,7 +286,6 @@ def test_connections_of_the_notebook_that_vanish_are_given_up_and_made_again(
     assert batch.results(timeout=30) == [i * i for i in range(300)]
 
 
-@pytest.mark.apart
 def test_results_arrive_although_only_the_connection_for_replies_has_vanished(
     network: Callable[..., Proxy],
     short_patience: None,

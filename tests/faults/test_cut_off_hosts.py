@@ -165,6 +165,7 @@ print("met", json.dumps(meet.map(range(4)).results()), flush=True)
 """
 
 
+@pytest.mark.apart
 def test_a_host_whose_link_goes_down_in_the_middle_of_a_batch_loses_nothing_and_joins_again(
     network: Network,
     server: Any,

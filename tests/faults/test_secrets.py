@@ -237,6 +237,7 @@ def test_nothing_of_them_is_on_the_screen_of_the_command_line(guarded: Any, wait
     assert_clean(ready + out + errors)
 
 
+@pytest.mark.apart
 def test_nothing_of_them_is_shown_when_the_server_goes_and_workers_die(
     guarded: Any, start_script: Callable[..., Any]
 ) -> None:

@@ -38,6 +38,7 @@ def _turn(x: Any, i: int, folder: str) -> Any:
     return x
 
 
+@pytest.mark.apart
 def test_everybody_finds_his_own_data_whoever_dies_or_is_cancelled(
     queue: Any, tmp_path: Path, wait_until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
