@@ -18,7 +18,7 @@ import pytest
 import redis
 
 from nbqueue import TaskQueue
-from nbqueue.client.sending import outgoing
+from nbqueue.client.sending import helm, outgoing
 from nbqueue.errors import ServerUnreachable
 from nbqueue.stream.broker import Broker
 
@@ -36,6 +36,13 @@ def _client(queue: Any) -> redis.Redis:
 def _slow(i: int) -> int:
     time.sleep(0.002)
     return i * i
+
+
+def _held(folder: str) -> str:
+    Path(folder, "started").touch()
+    while not Path(folder, "go").exists():
+        time.sleep(0.005)
+    return "went"
 
 
 def test_kill_9_on_the_server_in_the_middle_of_500_calls_loses_none(
@@ -275,3 +282,19 @@ def test_calls_that_could_not_be_sent_leave_as_soon_as_the_connection_is_there_a
     queue.run(1)
     assert queue.submit(abs, -1).result(timeout=20) == 1
     assert lost
+
+
+def test_a_server_that_was_emptied_is_noticed_though_nothing_comes_from_it(
+    queue: Any, tmp_path: Path, wait_until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took up to two seconds, until a blocked read had ended."""
+    for module in (helm, outgoing):
+        monkeypatch.setattr(module, "BLOCK_MS", 60_000)
+    future = queue.submit(_held, str(tmp_path))
+    wait_until((tmp_path / "started").exists, timeout=20)
+    with _client(queue) as client:
+        client.flushall()
+    (tmp_path / "go").touch()
+    # What the worker reports is about a call that nobody knows any more: it runs again.
+    wait_until(future.done, timeout=20)
+    assert future.result() == "went"
