@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import subprocess
 import sys
 
@@ -58,20 +57,13 @@ def test_star_import_gives_exactly_the_promised_names() -> None:
     assert set(namespace) - {"__builtins__"} == set(NAMES)
 
 
-def _import_times() -> dict[str, int]:
-    """Module → cumulative microseconds of ``import nbqueue`` in a fresh interpreter."""
-    command = [sys.executable, "-X", "importtime", "-c", "import nbqueue"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return {name.strip(): int(us) for us, name in re.findall(r"import time:\s*\d+ \|\s*(\d+) \|(.*)", said)}
-
-
-def test_importing_costs_less_than_60_ms_and_loads_nothing_heavy() -> None:
-    runs = [_import_times() for _ in range(3)]
-    loaded = runs[0].keys()
+def test_importing_loads_nothing_heavy() -> None:
+    """How long it takes is measured by the bench."""
+    command = [sys.executable, "-c", "import sys, nbqueue; print(*sys.modules)"]
+    loaded = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     assert "nbqueue" in loaded
     for heavy in ("redis", "IPython", "ipywidgets", "cloudpickle", "psutil", "rich", "asyncio", "multiprocessing"):
         assert heavy not in loaded
-    assert min(run["nbqueue"] for run in runs) < 60_000
 
 
 def test_type_checkers_know_every_option_of_a_task() -> None:

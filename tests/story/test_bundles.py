@@ -69,7 +69,8 @@ def together(queue: Any, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> T
     def holding(number: int, of: TaskQueue = queue) -> Iterator[list[int]]:
         nonlocal together_now
         link = of._core.link
-        # Nothing leaves meanwhile.
+        # What was made before has left, and nothing leaves meanwhile.
+        assert link.flush(20)
         with link._helm:
             del sizes[:]
             together_now = True
