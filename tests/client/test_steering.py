@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -62,6 +63,21 @@ def test_a_thread_that_waits_takes_the_helm(
     keep_listener_away(queue, monkeypatch, wait_until)
     turns = steered(queue, monkeypatch)
     assert [queue.submit(abs, -i).result(timeout=20) for i in range(50)] == list(range(50))
+    assert turns == [True] * 50
+
+
+@pytest.mark.parametrize("action", [signal.SIG_IGN, signal.SIG_DFL])
+def test_a_thread_that_no_interrupt_reaches_takes_the_helm_as_well(
+    queue: Any, action: signal.Handlers, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., Any]
+) -> None:
+    """What a script started in the background is: each of its calls went by two more changes of threads."""
+    keep_listener_away(queue, monkeypatch, wait_until)
+    turns = steered(queue, monkeypatch)
+    before = signal.signal(signal.SIGINT, action)
+    try:
+        assert [queue.submit(abs, -i).result(timeout=20) for i in range(50)] == list(range(50))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert turns == [True] * 50
 
 

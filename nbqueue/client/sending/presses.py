@@ -19,6 +19,8 @@ __all__ = ["Presses"]
 _KERNELS = ("ipykernel.ipkernel", "nbqueue.notebook.interrupt")
 _LOOPS = (*_KERNELS, "asyncio.runners")
 _SIGINT = int(signal.SIGINT)
+# What a shell gives to all that it starts in the background, and what ends the process: neither raises anything.
+_NOBODYS = (signal.SIG_IGN, signal.SIG_DFL)
 # Other signals whose handlers may raise: ``sys.exit`` at a SIGTERM, a time limit by `signal.alarm`. Not every system
 # has all of them.
 _NAMES = ("ALRM", "CHLD", "HUP", "IO", "PROF", "QUIT", "TERM", "USR1", "USR2", "VTALRM", "WINCH", "XCPU")
@@ -65,6 +67,8 @@ class Presses:
             if before is signal.default_int_handler or _home_of(before) in _LOOPS:
                 self._before, self.noted, self.masked = before, True, not _others_may_raise()
                 _signal.signal(_SIGINT, self._note)
+            elif before in _NOBODYS:
+                self.masked = not _others_may_raise()
         return self
 
     def __exit__(self, *_: object) -> None:
