@@ -346,7 +346,9 @@ class _Call:
         """What a person is told of an interrupt that is about to end this call."""
         so_far = self.tally.snapshot()
         total = "" if so_far.total is None else f" of {so_far.total:,}"
-        return f"`{so_far.label}` was cancelled, {so_far.settled:,}{total} calls had ended."
+        # Where the interrupt struck while one was waited for, that one is cancelled by now.
+        ended = so_far.settled - so_far.cancelled
+        return f"`{so_far.label}` was cancelled, {ended:,}{total} calls had ended."
 
     def lend_traceback(self, error: BaseException | None) -> None:
         """joblib raises a task's error without its traceback: put it where the error is on its way."""
