@@ -346,8 +346,8 @@ class _Call:
         """What a person is told of an interrupt that is about to end this call."""
         so_far = self.tally.snapshot()
         total = "" if so_far.total is None else f" of {so_far.total:,}"
-        # Where the interrupt struck while one was waited for, that one is cancelled by now.
-        ended = so_far.settled - so_far.cancelled
+        # Not what the interrupt itself has cancelled already.
+        ended = so_far.done + so_far.failed
         return f"`{so_far.label}` was cancelled, {ended:,}{total} calls had ended."
 
     def lend_traceback(self, error: BaseException | None) -> None:

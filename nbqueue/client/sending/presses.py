@@ -46,7 +46,7 @@ class Presses:
     ----------
     number : int
     noted : bool
-        They are. Else this is another thread, or somebody's own handler does what it does.
+        They are. Else this is another thread, nobody handles them, or somebody's own handler does what it does.
     masked : bool
         Nothing can be raised in the block: nor can it by a handler of another signal, as there is none.
     """
