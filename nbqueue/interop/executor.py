@@ -12,6 +12,7 @@ runs to its end also when nobody holds the executor any more; no open call leads
 from __future__ import annotations
 
 import atexit
+import contextlib
 import itertools
 import os
 import sys
@@ -39,6 +40,8 @@ __all__ = ["QueueExecutor"]
 
 # The longest wait for the server to hear of what was cancelled.
 CANCEL_TIMEOUT_S = 2.0
+# The longest wait for what was just sent to reach the server and, where workers wait for work, to begin.
+BEGIN_TIMEOUT_S = 0.1
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -108,15 +111,11 @@ class _Pending:
     def cancel_queued(self) -> None:
         """End what no worker has begun."""
         link = self.core.link
-        running: set[int] = set()
         try:
-            for host in link.counts().hosts if self._open else ():
-                tasks = [task for worker in host.workers for task in worker.tasks]
-                # An item of a chunk that runs again by itself is called 12.3.
-                running |= {int(task.n.partition(".")[0]) for task in tasks if task.client == link.client}
+            running = self._running() if self._open else set()
         except NbqueueError:
             # No answer, so no worker has news of it either: what is known here decides.
-            pass
+            running = set()
         # The last first: what is still queued must not start meanwhile.
         for sink in reversed(list(self._open)):
             if isinstance(sink, Arriving):
@@ -124,6 +123,22 @@ class _Pending:
             elif not sink.running() and not (sink._call is not None and sink._call.call.n in running):
                 sink.cancel()
         link.settle_cancels(CANCEL_TIMEOUT_S)
+
+    def _running(self) -> set[int]:
+        """The calls of this process that workers have begun. Raises NbqueueError where the server does not answer."""
+        link = self.core.link
+        deadline = time.monotonic() + BEGIN_TIMEOUT_S
+        with contextlib.suppress(NbqueueError):  # a done-callback must not wait
+            link.flush(BEGIN_TIMEOUT_S)
+        while True:
+            counts = link.counts()
+            workers = [worker for host in counts.hosts for worker in host.workers]
+            busy = sum(bool(worker.tasks) for worker in workers)
+            # The server hands a call to a worker that waits for one some moments before it is seen to run.
+            if busy >= min(counts.fetched, len(workers)) or time.monotonic() >= deadline:
+                # An item of a chunk that runs again by itself is called 12.3.
+                tasks = [task for worker in workers for task in worker.tasks]
+                return {int(task.n.partition(".")[0]) for task in tasks if task.client == link.client}
 
 
 class QueueExecutor(Executor):

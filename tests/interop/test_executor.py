@@ -100,6 +100,51 @@ def test_shutdown_cancels_what_no_worker_has_begun_and_nothing_else(
         next(results)
 
 
+def test_a_call_that_a_worker_was_handed_and_is_about_to_begin_is_not_cancelled(
+    queue: Any, held: Any, wait_until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a worker takes a moment to wake up: both are stopped until somebody has asked what runs, twice."""
+    link, asked = queue._core.link, 0
+    pids = {*queue.map(lambda _: time.sleep(0.02) or os.getpid(), range(20)).results()}
+    assert len(pids) == 2
+    ask = link.counts
+
+    def signal_both(signum: int) -> None:
+        for pid in pids:
+            os.kill(pid, signum)
+
+    def counts() -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            signal_both(signal.SIGCONT)
+        return ask()
+
+    monkeypatch.setattr(link, "counts", counts)
+    monkeypatch.setattr("nbqueue.interop.executor.BEGIN_TIMEOUT_S", 20.0)
+    wait_until(lambda: ask().fetched == 0, timeout=20)
+    signal_both(signal.SIGSTOP)
+    executor = queue.executor()
+    futures = [executor.submit(held, i) for i in range(4)]
+    executor.shutdown(wait=False, cancel_futures=True)
+    signal_both(signal.SIGCONT)
+    assert asked >= 3
+    held.go()
+    executor.shutdown()
+    assert [future.cancelled() for future in futures] == [False, False, True, True]
+
+
+def test_a_callback_may_shut_down_and_cancels_nothing_that_runs(
+    executor: Any, held: Any, wait_until: Callable[..., Any]
+) -> None:
+    long = executor.submit(held, 1)
+    wait_until(lambda: held.begun() == 1, timeout=20)
+    executor.submit(abs, -1).add_done_callback(lambda _: executor.shutdown(wait=False, cancel_futures=True))
+    wait_until(lambda: "shut down" in repr(executor), timeout=20)
+    held.go()
+    assert long.result(timeout=20) == 1
+
+
 def test_a_chunk_of_a_map_that_has_begun_is_finished(
     queue: Any, held: Any, wait_until: Callable[..., Any]
 ) -> None:
