@@ -298,8 +298,18 @@ def test_an_endless_batch_that_nobody_has_read_and_nobody_holds_ends_and_says_so
     new_key: str, source: Source, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A with block once waited for such a one for ever."""
+    let_go = threading.Event()
+
+    def items() -> Iterator[int]:
+        numbers = source()
+        # It is drawn while the map is called. Until that returns, somebody holds the batch.
+        yield next(numbers)
+        assert let_go.wait(20)
+        yield from numbers
+
     with TaskQueue(stream_key=new_key, workers=2) as queue:
-        queue.map(abs, source())
+        queue.map(abs, items())
+        let_go.set()
     assert source.closed.wait(20)
     assert source.taken <= AHEAD + 1
     assert f"`abs` ends after {AHEAD} items" in capsys.readouterr().err
