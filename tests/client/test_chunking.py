@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nbqueue.client.sending.chunking import IN_FLIGHT, LARGEST, MOST_GROWTH, SHORT_S, SHORTEST_S, Chunker
+from nbqueue.client.sending.chunking import IN_FLIGHT, LARGEST, MOST_GROWTH, SHORT_S, SHORTEST_S, TINY_S, Chunker, Paces
 
 
 def _settled(chunker: Chunker, seconds: float, workers: int = 4) -> int:
@@ -20,6 +20,28 @@ def _settled(chunker: Chunker, seconds: float, workers: int = 4) -> int:
 def test_the_first_items_go_alone():
     chunker = Chunker(1000)
     assert [chunker.next_size(4) for _ in range(5)] == [1] * 5
+
+
+def test_they_need_not_where_such_items_were_tiny_before_and_must_where_they_were_not():
+    assert Chunker(1000, expected_s=1e-7).next_size(4) > 1
+    assert Chunker(1000, expected_s=TINY_S).next_size(4) == 1
+    assert Chunker(1000, fixed=7, expected_s=1e-7).next_size(4) == 7
+
+
+def test_that_items_are_longer_than_was_expected_is_believed_at_once():
+    chunker = Chunker(1000, expected_s=1e-7)
+    before = chunker.next_size(4)
+    chunker.took(before)
+    chunker.observe(1, 0.05)
+    assert chunker.next_size(4) < before / 4
+
+
+def test_paces_are_kept_of_some_functions_only():
+    paces = Paces()
+    for n in range(5_000):
+        paces.note(f"f{n}", 1.0)
+        assert paces[f"f{n}"] == 1.0
+    assert len(paces) <= 1_000
 
 
 def test_a_chunk_aims_at_a_hundred_milliseconds():

@@ -353,7 +353,7 @@ def test_a_call_that_is_wanted_while_others_end_that_came_with_it_gives_its_valu
 
     assert queue.submit(abs, -1).result(timeout=20) == 1
     link.workers = 1
-    link._paces = dict.fromkeys(link._paces, 1e-6)
+    link._paces.update(dict.fromkeys(link._paces, 1e-6))
     monkeypatch.setattr(TaskFuture, "on_value", end_and_want)
     with link._helm:
         futures = [queue.submit(abs, -i) for i in range(8)]

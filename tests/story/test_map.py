@@ -7,6 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from nbqueue.client.sending.chunking import Chunker
+
 
 def test_results_come_in_the_order_of_the_input(queue: Any) -> None:
     @queue.task
@@ -109,3 +113,23 @@ def test_an_item_is_retried_although_its_keyword_is_an_instance_of_a_class_of_a_
 
     assert shift.options(chunksize=6).map(range(6), offset=Offset(10)).results(timeout=20) == [10, 11, 12, 13, 14, 15]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_map_of_a_function_whose_items_were_tiny_begins_with_whole_chunks(
+    queue: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    took = Chunker.took
+    monkeypatch.setattr(Chunker, "took", lambda self, items: (sizes.append(items), took(self, items)))
+    inputs = list(range(-400, 400))
+    assert queue.map(abs, inputs).results() == list(map(abs, inputs))
+    assert sizes[0] == 1, "nothing was known of it"
+    (function,) = queue._core.link.item_paces
+    # As on a machine that nobody else slows down.
+    queue._core.link.item_paces[function] = 2e-7
+    del sizes[:]
+    assert queue.map(abs, inputs).results() == list(map(abs, inputs))
+    assert sizes[0] > 1
+    del sizes[:]
+    assert queue.map(str, inputs).results() == list(map(str, inputs))
+    assert sizes[0] == 1, "this is another function"

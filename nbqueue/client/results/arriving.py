@@ -263,7 +263,7 @@ class Arriving(Looped):
                 self._order.extend(arrived)
             if self._limited:
                 self._demand.arrived(body.items, len(body.packed) + sum(map(size_of, body.frames)))
-            self._feeder.chunker.observe(body.items, body.seconds)
+            self._feeder.observe(body.items, body.seconds)
             self._details.add(start, body, call.sent_at)
             ended = self._is_over(call)
             if ended:

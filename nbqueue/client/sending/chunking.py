@@ -4,12 +4,13 @@ The first items go alone, to be measured. Then a chunk aims at about 100 ms of w
 little, short enough that workers stay balanced and results keep arriving. Three things make it shorter, since what
 lies in a chunk can help no idle worker: little work that is left (guided self-scheduling, Polychronopoulos and Kuck
 1987, in time rather than in items), items that have been seen to be slow once, and that few have been measured yet.
+Of a function whose items were tiny the last time, the first are no longer sent alone.
 `tests/client/test_balance.py` simulates what comes of it.
 """
 
 from __future__ import annotations
 
-__all__ = ["Chunker"]
+__all__ = ["Chunker", "Paces"]
 
 # Of 200 uneven tasks, each call costs as much as the balance gains: half as long, they are a quarter more calls, which
 # take 0.3 % of the work.
@@ -23,6 +24,12 @@ LEAST_SHARES = 2
 # many items, and of very short ones, it may be this part of what is left.
 OF_MANY, OF_SHORT = 1 / 8, 1 / 2
 SHORT_S = 0.001  # such a chunk; to send it costs as much
+# Items that take less are tiny. Of them, a chunk is longer, and all that is left may be in flight: to make, send, run
+# and read one costs client, server and worker 0.7 ms together, and each of them is at work on the same cores.
+TINY_S = 0.00005
+TINY_CHUNK_S, OF_TINY = 0.003, 1
+# No item is taken to be shorter.
+LEAST_S = 1e-7
 # A wrong first measurement must not make one huge chunk.
 MOST_GROWTH = 16
 LARGEST = 50_000
@@ -32,6 +39,16 @@ IN_FLIGHT = 4
 FIRST = 2
 # What an input of unknown length is taken to give.
 UNKNOWN = 10_000
+PACES_KEPT = 1_000
+
+
+class Paces(dict[str, float]):
+    """How many seconds a call of a function takes, or an item of it, by the function's digest. Of some of them."""
+
+    def note(self, function: str, seconds: float) -> None:
+        if len(self) >= PACES_KEPT:
+            self.clear()
+        self[function] = seconds
 
 
 class Chunker:
@@ -45,28 +62,41 @@ class Chunker:
         Items a chunk if the user has chosen it.
     at_a_time : int
         Calls that one worker runs at a time.
+    expected_s : float or None
+        What an item of the same function took before, at most, if that is known.
+
+    Attributes
+    ----------
+    high_s : float
+        An item may well take so long; 0.0 while nothing is known.
     """
 
-    def __init__(self, total: int | None, fixed: int | None = None, at_a_time: int = 1) -> None:
+    def __init__(
+        self, total: int | None, fixed: int | None = None, at_a_time: int = 1, expected_s: float | None = None
+    ) -> None:
         self.total = total
         self._fixed = fixed
         self._flights = max(IN_FLIGHT, 2 * at_a_time)
         self._first = FIRST if fixed is None else self._flights
         self._mean_s: float | None = None
-        self._high_s = 0.0  # an item may well take so long
+        self.high_s = 0.0
         self._last = 1
         self._sent = 0
         self._measured = 0
+        self._expected = expected_s is not None and expected_s < TINY_S
+        if self._expected:
+            self._mean_s = self.high_s = max(expected_s or 0.0, LEAST_S)
+            self._last = LARGEST
 
     def observe(self, items: int, seconds: float) -> None:
         """`items` took `seconds` of a worker's time together."""
-        mean = max(seconds / items, 1e-7)
+        mean = max(seconds / items, LEAST_S)
         # Recent items count most, a large chunk more than a single.
         weight = min(0.8, 0.3 + items / 100)
         self._mean_s = mean if self._mean_s is None else (1 - weight) * self._mean_s + weight * mean
         # What is slow is believed at once, and forgotten over some replies.
         weight = min(0.8, 0.1 + items / 100)
-        self._high_s = max(mean, (1 - weight) * self._high_s + weight * mean)
+        self.high_s = max(mean, (1 - weight) * self.high_s + weight * mean)
         self._measured += items
 
     def next_size(self, workers: int) -> int:
@@ -77,22 +107,35 @@ class Chunker:
             return 1
         if self.total is None:
             # Each may be among the last.
-            size = TARGET_S / self._high_s
+            size = TARGET_S / self.high_s
         else:
             share = (self.total - self._sent) / max(1, workers)
-            shortest = max(SHORT_S / self._high_s, min(SHORTEST_S / self._high_s, share / LEAST_SHARES))
-            size = min(TARGET_S / self._mean_s, max(shortest, share * self._mean_s / SHARES / self._high_s))
+            shortest = max(self._short_s / self.high_s, min(SHORTEST_S / self.high_s, share / LEAST_SHARES))
+            size = min(TARGET_S / self._mean_s, max(shortest, share * self._mean_s / SHARES / self.high_s))
         return max(1, int(min(size, self._known(max(1, workers)), self._last * MOST_GROWTH, LARGEST)))
 
     def _known(self, workers: int) -> float:
         """Items a chunk for which those that were measured can vouch."""
-        if self._measured < self._first * workers:
+        if not self._knows(workers):
             return 1
         flights = self._flights * workers
         left = UNKNOWN if self.total is None else self.total - self._sent
-        short = min(SHORT_S / self._high_s, left * OF_SHORT / flights)
+        # What is only expected may be another's.
+        part = OF_TINY if self._measured and self._is_tiny else OF_SHORT
+        short = min(self._short_s / self.high_s, left * part / flights)
         many = 0 if self.total is None else left * OF_MANY / flights
         return max(self._measured / flights, many, short)
+
+    @property
+    def _is_tiny(self) -> bool:
+        return self.high_s < TINY_S
+
+    @property
+    def _short_s(self) -> float:
+        return TINY_CHUNK_S if self._is_tiny else SHORT_S
+
+    def _knows(self, workers: int) -> bool:
+        return self._expected or self._measured >= self._first * workers
 
     def took(self, items: int) -> None:
         self._sent += items
@@ -101,4 +144,4 @@ class Chunker:
     def in_flight(self, workers: int) -> int:
         """How many calls may be open at once."""
         workers = max(1, workers)
-        return (self._flights if self._measured >= self._first * workers else self._first) * workers
+        return (self._flights if self._knows(workers) else self._first) * workers

@@ -16,6 +16,7 @@ from typing import cast
 
 from nbqueue.client.sending import claims, graph
 from nbqueue.client.sending.calls import OpenCall, ValueSink
+from nbqueue.client.sending.chunking import Paces
 from nbqueue.client.sending.history import History
 from nbqueue.codec import messages
 from nbqueue.codec.messages import ReplyBody, call_id
@@ -25,7 +26,6 @@ from nbqueue.stream.records import Incoming
 
 __all__ = ["Ends"]
 
-PACES_KEPT = 1_000
 # What a message in the reply stream is signed as.
 _KINDS = {"r": "reply", "e": "event", "x": "refusal"}
 
@@ -67,7 +67,8 @@ class Ends:
         os.set_blocking(self._wake_w, False)
         self._awake = False
         self._closed = False
-        self._paces: dict[str, float] = {}  # how long light calls of each function take
+        self.item_paces = Paces()  # of items of maps
+        self._paces = Paces()  # of light calls
         # Below: guarded by the helm.
         self._helmsman = 0  # the thread that has it, while it may call others
         self._cursor = b"0"
@@ -233,9 +234,7 @@ class Ends:
 
     def _note_pace(self, function: str, seconds: float) -> None:
         """A long one is soon believed, short ones by and by."""
-        if len(self._paces) >= PACES_KEPT:
-            self._paces.clear()
-        self._paces[function] = max(seconds, 0.8 * self._paces.get(function, 0.0))
+        self._paces.note(function, max(seconds, 0.8 * self._paces.get(function, 0.0)))
 
     def _over(self, opened: OpenCall, message: bytes, body: ReplyBody | None) -> None:
         """A call has ended, with this reply if there was one that could be read."""

@@ -166,7 +166,6 @@ class Feeder:
     Attributes
     ----------
     chunker : Chunker
-        Is to be told how long items take.
     error : pair of BaseException and its traceback, or None
         What the input raised, as it came. SystemExit and its like are what they are when a task raises them.
     """
@@ -174,7 +173,8 @@ class Feeder:
     def __init__(self, items: Iterable[tuple[Any, ...]], total: int | None, recipe: Recipe, link: Link) -> None:
         concurrency = recipe.options.concurrency
         # Items of an async function travel alone, each to where there is room for it.
-        self.chunker = Chunker(total, recipe.options.chunksize if concurrency is None else 1, concurrency or 1)
+        fixed = recipe.options.chunksize if concurrency is None else 1
+        self.chunker = Chunker(total, fixed, concurrency or 1, link.item_paces.get(recipe.function))
         self.error: tuple[BaseException, TracebackType | None] | None = None
         # As long as all that came from there was plain; else items are drawn one by one from the source.
         self._at_hand = items if isinstance(items, AtHand) else None
@@ -238,6 +238,11 @@ class Feeder:
             self._link.watch(lambda: self._feed(intake))
         else:
             self._start_thread(intake)
+
+    def observe(self, items: int, seconds: float) -> None:
+        """`items` took `seconds` of a worker's time together."""
+        self.chunker.observe(items, seconds)
+        self._link.item_paces.note(self._recipe.function, self.chunker.high_s)
 
     def _start_thread(self, intake: Intake) -> None:
         self._link.watch(lambda: self._give_stalled(intake))
