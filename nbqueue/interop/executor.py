@@ -41,7 +41,7 @@ __all__ = ["QueueExecutor"]
 # The longest wait for the server to hear of what was cancelled.
 CANCEL_TIMEOUT_S = 2.0
 # The longest wait for what was just sent to reach the server and, where workers wait for work, to begin.
-BEGIN_TIMEOUT_S = 0.1
+BEGIN_TIMEOUT_S = 1.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
