@@ -37,7 +37,7 @@ _SEQ, _STATE, _PID, _REDIS_ID, _STREAM, _MS, _ID_SEQ = range(7)
 _CLIENT, _N, _SPLIT, _ITEM, _ATTEMPT, _STARTED, _TIMEOUT = range(7, 14)
 _NAME, _NAME_WORDS = 14, 8
 _STOP, _FOR_STREAM, _FOR_MS, _FOR_SEQ, _FOR_ITEM, _FOR_WHY = range(22, 28)
-_PRINTED_OUT, _PRINTED_ERR, _LEAVE, _PASSED_OUT, _PASSED_ERR, _TAKEN, _PLACES_USED, _FOR_N = range(28, 36)
+_PRINTED_OUT, _PRINTED_ERR, _LEAVE, _PASSED_OUT, _PASSED_ERR, _TAKEN, _PLACES_USED, _FOR_N, _HEARD = range(28, 37)
 # Beside the number of a stream: the entry is a bundle, in which the call has a place of its own.
 _BUNDLED = 16
 # From `_STREAM` to the end of the name, in one go.
@@ -199,13 +199,21 @@ class Slot:
     def aim(self, entry: str, item: int, why: int) -> None:
         """Say whom the SIGINT that follows is for: an item of an entry, or with item -1 whichever runs."""
         w = self._words
-        w[_FOR_WHY] = 0
+        w[_FOR_WHY] = w[_HEARD] = 0
         w[_FOR_STREAM], w[_FOR_MS], w[_FOR_SEQ] = _words_of(entry)
         w[_FOR_N] = int(entry.partition("+")[2] or -1) + 1
         w[_FOR_ITEM] = item + 1
         w[_FOR_WHY] = why
 
+    def has_heard(self) -> bool:
+        """Whether the call in this place was told that it is to end. What holds its loop may have kept that from it."""
+        return bool(self._words[_HEARD])
+
     # The worker's side
+
+    def heard(self) -> None:
+        """The call in this place is told that it is to end."""
+        self._words[_HEARD] = 1
 
     def hello(self, pid: int) -> None:
         self._words[_PID] = pid

@@ -389,7 +389,8 @@ class Pool:
         """What a worker was running when it died; of several, all, unless some were its death for sure."""
         if member.slot.runs_several():
             overdue = member.several.overdue
-            lines = [one for _, one in member.slot.beside() if not overdue or one.entry in overdue]
+            blamed = overdue.keys() or member.several.suspects
+            lines = [one for _, one in member.slot.beside() if not blamed or one.entry in blamed]
             return [self._charge(member, one, exit, overdue.get(one.entry)) for one in lines]
         if line is None or not line.running:
             return []

@@ -168,6 +168,21 @@ def test_a_cancelled_call_leaves_the_others_running(
     assert len(notes(begun)) == 5, "none ran again"
 
 
+def test_whom_another_one_keeps_from_hearing_of_his_time_limit_is_not_to_blame(alone: Any, tmp_path: Path) -> None:
+    """All of them are late then. Once each of them was told that its time was up, one more for each kill."""
+
+    @alone.task(timeout=0.5)
+    async def ask(i: int) -> int:
+        if i == 7:
+            time.sleep(60)
+        await asyncio.sleep(0.01)
+        return i
+
+    outcomes = ask.map(range(20)).results(timeout=60, return_exceptions=True)
+    assert [i for i, outcome in enumerate(outcomes) if outcome != i] == [7]
+    assert isinstance(outcomes[7], TaskTimeout)
+
+
 def test_one_that_holds_the_loop_is_killed_and_the_others_run_again_uncharged(
     alone: Any, tmp_path: Path, wait_until: Callable[..., Any]
 ) -> None:

@@ -82,6 +82,43 @@ def test_time_limits_are_each_ones_own(worker: Worker):
     assert worker.several.overdue == {"1/17-1": 1.0}
 
 
+def test_of_several_that_could_not_hear_of_their_limits_none_is_blamed_alone(worker: Worker):
+    for number in range(3):
+        worker.begin(number, age_s=9, timeout_ms=1000 if number else 0)
+    worker.look(0.0)
+    worker.look(0.6)
+    assert (worker.kills, worker.several.overdue) == ([False], {})
+    assert worker.several.suspects == {"1/17-1", "1/17-2"}
+
+
+def test_of_several_that_are_late_the_one_that_has_heard_of_it_is_blamed(worker: Worker):
+    places = [worker.begin(number, age_s=9, timeout_ms=1000) for number in range(3)]
+    worker.look(0.0)
+    for place in places:
+        place.heard()
+    for place in places[1:]:
+        place.leave_place()
+    worker.look(0.6)
+    assert (worker.kills, worker.several.overdue) == ([False], {"1/17-0": 1.0})
+
+
+def test_the_only_one_that_is_late_is_blamed_whether_it_has_heard_or_not(worker: Worker):
+    worker.begin(0, age_s=9, timeout_ms=1000)
+    worker.begin(1, age_s=9)
+    worker.look(0.0)
+    worker.look(0.6)
+    assert (worker.kills, worker.several.overdue) == ([False], {"1/17-0": 1.0})
+
+
+def test_what_was_heard_of_an_aim_before_does_not_count_for_the_next(worker: Worker):
+    place = worker.begin(0)
+    place.aim("1/17-0", -1, TIMEOUT)
+    place.heard()
+    assert place.has_heard()
+    place.aim("1/17-0", -1, TIMEOUT)
+    assert not place.has_heard()
+
+
 def test_each_is_told_of_once_when_it_has_run_for_a_while(worker: Worker):
     worker.begin(0, age_s=1)
     worker.begin(1)

@@ -205,6 +205,7 @@ class Lane:
 
     @staticmethod
     def _cancel(running: Running) -> None:
+        running.slot.heard()
         if running.task is not None:
             running.task.cancel()
 

@@ -103,6 +103,7 @@ class Pump:
             if not running.why and (aimed := running.slot.aimed_at_me()):
                 running.why = aimed
                 if running is self._here:
+                    running.slot.heard()
                     why = aimed
                 else:
                     self._lane.cancel(running)

@@ -1,7 +1,8 @@
 """The supervisor's eye on calls that run beside each other in one worker: time limits, cancels, what is told of them.
 
 Always true here: a signal means whichever calls the board says it is for; a worker is killed for one of them only when
-that one has not ended within its grace, and then none but those that have reached their time limit are to blame.
+that one has not ended within its grace, and then none but those that have reached their time limit are to blame. Of
+several that none has been told, since one of them does not await, nobody knows which it is: they run again, one at a time.
 """
 
 from __future__ import annotations
@@ -36,9 +37,12 @@ class Several:
     ----------
     overdue : dict
         The worker was killed for the time limits of these.
+    suspects : set of str
+        It was killed for the time limit of one of these.
     """
 
     overdue: dict[str, float] = field(default_factory=dict)
+    suspects: set[str] = field(default_factory=set)
     _aims: dict[str, tuple[int, float]] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
 
@@ -55,7 +59,7 @@ class Several:
             if (aim := self._aims.get(entry)) is not None:
                 if now >= aim[1]:
                     if aim[0] == TIMEOUT:
-                        self.overdue[entry] = line.timeout_ms / 1000
+                        self._blame(slot, place, line)
                     hands.kill(blameless=aim[0] == CANCEL)
                     return
                 continue
@@ -71,3 +75,11 @@ class Several:
         self._told &= running
         if aimed:
             hands.signal()
+
+    def _blame(self, slot: Slot, place: Slot, line: Line) -> None:
+        """This call has not ended within its grace."""
+        late = {one.entry for _, one in slot.beside() if self._aims.get(one.entry, (0, 0.0))[0] == TIMEOUT}
+        if place.has_heard() or late == {line.entry}:
+            self.overdue[line.entry] = line.timeout_ms / 1000
+        else:
+            self.suspects = late
