@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.refuse("give a URL, or set NBQUEUE_URL")
     try:
         code: int = given.run(given)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except NbqueueError as error:
         print(f"nbqueue: {_in_our_words(error)}", file=sys.stderr)
         return FAILED
@@ -270,8 +271,10 @@ def _worker(given: argparse.Namespace) -> int:
     from nbqueue.stream.connect import Address, Wire, check_server
     from nbqueue.stream.keys import Keys
     from nbqueue.worker.cores import available_cores
+    from nbqueue.worker.descriptors import fill_standard
     from nbqueue.worker.supervisor import Supervisor, make_spec
 
+    fill_standard()
     address = Address.from_url(given.url)
     address.require_safe(insecure=given.insecure)
     secret = user_secret()

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import nbqueue
+from nbqueue import TaskQueue
 from nbqueue.codec.seal import fingerprint
 
 NBQUEUE = [sys.executable, "-m", "nbqueue.cli"]
@@ -311,6 +312,24 @@ def test_a_second_signal_stops_a_worker_at_once_and_its_call_goes_back(served: S
     finally:
         notebook.kill()
         notebook.communicate()
+
+
+def test_a_worker_that_was_started_without_standard_output_serves_as_any_other(
+    redis_server: Any, new_key: str, wait_until: Any
+) -> None:
+    """What tasks print went into the slot board: no worker was seen any more."""
+    queue = TaskQueue(redis_server.url, new_key)
+    command = [*NBQUEUE, "worker", redis_server.url, "-n", "1", "--queue", new_key]
+    program = subprocess.Popen(["sh", "-c", 'exec "$@" >&-', "sh", *command], start_new_session=True)
+    try:
+        wait_until(lambda: len(queue.status().workers) == 1, timeout=30)
+        assert queue.submit(print, "out " * 50, flush=True).result(timeout=20) is None
+        assert len(queue.status().workers) == 1
+        program.terminate()
+        assert program.wait(20) == 0
+    finally:
+        program.kill()
+        program.wait()
 
 
 def test_a_reader_that_has_enough_is_no_error(redis_server: Any) -> None:

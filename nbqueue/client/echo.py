@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import select
 import subprocess
+import sys
 import threading
 
 from nbqueue.progress.terminal import pass_on
@@ -27,7 +28,10 @@ LAST_WORDS_S = 2.0
 
 
 def way_out(fd: int) -> int | None:
-    """What the supervisor gets as descriptor `fd`, 1 or 2, in the words of `subprocess`: a pipe or our own."""
+    """What the supervisor gets as descriptor `fd`, 1 or 2, in the words of `subprocess`: a pipe, our own or none."""
+    if (sys.__stdout__ if fd == 1 else sys.__stderr__) is None:
+        # Python was started without it. What has that number now is some file.
+        return subprocess.DEVNULL
     try:
         return subprocess.PIPE if draws_on_terminal() and _is_that_terminal(fd) else None
     except OSError:

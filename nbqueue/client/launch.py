@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -239,7 +240,10 @@ class LocalLauncher:
             raise PoolError("This Python process is ending; no workers can be started any more.")
 
     def _launch(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
+        ours, twin = socket.socketpair()
+        with twin:
+            # Not as 0, 1 or 2, which this process may have lacked: the supervisor's standard streams come there.
+            theirs = socket.socket(fileno=fcntl.fcntl(twin.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
         here = str(Path(nbqueue.__path__[0]).parent)
         # Appended: where nbqueue is installed it is found there, and nothing beside a notebook is found first.
         code = (

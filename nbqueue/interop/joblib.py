@@ -244,8 +244,10 @@ def _refuse(keywords: Mapping[str, Any]) -> None:
     for name, value in keywords.items():
         if value is not None and value != ():
             raise BadOption(
-                f"The joblib backend nbqueue has no {name!r}. It takes queue= and progress=; other options are the "
-                "queue's own. What a worker needs before a task, the task itself can do."
+                f"{name}= is not for Parallel on the backend nbqueue: give it to joblib.parallel_config(...)."
+                if name in ("queue", "progress")
+                else f"The joblib backend nbqueue has no {name!r}. joblib.parallel_config takes queue= and progress= "
+                "for it; other options are the queue's own. What a worker needs before a task, the task itself can do."
             )
 
 

@@ -14,6 +14,7 @@ line is being written.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import struct
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 
 __all__ = [
     *("BUSY", "CANCEL", "IDLE", "OFF", "PLACES", "SEVERAL", "SEVERAL_WAITING", "STARTING", "TIMEOUT", "WAITING"),
-    *("Board", "Line", "Slot", "place_of"),
+    *("Board", "Line", "Slot", "limit_ms", "place_of"),
 ]
 
 OFF, STARTING, IDLE, BUSY, WAITING, SEVERAL, SEVERAL_WAITING = range(7)
@@ -324,6 +325,16 @@ class Slot:
             # It is for another call of the bundle.
             return 0
         return why if w[_FOR_ITEM] in (0, w[_ITEM] + 1) else 0
+
+
+def limit_ms(timeout_s: float | None) -> int:
+    """A time limit as a line has it: 0 for none; less than a millisecond is one, and what no life is long enough for is
+    that long.
+
+    >>> limit_ms(0.2), limit_ms(None), limit_ms(1e-9), limit_ms(1e30) == 2**53
+    (200, 0, 1, True)
+    """
+    return 0 if timeout_s is None else math.ceil(min(2**53, max(1, timeout_s * 1000)))
 
 
 def place_of(entry: str) -> tuple[int, int, int]:

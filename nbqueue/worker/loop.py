@@ -190,7 +190,7 @@ class Worker(Courier):
             self._run_several(call, body, plain)
             return
         slot = self._slot
-        timeout_ms = int((body.timeout_s or 0) * 1000)
+        timeout_ms = board.limit_ms(body.timeout_s)
         printed = self._prints.begin(slot.passed_on())
         now_ns = time.monotonic_ns()
         slot.call(call.entry, call.client, call.n, call.attempt, timeout_ms, body.name, printed, call.first, now_ns)

@@ -34,6 +34,7 @@ from nbqueue.stream import server as private
 from nbqueue.stream.records import WorkerLimits
 from nbqueue.worker.board import Board, Slot
 from nbqueue.worker.cores import available_cores, thread_limits
+from nbqueue.worker.descriptors import fill_standard
 from nbqueue.worker.loop import NEWS
 from nbqueue.worker.pool import Pool, PoolSpec
 from nbqueue.worker.spawn import Born, Dead, Spawner, spawner
@@ -366,6 +367,7 @@ def make_spec(message: dict[str, Any], size: int) -> PoolSpec:
 
 def main(control_fd: int) -> NoReturn:
     """The program that a kernel starts."""
+    fill_standard()
     kernel = socket.socket(fileno=control_fd)
     os.set_inheritable(control_fd, False)
     sys.exit(Supervisor(kernel).run())

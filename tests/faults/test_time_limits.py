@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -16,6 +17,24 @@ def test_a_task_over_its_limit_is_stopped(queue: Any) -> None:
         task().result(timeout=20)
     assert caught.value.timeout_s == 0.2
     assert not isinstance(caught.value, TimeoutError), "that name is for waiting"
+
+
+@pytest.mark.parametrize("limit_s", [sys.maxsize, 1e30, 1.7e308])
+def test_a_limit_that_is_none_to_all_intents_is_no_trouble(queue: Any, limit_s: float) -> None:
+    """It did not fit into the slot board: each worker that met it died."""
+
+    async def negative(i: int) -> int:
+        return -i
+
+    assert queue.task(timeout=limit_s)(abs)(-2).result(timeout=20) == 2
+    assert queue.task(timeout=limit_s)(negative)(2).result(timeout=20) == -2
+
+
+@pytest.mark.parametrize("limit_s", [1e-9, 0.0006])
+def test_a_limit_below_a_millisecond_is_one(queue: Any, limit_s: float) -> None:
+    """It was rounded down, to none."""
+    with pytest.raises(TaskTimeout):
+        queue.task(timeout=limit_s)(lambda: time.sleep(60))().result(timeout=20)
 
 
 def test_the_limit_is_for_each_item_and_hits_only_that_one(queue: Any) -> None:

@@ -226,6 +226,9 @@ def test_what_the_backend_does_not_do_is_refused():
         Parallel(mmap_mode="r+")(delayed(square)(x) for x in range(2))
     with pytest.raises(BadOption, match="TaskQueue"):
         parallel_config(backend="nbqueue", queue="tasks")
+    for option in ({"progress": False}, {"queue": "tasks"}):
+        with pytest.raises(BadOption, match=r"give it to joblib\.parallel_config"):
+            Parallel(backend="nbqueue", **option)(delayed(square)(x) for x in range(2))
 
 
 def test_n_jobs_counts_as_joblib_does(queue: Any):

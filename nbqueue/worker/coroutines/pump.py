@@ -219,7 +219,7 @@ class Pump:
         slot = w._slot.place(number)
         running = Running(call, body, number, slot)
         running.context = w._context(body, call, self._lane, running.post, shows=w._surroundings.shows)
-        timeout_ms = int((body.timeout_s or 0) * 1000)
+        timeout_ms = board.limit_ms(body.timeout_s)
         slot.call(call.entry, call.client, call.n, call.attempt, timeout_ms, body.name, printed)
         slot.item(0, time.monotonic_ns())
         self._running[call.entry] = running

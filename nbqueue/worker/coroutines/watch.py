@@ -2,7 +2,7 @@
 
 Always true here: a signal means whichever calls the board says it is for; a worker is killed for one of them only when
 that one has not ended within its grace, and then none but those that have reached their time limit are to blame. Of
-several that none has been told, since one of them does not await, nobody knows which it is: they run again, one at a time.
+several that were not told, since one of them does not await, nobody knows which that is: they run again, one at a time.
 """
 
 from __future__ import annotations
