@@ -66,18 +66,23 @@ class Address:
         BadOption
             If the URL has another scheme or cannot be read.
         """
+        from urllib.parse import urlsplit
+
         import redis.connection
 
         bad = None
         try:
             if re.match(r"rediss?://[^@]*[/?#].*@", url):
                 raise ValueError("a password that is cut by one of / ? #")
+            if re.match(r"rediss?://", url) and not re.fullmatch(r"/?[0-9]*", urlsplit(url).path):
+                raise ValueError("a database that is no number, for which redis-py takes 0")
             kwargs: dict[str, Any] = dict(cast(Any, redis.connection).parse_url(url))
         except (ValueError, AttributeError):
             # Outside of this block, and without the cause: what it quotes may be a piece of the password.
             bad = BadOption(
-                f"{_without_password(url)!r} is not a Redis URL. Write redis://[user:password@]host:port/db, "
-                "rediss://… for TLS, or unix:///path/to/redis.sock; in a password / ? # @ as %2F %3F %23 %40."
+                f"{_without_password(url)!r} is not a Redis URL. Write redis://[user:password@]host:port/0 "
+                "or another number, rediss://… for TLS, or unix:///path/to/redis.sock; in a password / ? # @ as "
+                "%2F %3F %23 %40."
             )
         if bad is not None:
             raise bad

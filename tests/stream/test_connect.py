@@ -96,6 +96,7 @@ def bulk(text: str) -> bytes:
     [
         ("redis://", Address()),
         ("redis://host:1/2", Address("host", 1, db=2)),
+        ("redis://host:1/", Address("host", 1)),
         ("redis://me:pw@host", Address("host", username="me", password="pw")),
         ("redis://:p%40w@[::1]:5", Address("::1", 5, password="p@w")),
         ("rediss://host?ssl_ca_certs=/ca.pem", Address("host", tls={"ssl_ca_certs": "/ca.pem"})),
@@ -106,7 +107,10 @@ def test_a_url_is_read_as_redis_py_reads_it(url: str, address: Address) -> None:
     assert Address.from_url(url) == address
 
 
-@pytest.mark.parametrize("url", ["http://me:secret@host", "host:6379", "redis://host:port", ""])
+@pytest.mark.parametrize(
+    "url",
+    ["http://me:secret@host", "host:6379", "redis://host:port", "", "redis://:secret@host/tasks", "rediss://host:1/2/3"],
+)
 def test_what_is_no_redis_url_is_refused_without_repeating_its_password(url: str) -> None:
     with pytest.raises(BadOption, match="redis://") as caught:
         Address.from_url(url)
