@@ -134,8 +134,9 @@ class _Pending:
             counts = link.counts()
             workers = [worker for host in counts.hosts for worker in host.workers]
             busy = sum(bool(worker.tasks) for worker in workers)
-            # The server hands a call to a worker that waits for one some moments before it is seen to run.
-            if busy >= min(counts.fetched, len(workers)) or time.monotonic() >= deadline:
+            # The server hands a call to a worker that waits for one some moments before it is seen to run; and what is
+            # known of workers may be of a time when there was none.
+            if busy >= min(counts.fetched, max(1, len(workers))) or time.monotonic() >= deadline:
                 # An item of a chunk that runs again by itself is called 12.3.
                 tasks = [task for worker in workers for task in worker.tasks]
                 return {int(task.n.partition(".")[0]) for task in tasks if task.client == link.client}

@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,28 @@ def test_a_call_that_a_worker_was_handed_and_is_about_to_begin_is_not_cancelled(
     held.go()
     executor.shutdown()
     assert [future.cancelled() for future in futures] == [False, False, True, True]
+
+
+def test_what_is_known_of_workers_may_be_of_a_time_when_there_was_none(
+    queue: Any, held: Any, wait_until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor that has no time to answer leaves what it said when it began."""
+    link, executor = queue._core.link, queue.executor()
+    ask, asked = link.counts, 0
+
+    def counts() -> Any:
+        nonlocal asked
+        asked += 1
+        now = ask()
+        return now if asked > 1 else replace(now, hosts=tuple(replace(host, workers=()) for host in now.hosts))
+
+    monkeypatch.setattr(link, "counts", counts)
+    future = executor.submit(held, 1)
+    wait_until(lambda: held.begun() == 1, timeout=20)
+    executor.shutdown(wait=False, cancel_futures=True)
+    held.go()
+    assert future.result(timeout=20) == 1
+    assert asked > 1
 
 
 def test_a_callback_may_shut_down_and_cancels_nothing_that_runs(
