@@ -64,7 +64,7 @@ class Address:
         Raises
         ------
         BadOption
-            If the URL has another scheme or cannot be read.
+            If the URL has another scheme, or a database that is no number, or cannot be read.
         """
         from urllib.parse import urlsplit
 

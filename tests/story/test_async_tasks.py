@@ -168,7 +168,7 @@ def test_a_cancelled_call_leaves_the_others_running(
     assert len(notes(begun)) == 5, "none ran again"
 
 
-def test_whom_another_one_keeps_from_hearing_of_his_time_limit_is_not_to_blame(alone: Any, tmp_path: Path) -> None:
+def test_whom_another_one_keeps_from_hearing_of_his_time_limit_is_not_to_blame(alone: Any) -> None:
     """All of them are late then. Once each of them was told that its time was up, one more for each kill."""
 
     @alone.task(timeout=0.5)

@@ -83,10 +83,10 @@ class Chunker:
         self._last = 1
         self._sent = 0
         self._measured = 0
-        self._expected = expected_s is not None and expected_s < TINY_S
-        if self._expected:
-            self._mean_s = self.high_s = max(expected_s or 0.0, LEAST_S)
-            self._last = LARGEST
+        self._expected = False
+        if expected_s is not None and expected_s < TINY_S:
+            self._mean_s = self.high_s = expected_s
+            self._last, self._expected = LARGEST, True
 
     def observe(self, items: int, seconds: float) -> None:
         """`items` took `seconds` of a worker's time together."""
