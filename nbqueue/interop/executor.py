@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, overload
@@ -40,8 +40,8 @@ __all__ = ["QueueExecutor"]
 
 # The longest wait for the server to hear of what was cancelled.
 CANCEL_TIMEOUT_S = 2.0
-# The longest wait for what was just sent to reach the server and, where workers wait for work, to begin.
-BEGIN_TIMEOUT_S = 1.0
+# The longest wait for what was just sent to reach the server, and for workers that have nothing to fetch some of it.
+FETCH_TIMEOUT_S = 1.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -109,37 +109,35 @@ class _Pending:
         return interrupt_sinks(list(self._open))
 
     def cancel_queued(self) -> None:
-        """End what no worker has begun."""
-        link = self.core.link
+        """End what no worker has fetched: whether it has begun that, only the worker knows."""
+        link, sinks = self.core.link, list(self._open)
         try:
-            running = self._running() if self._open else set()
+            fetched = self._fetched(sinks)
         except NbqueueError:
             # No answer, so no worker has news of it either: what is known here decides.
-            running = set()
+            fetched = set()
         # The last first: what is still queued must not start meanwhile.
-        for sink in reversed(list(self._open)):
+        for sink in reversed(sinks):
             if isinstance(sink, Arriving):
-                sink.cancel(spared=running)
-            elif not sink.running() and not (sink._call is not None and sink._call.call.n in running):
+                sink.cancel(spared=fetched)
+            elif not sink.running() and fetched.isdisjoint(_numbers(sink)):
                 sink.cancel()
         link.settle_cancels(CANCEL_TIMEOUT_S)
 
-    def _running(self) -> set[int]:
-        """The calls of this process that workers have begun. Raises NbqueueError where the server does not answer."""
+    def _fetched(self, sinks: Sequence[TaskFuture[Any] | Arriving]) -> set[int]:
+        """The calls that workers have or had. Raises NbqueueError where the server does not answer."""
         link = self.core.link
-        deadline = time.monotonic() + BEGIN_TIMEOUT_S
         with contextlib.suppress(NbqueueError):  # a done-callback must not wait
-            link.flush(BEGIN_TIMEOUT_S)
-        while True:
-            counts = link.counts()
-            workers = [worker for host in counts.hosts for worker in host.workers]
-            busy = sum(bool(worker.tasks) for worker in workers)
-            # The server hands a call to a worker that waits for one some moments before it is seen to run; and what is
-            # known of workers may be of a time when there was none.
-            if busy >= min(counts.fetched, max(1, len(workers))) or time.monotonic() >= deadline:
-                # An item of a chunk that runs again by itself is called 12.3.
-                tasks = [task for worker in workers for task in worker.tasks]
-                return {int(task.n.partition(".")[0]) for task in tasks if task.client == link.client}
+            link.flush(FETCH_TIMEOUT_S)
+        numbers = [n for sink in sinks for n in _numbers(sink)]
+        return link.fetched(numbers, 0.0 if link.unserved else FETCH_TIMEOUT_S)
+
+
+def _numbers(sink: TaskFuture[Any] | Arriving) -> list[int]:
+    """Of its calls that have not ended, as far as is known here."""
+    if isinstance(sink, Arriving):
+        return list(sink._calls)
+    return [sink._call.call.n] if sink._call is not None else []
 
 
 class QueueExecutor(Executor):
@@ -332,7 +330,7 @@ class QueueExecutor(Executor):
             Return when every call of this executor has ended. Interrupting that
             cancels them, as any waiting does.
         cancel_futures : bool
-            Cancel what no worker has begun. A chunk of a `map` counts as one.
+            Cancel what no worker has fetched. A chunk of a `map` counts as one.
 
         Examples
         --------

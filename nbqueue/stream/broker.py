@@ -8,8 +8,9 @@ command, so that a caller can send several in one write and read their replies l
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
@@ -362,6 +363,26 @@ class Broker:
                 found.update(f"{stream}/{row[0].decode()}" for row in rows)
                 start = f"({rows[-1][0].decode()}"
         return frozenset(found)
+
+    def fetched_calls(self, client: str, numbers: Sequence[int], entries: Container[str]) -> set[int]:
+        """Which of a client's calls have ended, or lie in one of these `fetched_entries`."""
+        if not numbers:
+            return set()
+        mark, *pages = self._read_all(
+            ("HGET", self.keys.client(client), "mark"),
+            *[
+                ("HMGET", self.keys.open_calls(client), *numbers[start : start + PAGE])
+                for start in range(0, len(numbers), PAGE)
+            ],
+        )
+        # Above it are those that the server has not taken yet.
+        taken = int(mark or 0)
+        fetched = set()
+        for n, place in zip(numbers, itertools.chain(*pages), strict=True):
+            entry = _text(place or b"").rpartition("|")[0]
+            if (not entry and n <= taken) or (entry and entry_of(entry) in entries):
+                fetched.add(n)
+        return fetched
 
     def unread(self) -> list[bytes]:
         """The reply streams in which is what a client has not read, or has not said so yet."""

@@ -105,6 +105,9 @@ class Keys:
     def open_calls(self, client: str) -> str:
         return f"{self.prefix}o:{client}"
 
+    def client(self, client: str) -> str:
+        return f"{self.prefix}c:{client}"
+
     def blob(self, digest: str) -> str:
         return f"{self.prefix}f:{digest}"
 

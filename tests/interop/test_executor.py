@@ -14,13 +14,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nbqueue import TaskFuture
+from nbqueue import TaskFuture, TaskQueue
 from nbqueue.errors import BadOption, NotSendable
 
 
@@ -31,8 +30,8 @@ def executor(queue: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def as_much_time_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine may let workers and supervisors wait for longer than a user should."""
-    monkeypatch.setattr("nbqueue.interop.executor.BEGIN_TIMEOUT_S", 20.0)
+    """A busy machine may let calls wait for longer than a user should."""
+    monkeypatch.setattr("nbqueue.interop.executor.FETCH_TIMEOUT_S", 20.0)
 
 
 @pytest.fixture
@@ -107,59 +106,31 @@ def test_shutdown_cancels_what_no_worker_has_begun_and_nothing_else(
         next(results)
 
 
-def test_a_call_that_a_worker_was_handed_and_is_about_to_begin_is_not_cancelled(
-    queue: Any, held: Any, wait_until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+def test_a_call_that_a_worker_has_and_is_about_to_begin_is_not_cancelled(
+    redis_server: Any, new_key: str, held: Any, wait_until: Callable[..., Any]
 ) -> None:
-    """As when a worker takes a moment to wake up: both are stopped until somebody has asked what runs, twice."""
-    link, asked = queue._core.link, 0
+    """As when a worker takes a moment to wake up: both are stopped while they wait for work."""
+    queue = TaskQueue(redis_server.url, new_key)
+    queue.run(2)
     pids = {*queue.map(lambda _: time.sleep(0.02) or os.getpid(), range(20)).results()}
     assert len(pids) == 2
-    ask = link.counts
 
     def signal_both(signum: int) -> None:
         for pid in pids:
             os.kill(pid, signum)
 
-    def counts() -> Any:
-        nonlocal asked
-        asked += 1
-        if asked == 3:
-            signal_both(signal.SIGCONT)
-        return ask()
-
-    monkeypatch.setattr(link, "counts", counts)
-    wait_until(lambda: ask().fetched == 0, timeout=20)
+    with redis_server.client() as client:
+        blocked = lambda: [row["cmd"] for row in client.client_list() if "b" in row["flags"]]  # noqa: E731
+        wait_until(lambda: blocked().count("xreadgroup") == 2, timeout=20)
     signal_both(signal.SIGSTOP)
     executor = queue.executor()
     futures = [executor.submit(held, i) for i in range(4)]
     executor.shutdown(wait=False, cancel_futures=True)
     signal_both(signal.SIGCONT)
-    assert asked >= 3
     held.go()
     executor.shutdown()
     assert [future.cancelled() for future in futures] == [False, False, True, True]
-
-
-def test_what_is_known_of_workers_may_be_of_a_time_when_there_was_none(
-    queue: Any, held: Any, wait_until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A supervisor that has no time to answer leaves what it said when it began."""
-    link, executor = queue._core.link, queue.executor()
-    ask, asked = link.counts, 0
-
-    def counts() -> Any:
-        nonlocal asked
-        asked += 1
-        now = ask()
-        return now if asked > 1 else replace(now, hosts=tuple(replace(host, workers=()) for host in now.hosts))
-
-    monkeypatch.setattr(link, "counts", counts)
-    future = executor.submit(held, 1)
-    wait_until(lambda: held.begun() == 1, timeout=20)
-    executor.shutdown(wait=False, cancel_futures=True)
-    held.go()
-    assert future.result(timeout=20) == 1
-    assert asked > 1
+    assert [future.result() for future in futures[:2]] == [0, 1]
 
 
 def test_a_callback_may_shut_down_and_cancels_nothing_that_runs(
@@ -171,6 +142,26 @@ def test_a_callback_may_shut_down_and_cancels_nothing_that_runs(
     wait_until(lambda: "shut down" in repr(executor), timeout=20)
     held.go()
     assert long.result(timeout=20) == 1
+
+
+def test_a_call_that_has_ended_is_not_cancelled_though_nobody_has_read_its_result(
+    queue: Any, executor: Any, wait_until: Callable[..., Any]
+) -> None:
+    """As long as a callback runs, no result is read."""
+    over: list[Any] = []
+
+    def shut_down(future: Any) -> None:
+        if not over:
+            wait_until(lambda: queue.status().done == 2, timeout=20)
+            executor.shutdown(wait=False, cancel_futures=True)
+        over.append(future)
+
+    with queue._core.link._helm:
+        futures = [executor.submit(abs, -1), executor.submit(abs, -2)]
+        for future in futures:
+            future.add_done_callback(shut_down)
+    wait_until(lambda: len(over) == 2, timeout=30)
+    assert [future.result() for future in futures] == [1, 2]
 
 
 def test_a_chunk_of_a_map_that_has_begun_is_finished(

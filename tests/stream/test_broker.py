@@ -421,6 +421,19 @@ def test_counts_and_listings_know_every_stream(broker: Broker) -> None:
     assert broker.fetched_entries() == {got.entry for got in held} == set(broker.pending("h:1"))
 
 
+def test_calls_that_workers_have_or_had_are_told_from_those_that_none_has_seen(broker: Broker) -> None:
+    submit(broker, *(call(n) for n in range(1, 1_502)))
+    first, second = fetch(broker, count=2)
+    broker.finish([report(first)])
+    entries = broker.fetched_entries()
+    assert entries == {second.entry}
+    # The last has not reached the server.
+    assert broker.fetched_calls("c", range(1, 1_503), entries) == {1, 2}
+    assert broker.fetched_calls("another", [1, 2], entries) == broker.fetched_calls("c", [], entries) == set()
+    broker.release("h:1", [second.entry])
+    assert broker.fetched_calls("c", [1, 2], broker.fetched_entries()) == {1}
+
+
 def test_a_worker_cannot_release_what_another_holds(broker: Broker) -> None:
     submit(broker, call(1))
     (got,) = fetch(broker, "h:1")

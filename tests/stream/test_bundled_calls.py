@@ -402,6 +402,7 @@ def test_a_bundle_comes_back_with_its_host(broker: Broker, how: str) -> None:
     assert [(got.n, got.attempt, got.entry[0]) for got in again] == [("1", 1, "0"), ("3", 1, "0")]
     assert (entries(broker), bundled(broker)) == (1, 1)
     assert broker.fetched_entries() == {entry_of(again[0].entry)}
+    assert broker.fetched_calls("c", [1, 2, 3], broker.fetched_entries()) == {1, 2, 3}
 
 
 # Counted

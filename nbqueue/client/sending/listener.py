@@ -298,6 +298,24 @@ class Link(Helm):
         finally:
             broker.wire.close()
 
+    def fetched(self, numbers: Sequence[int], timeout_s: float) -> set[int]:
+        """Which of these calls workers have or had, as the server knows: once it has given them any of anybody's, or
+        after `timeout_s`. It is asked on a connection of its own."""
+        self.check_process()
+        deadline = time.monotonic() + timeout_s
+        broker = Broker(Wire(self._address(), timeout_s=STEP_TIMEOUT_S), self._keys)
+        broker.wire.connect()
+        try:
+            with explaining(broker.wire.address):
+                while True:
+                    entries = broker.fetched_entries()
+                    found = broker.fetched_calls(self.client, numbers, entries)
+                    if entries or found or time.monotonic() >= deadline:
+                        return found
+                    time.sleep(0.005)
+        finally:
+            broker.wire.close()
+
     def close(self) -> None:
         """Stop listening. Calls that are open stay so on the server."""
         with self._lock:
