@@ -130,6 +130,8 @@ class _Pending:
         with contextlib.suppress(NbqueueError):  # a done-callback must not wait
             link.flush(FETCH_TIMEOUT_S)
         numbers = [n for sink in sinks for n in _numbers(sink)]
+        if not numbers:
+            return set()
         return link.fetched(numbers, 0.0 if link.unserved else FETCH_TIMEOUT_S)
 
 

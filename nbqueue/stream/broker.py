@@ -366,8 +366,6 @@ class Broker:
 
     def fetched_calls(self, client: str, numbers: Sequence[int], entries: Container[str]) -> set[int]:
         """Which of a client's calls have ended, or lie in one of these `fetched_entries`."""
-        if not numbers:
-            return set()
         mark, *pages = self._read_all(
             ("HGET", self.keys.client(client), "mark"),
             *[
