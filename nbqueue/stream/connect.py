@@ -8,6 +8,7 @@ re-sends: whoever asks decides whether a step is safe to repeat.
 
 from __future__ import annotations
 
+import inspect
 import ipaddress
 import re
 import socket
@@ -64,7 +65,8 @@ class Address:
         Raises
         ------
         BadOption
-            If the URL has another scheme, or a database that is no number, or cannot be read.
+            If the URL has another scheme, or a database that is no number, or cannot be read; or if it has an option
+            that no such connection takes.
         """
         from urllib.parse import urlsplit
 
@@ -87,6 +89,12 @@ class Address:
         if bad is not None:
             raise bad
         kind = cast(type, kwargs.pop("connection_class", redis.connection.Connection))
+        taken = {name for base in kind.__mro__ for name in inspect.signature(base.__init__).parameters}  # type: ignore[misc]
+        if unknown := kwargs.keys() - taken - redis.connection.URL_QUERY_ARGUMENT_PARSERS.keys():
+            raise BadOption(
+                f"{_without_password(url)!r} has an option that redis-py does not take there: "
+                f"{', '.join(sorted(unknown))}."
+            )
         return cls._from_kwargs(kind, kwargs)
 
     @classmethod

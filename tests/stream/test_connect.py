@@ -117,6 +117,22 @@ def test_what_is_no_redis_url_is_refused_without_repeating_its_password(url: str
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "option"),
+    [
+        ("redis://:secret@host?databse=3", "databse"),
+        ("redis://:secret@host/3?ssl_ca_certs=ca.pem", "ssl_ca_certs"),
+        ("unix:///r.sock?foo=bar", "foo"),
+    ],
+)
+def test_an_option_that_no_connection_takes_is_named(url: str, option: str) -> None:
+    with pytest.raises(BadOption, match=f"does not take there: {option}") as caught:
+        Address.from_url(url)
+    assert "secret" not in str(caught.value)
+    tls = Address.from_url("rediss://host?ssl_ca_certs=ca.pem&socket_timeout=1&max_connections=2&decode_responses=yes")
+    assert tls.tls == {"ssl_ca_certs": "ca.pem"}
+
+
 def test_a_client_hands_over_where_and_as_whom_and_nothing_else() -> None:
     client = redis.Redis("host", 1, db=2, username="me", password="pw", socket_timeout=0.1)
     assert Address.from_client(client) == Address("host", 1, db=2, username="me", password="pw")
