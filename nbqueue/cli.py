@@ -268,7 +268,8 @@ def _worker(given: argparse.Namespace) -> int:
 
     from nbqueue.client.sending.options import check_limits
     from nbqueue.codec.seal import fingerprint, user_secret
-    from nbqueue.stream.connect import Address, Wire, check_server
+    from nbqueue.stream.broker import Broker
+    from nbqueue.stream.connect import Address, Wire, check_server, explaining
     from nbqueue.stream.keys import Keys
     from nbqueue.worker.cores import available_cores
     from nbqueue.worker.descriptors import fill_standard
@@ -284,6 +285,9 @@ def _worker(given: argparse.Namespace) -> int:
     try:
         for warning in check_server(wire):
             print(f"nbqueue: {warning}", file=sys.stderr)
+        with explaining(address):
+            # A user that may not use this queue hears of it now.
+            Broker(wire, keys).counters()
     finally:
         wire.close()
     size = given.workers or available_cores()

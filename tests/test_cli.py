@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -272,7 +273,12 @@ class Served:
 @pytest.fixture
 def served(redis_server: Any, tmp_path: Path) -> Iterator[Served]:
     served = Served(redis_server.url, tmp_path)
+    # Whoever waits for a line of it waits no longer.
+    end = threading.Timer(90, served.program.kill)
+    end.start()
     yield served
+    end.cancel()
+    end.join()
     if served.program.poll() is None:
         served.program.kill()
     served.program.communicate()
@@ -312,6 +318,32 @@ def test_a_second_signal_stops_a_worker_at_once_and_its_call_goes_back(served: S
     finally:
         notebook.kill()
         notebook.communicate()
+
+
+def test_a_worker_says_that_it_has_lost_its_server_and_that_it_has_it_again(served: Served, redis_server: Any) -> None:
+    redis_server.stop()
+    said = served.program.stderr.readline()
+    assert said.startswith("nbqueue: the queue 'jobs' cannot be served now, and will be as soon as it can: No Redis ")
+    redis_server.start()
+    assert served.program.stderr.readline() == "nbqueue: the queue 'jobs' is served again.\n"
+    out, _ = served.notebook("print(queue.submit(abs, -3).result())").communicate(timeout=30)
+    assert out == "3\n"
+
+
+def test_a_worker_whose_user_may_not_use_the_queue_exits_1_and_says_so_later_too(
+    served: Served, redis_server: Any
+) -> None:
+    program, path = served.program, redis_server.path
+    with redis_server.client() as client:
+        client.execute_command("ACL", "SETUSER", "default", "-hgetall")
+        refused = run("worker", f"unix://{path}", "--queue", "jobs")
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert re.fullmatch(rf"nbqueue: .*{path} refused.*NOPERM.*hgetall.*\n", refused.stderr)
+        # It is no news to it as long as nothing is asked.
+        client.execute_command("ACL", "SETUSER", "default", "-evalsha")
+        assert re.search(r"'jobs' cannot be served now, .* NOPERM .*evalsha", program.stderr.readline())
+        client.execute_command("ACL", "SETUSER", "default", "+@all")
+        assert program.stderr.readline() == "nbqueue: the queue 'jobs' is served again.\n"
 
 
 def test_a_worker_that_was_started_without_standard_output_serves_as_any_other(

@@ -25,7 +25,7 @@ from nbqueue.codec.messages import ERROR, Printed, ReplyBody, call_id
 from nbqueue.codec.seal import Seal
 from nbqueue.errors import ServerError
 from nbqueue.stream.broker import BLOCK_MS, Beat, Broker, Forgot
-from nbqueue.stream.connect import Address, CommandError, Wire
+from nbqueue.stream.connect import Address, CommandError, Wire, explaining
 from nbqueue.stream.keys import Keys
 from nbqueue.stream.records import Charge, HostState, RunningTask, WorkerLimits, WorkerState
 from nbqueue.worker import board
@@ -130,6 +130,8 @@ class Pool:
         self.limits = spec.limits
         self.stopping = False
         self.closed = False
+        self.trouble = ""  # why the server cannot be used now
+        self.troubled_since = 0.0
         self.members: dict[str, Member] = {}
         self._spawner = spawner
         self._take_slot = take_slot
@@ -221,8 +223,13 @@ class Pool:
         self._staff(now)
         if now >= self._retry_at:
             try:
-                self._talk(now)
-            except (ServerError, CommandError):
+                with explaining(self._broker.wire.address):
+                    self._talk(now)
+                self.trouble = ""
+            except ServerError as error:
+                if not self.trouble:
+                    self.troubled_since = now
+                self.trouble = str(error)
                 self._broker.wire.close()
                 self._inbox.wire.close()
                 self._retry_at = time.monotonic() + RECONNECT_S

@@ -46,6 +46,8 @@ TICK_S = 0.1
 # While nothing happens and no worker has anything to do, only the board is looked at as often, and everything else,
 # which takes several times as long, so often.
 QUIET_S = 0.5
+# A server that is back sooner is not talked about.
+TROUBLE_S = 2.0
 SLOTS = 1024
 MOST_BY_DEFAULT = 256
 # At the end, what was printed last is read or not: whoever reads nothing for so long is not waited for, nor anybody
@@ -84,6 +86,7 @@ class Supervisor:
         self._server_starts: list[float] = []
         self._ending = False
         self._quitting = False
+        self._told: set[str] = set()
 
     # The loop
 
@@ -111,6 +114,8 @@ class Supervisor:
                         del self._pools[pool.spec.id]
                         self._say({"op": "stop", "id": pool.spec.id})
                 self._tell_renewed()
+                if self._kernel is None:
+                    self._tell_trouble(now)
                 if died:
                     # One whose tasks sent large data to others had shared memory of its own. First comes its successor.
                     shelves.sweep()
@@ -165,6 +170,19 @@ class Supervisor:
         for id in [id for id in self._renewing if id not in self._pools or not self._pools[id].renewing]:
             self._renewing.discard(id)
             self._say({"op": "renew", "id": id})
+
+    def _tell_trouble(self, now: float) -> None:
+        """Where no notebook says it: why nothing is done here, each reason once, and that it is over."""
+        for pool in self._pools.values():
+            queue, trouble = pool.spec.queue, pool.trouble
+            if not trouble:
+                if self._told:
+                    self._told.clear()
+                    self._outlets[1].write(f"nbqueue: the queue {queue!r} is served again.\n".encode())
+            elif trouble not in self._told and now - pool.troubled_since > TROUBLE_S:
+                self._told.add(trouble)
+                words = f"nbqueue: the queue {queue!r} cannot be served now, and will be as soon as it can: {trouble}\n"
+                self._outlets[1].write(words.encode())
 
     def _on_stop(self, _signum: int, _frame: object) -> None:
         if self._quitting or self._kernel is not None:
