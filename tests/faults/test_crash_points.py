@@ -26,7 +26,7 @@ import crash_points
 import psutil
 import pytest
 import redis
-from crash_points import AFTER, BEFORE, CUT, HALF, KILL, LOST, STEPS, TABLE, Nursery, Plan, Stage
+from crash_points import AFTER, BEFORE, CUT, KILL, LOST, STEPS, TABLE, Nursery, Plan, Stage
 
 from nbqueue import TaskQueue
 from nbqueue.client import queue as queue_module
@@ -254,15 +254,16 @@ def _keeps_its_promises(play: Play, hosts: int, items: int, wait_until: Callable
 def _marks(action: str, point: str) -> list[pytest.MarkDecorator]:
     if point == AFTER or (action, point) == (CUT, BEFORE):
         return [pytest.mark.soak]
-    # What a plain run can do without: deaths before and after each command are in it.
-    return [pytest.mark.apart] if action == CUT or point == HALF else []
+    # A plain run has the deaths after which the server knows more than anybody else: the reply was lost.
+    return [pytest.mark.apart] if (action, point) != (KILL, LOST) else []
 
 
 def _points(actor: str, *variants: str) -> list[Any]:
     """``actor-step-point-action`` for each row of the table; a variant ``step/name`` is another way to the step.
 
     After a reply is before the next step, and a cut before a step is one after the last: these are left to the soak.
-    The other cuts, and deaths between two commands of one write, are a part of the step that is run apart.
+    The other cuts, and deaths before a step and between two commands of one write, are a part of the step that is run
+    apart.
     """
     rows = [*TABLE[actor], *variants]
     return [

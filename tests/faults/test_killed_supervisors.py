@@ -11,6 +11,8 @@ import pytest
 from tests.conftest import Server
 
 # `kill(n, delay)`: that many supervisors, each as soon as it has lived so long. `ends` waits for the end of futures.
+APART = pytest.mark.apart
+
 KILLING = """
 import collections, os, signal, sys, threading, time
 import psutil
@@ -48,7 +50,7 @@ def _said(script: Any, *words: str) -> int:
     return sum(all(word in line for word in words) for line in script.err)
 
 
-@pytest.mark.parametrize("delay", [0.02, 0.1, 0.2])
+@pytest.mark.parametrize("delay", [pytest.param(0.02, marks=APART), 0.1, pytest.param(0.2, marks=APART)])
 def test_the_first_call_runs_though_supervisors_are_killed_while_they_start(
     start_script: Callable[..., Any], delay: float
 ) -> None:
@@ -64,7 +66,7 @@ print("sum", sum(queue.map(abs, range(50)).results(timeout=20)))
     assert not script.err
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.12])
+@pytest.mark.parametrize("delay", [0.0, pytest.param(0.12, marks=APART)])
 def test_calls_survive_a_supervisor_whose_successors_are_killed_while_they_start(
     start_script: Callable[..., Any], delay: float
 ) -> None:

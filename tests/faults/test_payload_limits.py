@@ -12,6 +12,8 @@ from nbqueue.codec import functions, values
 from nbqueue.errors import RemoteError, ResultNotSendable
 from tests.conftest import free_port
 
+pytestmark = pytest.mark.apart
+
 LIMIT = 300_000
 
 

@@ -49,6 +49,7 @@ def data() -> Any:
     return make_classification(300, 8, random_state=0)
 
 
+@pytest.mark.apart
 def test_searches_scores_and_forests_are_what_they_are_in_one_process(queue: Any, data: Any):
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression

@@ -91,6 +91,7 @@ def test_a_called_task_as_the_last_line_is_shown_running(start_kernel, tmp_path)
     kernel.until(lambda m: "held done" in m["content"].get("data", {}).get("text/plain", ""))
 
 
+@pytest.mark.apart
 def test_ten_thousand_fast_tasks_cost_ten_messages_a_second_and_the_last_state_arrives(start_kernel):
     kernel = start_kernel()
     kernel.run(SETUP + "queue.run(2)")
@@ -129,6 +130,7 @@ def test_on_a_terminal_ipython_shows_the_repr(start_script):
     assert lines == ["{'text/plain': '<Batch abs 1/1 done>'}", "{'text/plain': '<TaskFuture abs done>'}"]
 
 
+@pytest.mark.apart
 def test_nbconvert_executes_a_notebook_and_keeps_the_settled_card(tmp_path):
     cell = SETUP + "len(tiny.map(range(300)).results())"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)]), tmp_path / "a.ipynb")
