@@ -7,6 +7,7 @@ import sys
 import time
 
 import nbformat
+import pytest
 
 SETUP = """
 import time
