@@ -205,7 +205,6 @@ def test_the_demo_shows_what_it_found_and_both_times_in_a_pipe() -> None:
     assert "with the same results" in shown.stdout
 
 
-@pytest.mark.apart
 def test_a_terminal_without_unicode_gets_question_marks_not_a_traceback() -> None:
     shown = run("demo", "--quick", timeout=120, PYTHONIOENCODING="ascii")
     assert shown.returncode == 0, shown.stderr
