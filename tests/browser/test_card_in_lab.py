@@ -10,6 +10,8 @@ import time
 import pytest
 from playwright.sync_api import expect
 
+pytestmark = pytest.mark.apart
+
 CELL = """
 import time
 from nbqueue.progress.tally import Tally
@@ -54,7 +56,6 @@ def test_the_bar_moves_while_the_cell_runs_and_its_last_state_is_saved(lab):
     assert "".join(card["data"]["text/plain"]).startswith("nbqueue: simulate 196/200 done · 4 failed")
 
 
-@pytest.mark.apart
 def test_the_cancel_button_reaches_a_cell_that_is_busy(lab):
     lab.open("cancel.ipynb", CELL.format(pause=0.1))
     lab.run_all()
@@ -70,7 +71,6 @@ def test_the_cancel_button_reaches_a_cell_that_is_busy(lab):
     assert "cancelled" in lab.cell().locator(".nbqueue-card").inner_text()
 
 
-@pytest.mark.apart
 def test_a_downloaded_notebook_shows_the_card_without_a_kernel_run(lab):
     lab.open("mine.ipynb", CELL.format(pause=0.001))
     lab.run_all()
@@ -108,7 +108,6 @@ slow.local(0)
 """
 
 
-@pytest.mark.apart
 def test_a_card_shows_how_far_running_tasks_are_also_where_it_is_displayed_again(lab):
     cells = ["batch = train.map(range(2))", "other = slow.map(range(1000))", "batch", "batch.cancel()"]
     lab.open("lanes.ipynb", QUEUE, *cells)
@@ -143,7 +142,6 @@ batch = queue.map(lambda number: time.sleep(0.1), range(2000), chunksize=1)
 """
 
 
-@pytest.mark.apart
 def test_after_a_reload_of_the_page_a_card_is_live_where_it_is_shown_again(lab):
     """The one that is restored from the file stands still: no update reaches it. Its button works all the same."""
     lab.open("reloaded.ipynb", RELOADED, "batch")
@@ -166,7 +164,6 @@ def test_after_a_reload_of_the_page_a_card_is_live_where_it_is_shown_again(lab):
     expect(text).to_contain_text("cancelled")
 
 
-@pytest.mark.apart
 def test_ten_thousand_fast_tasks_neither_flood_the_page_nor_lose_the_last_state(lab):
     lab.open("flood.ipynb", QUEUE, "tiny.options(chunksize=1).map(range(10_000)).wait()\nprint('the', 'end')")
     lab.run_all()
@@ -175,7 +172,6 @@ def test_ten_thousand_fast_tasks_neither_flood_the_page_nor_lose_the_last_state(
     assert "rate exceeded" not in lab.page.content()
 
 
-@pytest.mark.apart
 def test_the_card_of_a_killed_kernel_shows_its_last_state_trusted_or_not(lab):
     lab.open("killed.ipynb", QUEUE, "batch = slow.map(range(1000))\nbatch.wait()", "print('pid', os.getpid())")
     lab.run(0)
@@ -206,7 +202,6 @@ def test_the_card_of_a_killed_kernel_shows_its_last_state_trusted_or_not(lab):
     assert ".jp-" not in lab.cell().inner_text()
 
 
-@pytest.mark.apart
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
 def test_all_of_a_card_can_be_read_in_both_themes(lab, theme):
     lab.open(f"{theme}.ipynb", CELL.format(pause=0.001))

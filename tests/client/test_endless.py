@@ -135,6 +135,7 @@ def test_as_completed_over_large_results_goes_on(queue: Any, source: Source, few
     batch.cancel()
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize("in_a_cell", [False, True])
 def test_a_loop_that_was_left_gives_its_memory_back_at_once(
     queue: Any,

@@ -66,6 +66,7 @@ def test_kill_9_on_the_server_in_the_middle_of_a_map_loses_no_item(
     assert batch.results(timeout=30) == [i * i for i in range(500)]
 
 
+@pytest.mark.apart
 def test_a_server_that_is_killed_again_and_again_loses_nothing(queue: Any, wait_until: Callable[..., Any]) -> None:
     batch = queue.map(_slow, range(400), chunksize=4)
     for share in (50, 150, 250):

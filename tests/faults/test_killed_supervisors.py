@@ -154,6 +154,7 @@ print(batch.wait(timeout=20), ends(batch.futures), ends([single]))
     assert _said(script, "keeps dying") == 1
 
 
+@pytest.mark.apart
 def test_who_asks_for_workers_after_supervisors_kept_dying_gets_them(start_script: Callable[..., Any]) -> None:
     """Nothing but the kernel's restart helped: run() and a new queue raised the same error as each call."""
     script = start_script(f"""{KILLING}
@@ -199,6 +200,7 @@ print(sum(later.results(timeout=20)), batch.wait(timeout=20), "open" in ends(bat
     assert script.end() == "1225 True False"
 
 
+@pytest.mark.apart
 def test_calls_on_a_server_of_others_wait_for_others_when_supervisors_keep_dying(
     start_script: Callable[..., Any], start_host: Callable[..., Any], redis_server: Server, new_key: str
 ) -> None:

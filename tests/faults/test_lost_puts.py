@@ -87,6 +87,7 @@ def test_handles_and_calls_keep_the_bytes_and_nothing_else_does(
     wait_until(lambda: gc.collect() >= 0 and digest not in blobs._handles)
 
 
+@pytest.mark.apart
 def test_the_server_forgets_what_neither_a_handle_nor_a_call_needs(
     queue: Any, tmp_path: Path, wait_until: Callable[..., Any]
 ) -> None:

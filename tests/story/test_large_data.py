@@ -432,6 +432,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize("end", ["pass", "os.kill(os.getpid(), 9)", "time.sleep(60)"])
 def test_nothing_is_left_when_the_kernel_has_ended_or_was_killed(
     start_script: Callable[..., Any], wait_until: Callable[..., Any], shared: Shared, end: str
