@@ -10,7 +10,8 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary, finalize
 
@@ -268,53 +269,53 @@ class Link(Helm):
             found: dict[int, Sink | Input] = {id(opened.sink): opened.sink for opened in self._open.values()}
             return list({**found, **self._inputs}.values())
 
-    def counts(self) -> QueueCounts:
-        """Ask the server, on a connection of its own."""
+    @contextmanager
+    def _asking(self) -> Iterator[Broker]:
+        """A connection of its own, for a question to the server."""
         self.check_process()
         broker = Broker(Wire(self._address(), timeout_s=STEP_TIMEOUT_S), self._keys)
         broker.wire.connect()
         try:
             with explaining(broker.wire.address):
-                before = broker.counters()
-                for host in before:
-                    broker.poke(host)
-                # Supervisors answer with a beat, in a few milliseconds; a host that is gone never does.
-                deadline = time.monotonic() + STATUS_S
-                while time.monotonic() < deadline:
-                    now = broker.counters()
-                    if all(now.get(host) != counter for host, counter in before.items()):
-                        break
-                    time.sleep(0.005)
-                counts = broker.counts()
-                while self.served_here and time.monotonic() < deadline:
-                    # Workers that this process has just started are known before the server has heard of them.
-                    if sum(w.pid > 0 for host in counts.hosts for w in host.workers) >= self.expected_workers:
-                        break
-                    for host in broker.counters():
-                        broker.poke(host)
-                    time.sleep(0.02)
-                    counts = broker.counts()
-                return counts
+                yield broker
         finally:
             broker.wire.close()
+
+    def counts(self) -> QueueCounts:
+        """Ask the server, on a connection of its own."""
+        with self._asking() as broker:
+            before = broker.counters()
+            for host in before:
+                broker.poke(host)
+            # Supervisors answer with a beat, in a few milliseconds; a host that is gone never does.
+            deadline = time.monotonic() + STATUS_S
+            while time.monotonic() < deadline:
+                now = broker.counters()
+                if all(now.get(host) != counter for host, counter in before.items()):
+                    break
+                time.sleep(0.005)
+            counts = broker.counts()
+            while self.served_here and time.monotonic() < deadline:
+                # Workers that this process has just started are known before the server has heard of them.
+                if sum(w.pid > 0 for host in counts.hosts for w in host.workers) >= self.expected_workers:
+                    break
+                for host in broker.counters():
+                    broker.poke(host)
+                time.sleep(0.02)
+                counts = broker.counts()
+            return counts
 
     def fetched(self, numbers: Sequence[int], timeout_s: float) -> set[int]:
         """Which of these calls workers have or had, as the server knows: once it has given them any of anybody's, or
         after `timeout_s`. It is asked on a connection of its own."""
-        self.check_process()
         deadline = time.monotonic() + timeout_s
-        broker = Broker(Wire(self._address(), timeout_s=STEP_TIMEOUT_S), self._keys)
-        broker.wire.connect()
-        try:
-            with explaining(broker.wire.address):
-                while True:
-                    entries = broker.fetched_entries()
-                    found = broker.fetched_calls(self.client, numbers, entries)
-                    if entries or found or time.monotonic() >= deadline:
-                        return found
-                    time.sleep(0.005)
-        finally:
-            broker.wire.close()
+        with self._asking() as broker:
+            while True:
+                entries = broker.fetched_entries()
+                found = broker.fetched_calls(self.client, numbers, entries)
+                if entries or found or time.monotonic() >= deadline:
+                    return found
+                time.sleep(0.005)
 
     def close(self) -> None:
         """Stop listening. Calls that are open stay so on the server."""
