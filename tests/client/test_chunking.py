@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from nbqueue.client.sending.chunking import IN_FLIGHT, LARGEST, MOST_GROWTH, SHORT_S, SHORTEST_S, TINY_S, Chunker, Paces
+from nbqueue.client.sending.chunking import (
+    IN_FLIGHT,
+    LARGEST,
+    MOST_GROWTH,
+    QUEUED_S,
+    SHORT_S,
+    SHORTEST_S,
+    TARGET_S,
+    TINY_S,
+    Chunker,
+    Paces,
+)
 
 
 def _settled(chunker: Chunker, seconds: float, workers: int = 4) -> int:
@@ -44,8 +55,8 @@ def test_paces_are_kept_of_some_functions_only():
     assert len(paces) <= 1_000
 
 
-def test_a_chunk_aims_at_a_hundred_milliseconds():
-    assert _settled(Chunker(None), 0.001) == pytest.approx(100, abs=1)
+def test_a_chunk_aims_at_two_hundred_milliseconds():
+    assert _settled(Chunker(None), 0.001) == pytest.approx(200, abs=1)
     assert _settled(Chunker(None), 0.2) == 1
 
 
@@ -120,7 +131,7 @@ def test_a_size_that_was_chosen_stays():
 def test_slow_items_after_fast_ones_are_noticed():
     chunker = Chunker(None)
     fast = _settled(chunker, 1e-4)
-    assert _settled(chunker, 0.1) == 1 < fast
+    assert _settled(chunker, 0.2) == 1 < fast
 
 
 def test_single_items_that_nobody_has_measured_are_few():
@@ -136,8 +147,22 @@ def test_single_items_that_nobody_has_measured_are_few():
     assert chunker.next_size(2) > 1
 
 
+def test_of_long_chunks_fewer_are_in_flight_but_always_one_that_waits_for_each_worker():
+    short, long, longer = Chunker(None), Chunker(None), Chunker(None)
+    _settled(short, 1e-4, workers=2)
+    short.took(1)
+    _settled(long, 0.01, workers=2)
+    _settled(longer, 60.0, workers=2)
+    assert short.in_flight(2) == 2 * IN_FLIGHT
+    assert long.in_flight(2) == 2 * (1 + QUEUED_S / TARGET_S)
+    assert longer.in_flight(2) == 4
+
+
 def test_async_items_are_all_sent_for_which_there_is_room():
     assert Chunker(1_000, 1, at_a_time=50).in_flight(2) == 200
+    long = Chunker(1_000, 1, at_a_time=50)
+    _settled(long, 60.0, workers=2)
+    assert long.in_flight(2) == 200
 
 
 def test_what_is_in_flight_grows_with_the_workers():

@@ -1,7 +1,8 @@
 """How many items travel together, and how many calls are in flight. Pure: no clock, no Redis.
 
-The first items go alone, to be measured. Then a chunk aims at about 100 ms of work: long enough that sending it costs
-little, short enough that workers stay balanced and results keep arriving. Three things make it shorter, since what
+The first items go alone, to be measured. Then a chunk aims at about 200 ms of work: long enough that sending it costs
+little, short enough that workers stay balanced and others get their turn; what has ended in it is reported twice
+meanwhile. Three things make it shorter, since what
 lies in a chunk can help no idle worker: little work that is left (guided self-scheduling, Polychronopoulos and Kuck
 1987, in time rather than in items), items that have been seen to be slow once, and that few have been measured yet.
 Of a function whose items were tiny the last time, the first are no longer sent alone.
@@ -12,14 +13,13 @@ from __future__ import annotations
 
 __all__ = ["Chunker", "Paces"]
 
-# Of 200 uneven tasks, each call costs as much as the balance gains: half as long, they are a quarter more calls, which
-# take 0.3 % of the work.
-TARGET_S = 0.1
+# Each call costs client, server and worker 2 ms together where all are busy. Of 200 uneven tasks, chunks of half the
+# length, and twice as many shares, are 119 calls instead of 71, and take 1 % longer.
+TARGET_S = 0.2
 # A worker's share of what is left goes in so many chunks at least, unless they would be shorter than this: sending them
-# would then cost more than a worker that idles at the end. Below that it goes in two, unless these would be `SHORT_S`.
-SHARES = 4
+# would then cost more than a worker that idles at the end.
+SHARES = 1.5
 SHORTEST_S = 0.006
-LEAST_SHARES = 2
 # What is in flight is no more than was measured: when that many are, later items may have been found to be slow. Of
 # many items, and of very short ones, it may be this part of what is left.
 OF_MANY, OF_SHORT = 1 / 8, 1 / 2
@@ -33,8 +33,10 @@ LEAST_S = 1e-7
 # A wrong first measurement must not make one huge chunk.
 MOST_GROWTH = 16
 LARGEST = 50_000
-# Calls in flight for each worker: what is queued must last while this process is busy with something else.
-IN_FLIGHT = 4
+# Calls in flight for each worker: what is queued must last while this process is busy with something else. Two are
+# enough if the second lasts so long; what is sent later is cut better, and who comes later waits less.
+IN_FLIGHT, LEAST_IN_FLIGHT = 4, 2
+QUEUED_S = 0.4
 # And those at first, which are single items: more would be sent before any of them has been measured.
 FIRST = 2
 # What an input of unknown length is taken to give.
@@ -76,11 +78,12 @@ class Chunker:
     ) -> None:
         self.total = total
         self._fixed = fixed
-        self._flights = max(IN_FLIGHT, 2 * at_a_time)
+        self._least = LEAST_IN_FLIGHT * at_a_time
+        self._flights = max(IN_FLIGHT, self._least)
         self._first = FIRST if fixed is None else self._flights
         self._mean_s: float | None = None
         self.high_s = 0.0
-        self._last = 1
+        self._last, self._last_s = 1, 0.0
         self._sent = 0
         self._measured = 0
         self._expected = False
@@ -110,7 +113,7 @@ class Chunker:
             size = TARGET_S / self.high_s
         else:
             share = (self.total - self._sent) / max(1, workers)
-            shortest = max(self._short_s / self.high_s, min(SHORTEST_S / self.high_s, share / LEAST_SHARES))
+            shortest = max(self._short_s / self.high_s, min(SHORTEST_S / self.high_s, share / SHARES))
             size = min(TARGET_S / self._mean_s, max(shortest, share * self._mean_s / SHARES / self.high_s))
         return max(1, int(min(size, self._known(max(1, workers)), self._last * MOST_GROWTH, LARGEST)))
 
@@ -140,8 +143,12 @@ class Chunker:
     def took(self, items: int) -> None:
         self._sent += items
         self._last = max(1, items)
+        self._last_s = self._last * (self._mean_s or 0.0)
 
     def in_flight(self, workers: int) -> int:
         """How many calls may be open at once."""
         workers = max(1, workers)
-        return (self._flights if self._knows(workers) else self._first) * workers
+        if not self._knows(workers):
+            return self._first * workers
+        for_each = 1 + QUEUED_S / max(self._last_s, LEAST_S)
+        return int(min(self._flights, max(self._least, for_each)) * workers)
