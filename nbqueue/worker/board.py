@@ -178,6 +178,12 @@ class Slot:
     def state(self) -> int:
         return self._words[_STATE]
 
+    def just_began(self, now_ns: int, within_s: float) -> bool:
+        """Whether the item that runs is younger than that, and than its time limit. Not exact while it is written."""
+        w = self._words
+        age_ns = now_ns - w[_STARTED]
+        return w[_STATE] == BUSY and age_ns < within_s * 1e9 and not 0 < w[_TIMEOUT] * 1_000_000 <= age_ns
+
     def changes(self) -> int:
         """How often the line was written, which says whether it was since another look."""
         return self._words[_SEQ]

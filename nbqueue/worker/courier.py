@@ -29,9 +29,12 @@ from nbqueue.worker.surroundings import Surroundings
 from nbqueue.worker.telling.news import News
 from nbqueue.worker.telling.prints import Prints
 
-__all__ = ["Courier"]
+__all__ = ["FLUSH_S", "Courier"]
 
-# How long an item may run before what waits behind it is given back.
+# Replies of finished items leave within about this time, also while the next item runs for long.
+FLUSH_S = 0.1
+# How long an item may run before what waits behind it is given back. While nothing does, there is less to look for,
+# and each look takes the interpreter from the task.
 COURIER_S = 0.05
 # News of a running task leave this often at most.
 NEWS_S = 0.2
@@ -54,7 +57,7 @@ class Courier(Carrier):
     def _courier(self) -> None:
         while True:
             self._running.wait()
-            time.sleep(COURIER_S)
+            time.sleep(COURIER_S if self._ahead else FLUSH_S)
             if not self._armed and self._slot.state() == board.IDLE:
                 self._running.clear()
                 if self._slot.state() == board.IDLE:
@@ -87,7 +90,7 @@ class Courier(Carrier):
                 self._ahead.clear()
         if waiting:
             self._broker.release(self._spec.consumer, waiting)
-        if self._outbox.waiting or self._outbox.is_due(now, COURIER_S):
+        if self._outbox.waiting or self._outbox.is_due(now, FLUSH_S):
             self._flush_now()
         if now >= self._news_at:
             self._news_at = now + NEWS_S

@@ -38,7 +38,7 @@ from nbqueue.errors import BadMessage, NbqueueError, ResultNotSendable, ServerEr
 from nbqueue.stream.connect import CommandError
 from nbqueue.stream.records import Fetched
 from nbqueue.worker import attempt, board, carrier
-from nbqueue.worker.courier import Courier
+from nbqueue.worker.courier import FLUSH_S, Courier
 from nbqueue.worker.modules import LocalModules
 from nbqueue.worker.seeded import seeded
 from nbqueue.worker.sprint import NOTHING as NO_VALUE
@@ -53,8 +53,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NEWS", "OUTPUT", "Worker"]
 
-# Replies of finished items leave within about this time, also while the next item runs for long.
-FLUSH_S = 0.1
 # Between attempts to connect. Longer than the client's: there may be hundreds of workers.
 LONGEST_PAUSE_S = 0.5
 # matplotlib's backend in workers, loaded by the tasks that use it.

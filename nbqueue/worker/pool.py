@@ -103,6 +103,14 @@ class Member:
     # Entries cancelled before they ran here: on their way to the worker, or fetched ahead by it.
     cancelled: deque[str] = field(default_factory=lambda: deque(maxlen=CANCELS_KEPT))
 
+    def quiet(self, now_ns: int) -> bool:
+        """Whether nothing is to be done about it: it is idle, or runs what is too short to be talked about."""
+        if self.stopping or self.old:
+            return False
+        if self.slot.state() == board.IDLE:
+            return True
+        return not (self.kill_at or self.cancelled) and self.slot.just_began(now_ns, ANNOUNCE_S)
+
 
 class Pool:
     """The workers of one queue on this host.
@@ -204,15 +212,15 @@ class Pool:
         self._beat_at = 0.0
 
     def quiet(self, now: float) -> bool:
-        """Whether there is nothing to do until something happens or a worker begins to work."""
+        """Whether there is nothing to do until something happens or what a worker runs has taken some time."""
         if self.stopping or self.limits.memory_bytes or len(self.members) != self.size:
             return False
         if not (self._epoch and self._reachable() and self._inbox.wire.connected):
             return False
         if self._to_reclaim or now >= self._beat_at:
             return False
-        idle = board.IDLE
-        return all(m.slot.state() == idle and not (m.stopping or m.old) for m in self.members.values())
+        now_ns = time.monotonic_ns()
+        return all(member.quiet(now_ns) for member in self.members.values())
 
     def tick(self, now: float) -> None:
         self._watch(now)

@@ -43,8 +43,8 @@ from nbqueue.worker.telling.output import Outlet
 __all__ = ["Supervisor", "main"]
 
 TICK_S = 0.1
-# While nothing happens and no worker has anything to do, only the board is looked at as often, and everything else,
-# which takes several times as long, so often.
+# While nothing happens and no worker runs anything for long, only the board is looked at as often, and everything
+# else, which takes several times as long, so often.
 QUIET_S = 0.5
 # A server that is back sooner is not talked about.
 TROUBLE_S = 2.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from nbqueue.stream.records import WorkerLimits
 from nbqueue.worker import board, supervisor
 from nbqueue.worker.board import Board
-from nbqueue.worker.pool import Pool, PoolSpec
+from nbqueue.worker.pool import ANNOUNCE_S, Member, Pool, PoolSpec
 from nbqueue.worker.supervisor import Supervisor
 
 
@@ -103,11 +104,42 @@ def test_a_pool_whose_workers_are_all_idle_is_quiet_until_its_next_beat(pool: Po
     assert not pool.quiet(10.0)
 
 
-def test_a_pool_is_not_quiet_while_a_worker_runs_something(pool: Pool) -> None:
+def _run(pool: Pool, *, for_s: float, timeout_ms: int = 0) -> Member:
+    """A worker has run something for so long."""
     (member, _) = pool.members.values()
-    member.slot.call("1/1-0", "c", "1", 1, 0, "work", (0, 0))
-    member.slot.item(0, 1)
+    member.slot.call("1/1-0", "c", "1", 1, timeout_ms, "work", (0, 0))
+    member.slot.item(0, time.monotonic_ns() - int(for_s * 1e9))
     assert member.slot.state() == board.BUSY
+    return member
+
+
+def test_a_pool_is_not_quiet_while_a_worker_runs_something_for_long(pool: Pool) -> None:
+    _run(pool, for_s=ANNOUNCE_S)
+    assert not pool.quiet(0.0)
+
+
+def test_a_pool_is_quiet_while_its_workers_run_what_is_short(pool: Pool) -> None:
+    # It begins in the future: how long the test takes does not matter.
+    _run(pool, for_s=-60.0, timeout_ms=1)
+    assert pool.quiet(0.0)
+
+
+def test_a_pool_is_not_quiet_when_the_time_of_a_short_item_is_up(pool: Pool) -> None:
+    _run(pool, for_s=0.002, timeout_ms=1)
+    assert not pool.quiet(0.0)
+
+
+@pytest.mark.parametrize("state", [board.WAITING, board.SEVERAL, board.STARTING])
+def test_a_pool_is_not_quiet_while_a_worker_does_anything_else(pool: Pool, state: int) -> None:
+    member = _run(pool, for_s=-60.0)
+    member.slot._words[board._STATE] = state
+    assert member.slot.state() == state
+    assert not pool.quiet(0.0)
+
+
+@pytest.mark.parametrize("change", [lambda m: setattr(m, "kill_at", 1.0), lambda m: m.cancelled.append("1/1-0")])
+def test_a_pool_is_not_quiet_while_what_a_worker_runs_is_to_end(pool: Pool, change: Any) -> None:
+    change(_run(pool, for_s=-60.0))
     assert not pool.quiet(0.0)
 
 
