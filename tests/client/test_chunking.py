@@ -55,9 +55,10 @@ def test_paces_are_kept_of_some_functions_only():
     assert len(paces) <= 1_000
 
 
-def test_a_chunk_aims_at_two_hundred_milliseconds():
-    assert _settled(Chunker(None), 0.001) == pytest.approx(200, abs=1)
-    assert _settled(Chunker(None), 0.2) == 1
+def test_a_chunk_aims_at_150_milliseconds_and_at_100_where_each_may_be_among_the_last():
+    assert _settled(Chunker(1_000_000), 0.001) == pytest.approx(150, abs=1)
+    assert _settled(Chunker(None), 0.001) == pytest.approx(100, abs=1)
+    assert _settled(Chunker(1_000_000), 0.15) == _settled(Chunker(None), 0.1) == 1
 
 
 def test_tiny_items_have_a_largest_chunk():
@@ -131,7 +132,7 @@ def test_a_size_that_was_chosen_stays():
 def test_slow_items_after_fast_ones_are_noticed():
     chunker = Chunker(None)
     fast = _settled(chunker, 1e-4)
-    assert _settled(chunker, 0.2) == 1 < fast
+    assert _settled(chunker, 0.1) == 1 < fast
 
 
 def test_single_items_that_nobody_has_measured_are_few():
@@ -148,20 +149,20 @@ def test_single_items_that_nobody_has_measured_are_few():
 
 
 def test_of_long_chunks_fewer_are_in_flight_but_always_one_that_waits_for_each_worker():
-    short, long, longer = Chunker(None), Chunker(None), Chunker(None)
-    _settled(short, 1e-4, workers=2)
+    short, long, longer = Chunker(1_000_000), Chunker(1_000_000), Chunker(1_000_000)
+    _settled(short, 1e-4)
     short.took(1)
-    _settled(long, 0.01, workers=2)
-    _settled(longer, 60.0, workers=2)
-    assert short.in_flight(2) == 2 * IN_FLIGHT
-    assert long.in_flight(2) == 2 * (1 + QUEUED_S / TARGET_S)
-    assert longer.in_flight(2) == 4
+    _settled(long, 0.01)
+    _settled(longer, 60.0)
+    assert short.in_flight(8) == 8 * IN_FLIGHT
+    assert long.in_flight(8) == int(8 * (1 + QUEUED_S / TARGET_S))
+    assert longer.in_flight(8) == 16
 
 
 def test_async_items_are_all_sent_for_which_there_is_room():
     assert Chunker(1_000, 1, at_a_time=50).in_flight(2) == 200
     long = Chunker(1_000, 1, at_a_time=50)
-    _settled(long, 60.0, workers=2)
+    _settled(long, 60.0)
     assert long.in_flight(2) == 200
 
 

@@ -1,11 +1,10 @@
 """How many items travel together, and how many calls are in flight. Pure: no clock, no Redis.
 
-The first items go alone, to be measured. Then a chunk aims at about 200 ms of work: long enough that sending it costs
-little, short enough that workers stay balanced and others get their turn; what has ended in it is reported twice
-meanwhile. Three things make it shorter, since what
-lies in a chunk can help no idle worker: little work that is left (guided self-scheduling, Polychronopoulos and Kuck
-1987, in time rather than in items), items that have been seen to be slow once, and that few have been measured yet.
-Of a function whose items were tiny the last time, the first are no longer sent alone.
+The first items go alone, to be measured. Then a chunk aims at about 150 ms of work: long enough that sending it costs
+little, short enough that workers stay balanced, others get their turn and results keep arriving. Three things make it
+shorter, since what lies in a chunk can help no idle worker: little work that is left (guided self-scheduling,
+Polychronopoulos and Kuck 1987, in time rather than in items), items that have been seen to be slow once, and that few
+have been measured yet. Of a function whose items were tiny the last time, the first are no longer sent alone.
 `tests/client/test_balance.py` simulates what comes of it.
 """
 
@@ -13,9 +12,11 @@ from __future__ import annotations
 
 __all__ = ["Chunker", "Paces"]
 
-# Each call costs client, server and worker 2 ms together where all are busy. Of 200 uneven tasks, chunks of half the
-# length, and twice as many shares, are 119 calls instead of 71, and take 1 % longer.
-TARGET_S = 0.2
+# Each call costs client, server and worker 2 ms together where all cores are busy. Of 200 uneven tasks, chunks of two
+# thirds the length, in 4 shares, are 119 calls instead of 80, and take 1 % longer.
+TARGET_S = 0.15
+# The same of an input of unknown length, where each may be among the last.
+TARGET_OF_UNKNOWN_S = 0.1
 # A worker's share of what is left goes in so many chunks at least, unless they would be shorter than this: sending them
 # would then cost more than a worker that idles at the end.
 SHARES = 1.5
@@ -36,7 +37,7 @@ LARGEST = 50_000
 # Calls in flight for each worker: what is queued must last while this process is busy with something else. Two are
 # enough if the second lasts so long; what is sent later is cut better, and who comes later waits less.
 IN_FLIGHT, LEAST_IN_FLIGHT = 4, 2
-QUEUED_S = 0.4
+QUEUED_S = 0.25
 # And those at first, which are single items: more would be sent before any of them has been measured.
 FIRST = 2
 # What an input of unknown length is taken to give.
@@ -109,8 +110,7 @@ class Chunker:
         if self._mean_s is None:
             return 1
         if self.total is None:
-            # Each may be among the last.
-            size = TARGET_S / self.high_s
+            size = TARGET_OF_UNKNOWN_S / self.high_s
         else:
             share = (self.total - self._sent) / max(1, workers)
             shortest = max(self._short_s / self.high_s, min(SHORTEST_S / self.high_s, share / SHARES))
