@@ -487,6 +487,9 @@ class TaskQueue:
     def run(self, nworkers: int | None = None) -> None:
         """Start worker processes on this machine, or change their number.
 
+        Of workers that are too many, the idle leave first, and the others as soon as
+        the item that they run has ended. What they had fetched is left to the rest.
+
         Parameters
         ----------
         nworkers : int, optional

@@ -567,7 +567,10 @@ class Worker(Courier):
             stop = TaskTimeout(f"`{body.name}` ran longer than its timeout of {limit:g} s.", timeout_s=limit)
             # With the way to where it was then.
             stop.__traceback__ = error.__traceback__
+            # In a report of its own: short items share the time of theirs.
+            self._outbox.close()
             self._outbox.note(call, item, ERROR, dump_exception(stop), False, seconds, said)
+            self._outbox.close()
             return
         value = dump_exception(error)
         failures = call.attempt - max(0, call.crashes) if call.items == 1 else 1

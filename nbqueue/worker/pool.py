@@ -91,7 +91,7 @@ class Member:
     substitute: bool = False  # started while the pool stops, for calls that others wait for
     pid: int = 0
     stopping: bool = False
-    old: bool = False  # to be replaced as soon as it is idle
+    old: bool = False  # to leave as soon as its item has ended, and to be replaced if it is needed
     blameless: bool = False  # killed by us: what it ran is not charged
     orphaned: bool = False  # died with the spawner
     overdue_s: float | None = None  # killed for this time limit
@@ -177,11 +177,18 @@ class Pool:
         return self._inbox.wire.fileno() if self._inbox.wire.connected else None
 
     def change(self, size: int, limits: WorkerLimits) -> None:
-        """Have `size` workers from now on. Limits count at once; that of items, for new workers."""
+        """Have `size` workers from now on: of those that are too many, the idle leave first, the others after the item
+        that they run. Limits count at once; that of items, for new workers."""
         self.size = size
         self.limits = limits
         self.stopping = False
         self._beat_at = 0.0
+        active = [member for member in self.members.values() if not member.stopping]
+        free = sorted((m for m in active if not _waits(m)), key=lambda m: m.slot.state() != board.IDLE)
+        # Those that wait have others in their places.
+        for member in free[: max(0, len(free) - size)]:
+            member.old = True
+        self._replace_old()
 
     def renew(self) -> None:
         """Replace every worker that is there now, each as soon as it is idle."""

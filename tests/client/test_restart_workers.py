@@ -62,6 +62,34 @@ def test_a_map_goes_on_through_it_and_each_item_runs_once(queue: Any, tmp_path: 
     assert batch.results(timeout=60) == list(range(500))
 
 
+def test_workers_that_are_too_many_leave_after_the_item_that_they_run(
+    queue: Any, wait_until: Callable[..., Any], tmp_path: Path
+) -> None:
+    """They once stayed as long as there was always something to do for them, which could be the whole map."""
+    queue.run(2)
+
+    def held(number: int) -> tuple[int, int]:
+        with (tmp_path / f"begun {number}").open("x"):
+            pass
+        while not (tmp_path / f"go {number}").exists():
+            time.sleep(0.005)
+        return number, os.getpid()
+
+    batch = queue.map(held, range(4), chunksize=2)
+    wait_until(lambda: (tmp_path / "begun 0").exists() and (tmp_path / "begun 2").exists())
+    queue.run(1)
+    for number in (0, 2):
+        (tmp_path / f"go {number}").touch()
+    # One has gone, and the other does both that are left, one after the other.
+    (stays,) = wait_until(lambda: len(found := pids(queue)) == 1 and found)
+    assert not batch.done
+    for number in (1, 3):
+        (tmp_path / f"go {number}").touch()
+    results = batch.results(timeout=60)
+    assert [number for number, _ in results] == [0, 1, 2, 3]
+    assert results[1][1] == results[3][1] == stays
+
+
 def test_without_workers_nothing_happens(queue: Any) -> None:
     queue.restart_workers()
     queue.run(1)
