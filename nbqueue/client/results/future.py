@@ -327,6 +327,9 @@ class TaskFuture(LateFuture[R], Generic[R]):
     def cancel(self) -> bool:
         """End the call as cancelled, also when it is running: its worker is interrupted, after a grace killed.
 
+        An item of a map that travels with others in a chunk is not interrupted when it
+        runs: it counts as cancelled at once, but those behind it wait for its end.
+
         Returns
         -------
         bool
