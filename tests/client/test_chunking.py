@@ -124,9 +124,18 @@ def test_chunks_do_not_shrink_below_what_is_worth_it():
 
 def test_a_size_that_was_chosen_stays():
     chunker = Chunker(100, fixed=7)
-    assert chunker.in_flight(2) == Chunker(100, fixed=1).in_flight(2) == 2 * IN_FLIGHT
     chunker.observe(1, 100.0)
     assert chunker.next_size(2) == 7
+
+
+def test_of_chunks_whose_size_was_chosen_few_are_in_flight_until_they_have_been_measured():
+    """They may be long: a call that is made beside them once waited for four of them for each worker."""
+    chunker = Chunker(100, fixed=7)
+    assert chunker.in_flight(2) == 4
+    for _ in range(4):
+        chunker.took(7)
+        chunker.observe(7, 1e-4)
+    assert chunker.in_flight(2) == 2 * IN_FLIGHT
 
 
 def test_slow_items_after_fast_ones_are_noticed():

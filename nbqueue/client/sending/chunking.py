@@ -38,7 +38,8 @@ LARGEST = 50_000
 # enough if the second lasts so long; what is sent later is cut better, and who comes later waits less.
 IN_FLIGHT, LEAST_IN_FLIGHT = 4, 2
 QUEUED_S = 0.25
-# And those at first, which are single items: more would be sent before any of them has been measured.
+# And those at first, which are single items unless their number was chosen: more would be sent before any of them has
+# been measured.
 FIRST = 2
 # What an input of unknown length is taken to give.
 UNKNOWN = 10_000
@@ -81,7 +82,7 @@ class Chunker:
         self._fixed = fixed
         self._least = LEAST_IN_FLIGHT * at_a_time
         self._flights = max(IN_FLIGHT, self._least)
-        self._first = FIRST if fixed is None else self._flights
+        self._first = FIRST if fixed is None else self._least
         self._mean_s: float | None = None
         self.high_s = 0.0
         self._last, self._last_s = 1, 0.0
