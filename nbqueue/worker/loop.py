@@ -531,6 +531,10 @@ class Worker(Courier):
         if isinstance(error, OSError) and self._surroundings.spoiled and item > call.first:
             # One before it may have closed what it needed. Elsewhere it is the first, and what it raises is its own.
             return False
+        took_long = seconds > FLUSH_S and call.items > 1
+        if took_long:
+            # Items of one report share their time: this one has its own.
+            self._outbox.close()
         if error is not None:
             self._note_spoiled(error, self._why)
             if self._why == board.CANCEL:
@@ -541,7 +545,7 @@ class Worker(Courier):
             self._note_error(call, body, plain, item, error, self._why, seconds, said)
         else:
             self._outbox.note(call, item, kind, value, is_one_pickle, seconds, said)
-        if self._outbox.is_due(ended, FLUSH_S):
+        if (took_long and item + 1 < call.items) or self._outbox.is_due(ended, FLUSH_S):
             self._try_flush()
         return call.entry not in self._outbox.stale
 
@@ -567,10 +571,7 @@ class Worker(Courier):
             stop = TaskTimeout(f"`{body.name}` ran longer than its timeout of {limit:g} s.", timeout_s=limit)
             # With the way to where it was then.
             stop.__traceback__ = error.__traceback__
-            # In a report of its own: short items share the time of theirs.
-            self._outbox.close()
             self._outbox.note(call, item, ERROR, dump_exception(stop), False, seconds, said)
-            self._outbox.close()
             return
         value = dump_exception(error)
         failures = call.attempt - max(0, call.crashes) if call.items == 1 else 1

@@ -50,20 +50,6 @@ def test_the_limit_is_for_each_item_and_hits_only_that_one(queue: Any) -> None:
     assert results == [i for i in range(30) if i != 5]
 
 
-def test_an_item_that_was_stopped_is_seen_to_have_taken_its_time_whatever_short_ones_are_beside_it(queue: Any) -> None:
-    """It was reported with those before it, and all had the same share of their time."""
-
-    @queue.task(timeout=0.4)
-    def work(i: int) -> int:
-        time.sleep(60 if i == 2 else 0)
-        return i
-
-    batch = work.options(chunksize=9).map(range(9))
-    batch.results(return_exceptions=True, timeout=30)
-    assert batch.futures[2].seconds >= 0.4
-    assert batch.futures[0].seconds < batch.futures[2].seconds
-
-
 def test_a_stubborn_task_is_killed(queue: Any) -> None:
     def stubborn() -> None:
         while True:

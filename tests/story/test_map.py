@@ -95,6 +95,24 @@ def test_an_empty_input_is_an_empty_batch(queue: Any) -> None:
     assert list(batch.as_completed(timeout=5)) == []
 
 
+@pytest.mark.parametrize("ends", ["well", "with an error", "at its time limit"])
+def test_a_long_item_is_seen_to_have_taken_its_time_whatever_short_ones_are_beside_it(queue: Any, ends: str) -> None:
+    """It was told of with those before it, and all had the same share of their time."""
+
+    @queue.task(timeout=0.4, chunksize=9)
+    def work(i: int) -> int:
+        if i in (2, 8):
+            time.sleep(60 if ends == "at its time limit" else 0.2)
+            return i if ends == "well" else i // 0
+        return i
+
+    batch = work.map(range(9))
+    batch.results(return_exceptions=True, timeout=30)
+    assert batch.futures[2].seconds >= 0.2
+    assert batch.futures[8].seconds >= 0.2
+    assert batch.futures[0].seconds < batch.futures[2].seconds
+
+
 def test_an_item_is_retried_although_its_keyword_is_an_instance_of_a_class_of_a_cell(
     queue: Any, tmp_path: Path
 ) -> None:
