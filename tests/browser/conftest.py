@@ -63,7 +63,7 @@ class Lab:
         # The click gives the notebook the focus, so that it is the shell's current widget.
         self.page.locator(".jp-Notebook .jp-CodeCell").first.click(timeout=60_000)
         try:
-            self.page.wait_for_function(KERNEL_IS_IDLE, timeout=60_000)
+            self.wait_until_idle()
         except Exception as error:
             log = (self.folder.parent / "log").read_text()
             raise AssertionError(f"no kernel within a minute; the end of JupyterLab's log:\n{log[-5000:]}") from error
@@ -98,6 +98,10 @@ class Lab:
             )
             return
         self.command("notebook:run-all-cells")  # seen once: the first one was swallowed by a new kernel
+
+    def wait_until_idle(self) -> None:
+        """Until the kernel has done everything: what it is asked for while it tells of an error, it drops."""
+        self.page.wait_for_function(KERNEL_IS_IDLE, timeout=60_000)
 
     def run(self, number: int) -> None:
         """Start to run one cell; returns at once."""

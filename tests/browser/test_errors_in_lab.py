@@ -70,6 +70,7 @@ def test_errors_are_shown_with_their_line_a_note_and_as_a_table(lab):
     expect(error).not_to_contain_text("nbqueue/")
     # Run-all stops at an error: the others one by one.
     for number in (2, 3, 4):
+        lab.wait_until_idle()
         lab.cell(number).click()
         lab.command("notebook:run-cell")
         expect(lab.cell(number).locator(".jp-OutputArea-output").last).to_be_visible(timeout=20_000)

@@ -85,8 +85,8 @@ def test_items_of_a_map_are_counted_and_not_the_messages_that_they_came_in(
     shared: TaskQueue, nbqueue: Any, tmp_path: Path, wait_until: Callable[..., Any]
 ) -> None:
     """A chunk counted as one. And its owner, when told of the first, ended the others before they were counted."""
-    batch = shared.map(abs, range(60), chunksize=10)
-    wait_until(lambda: shared.status().queued == 6, timeout=20)
+    batch = shared.map(abs, range(60), chunksize=30)
+    wait_until(lambda: shared.status().queued == 2, timeout=20)
     assert nbqueue("cancel", "--queued").stdout == "60 calls cancelled\n"
     assert all(isinstance(r, TaskCancelled) for r in batch.results(return_exceptions=True, timeout=20))
 
